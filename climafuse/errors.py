@@ -1,0 +1,134 @@
+"""Every error a user of climafuse can meet.
+
+Each names four things: the argument, what was expected, what was received, and the remedy. Exit codes are those of
+the command line: 2 when the call is wrong, 1 when the data, a model or a run is.
+
+ClimafuseError
+├── UsageError                    exit code 2
+│   ├── ConfigurationError        unknown key, wrong type or value in a configuration
+│   └── PlaceError                place name unknown or ambiguous, coordinates malformed
+├── DataError
+│   ├── ClimateFileError          a file is missing, truncated, or no climate file at all
+│   ├── CanonicalizationError     a dataset cannot be made canonical without guessing
+│   ├── VariableNotFoundError     a variable is absent
+│   ├── OutOfRangeError           a time or place lies outside the fields
+│   ├── MissingValuesError        nothing but missing values where values are needed
+│   ├── PairsError                a climate-text pair is malformed
+│   └── StoreError                a training store is incomplete or does not fit its request
+├── BackboneError
+│   ├── BackboneNotFoundError     no weights where the backbone was looked for
+│   └── BackboneMismatchError     another backbone than the one a checkpoint was trained on
+├── ModelInputError               tensors given to a model or module do not fit together
+├── CheckpointError               a checkpoint is incomplete, altered, or does not fit the model
+└── TrainingError
+    └── NonFiniteError            a loss or gradient is not finite
+"""
+
+from __future__ import annotations
+
+
+class ClimafuseError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        argument: The argument, file, variable or key at fault.
+        expected: What would have been right.
+        received: What was found instead.
+        remedy: What the user can do about it, as a sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(self, argument: str, *, expected: str, received: object, remedy: str) -> None:
+        self.argument = argument
+        self.expected = expected
+        self.received = received
+        self.remedy = remedy
+        super().__init__(argument, expected, received, remedy)
+
+    def __str__(self) -> str:
+        """One line, whatever the parts hold."""
+        text = f"{self.argument}: expected {self.expected}; received {self.received}. {self.remedy}"
+        return " ".join(text.split())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keyword-only arguments survive pickling, so that loader workers can raise these errors."""
+        return _rebuild, (type(self), self.argument, self.expected, self.received, self.remedy)
+
+
+def _rebuild(kind: type[ClimafuseError], argument: str, expected: str, received: object, remedy: str) -> ClimafuseError:
+    return kind(argument, expected=expected, received=received, remedy=remedy)
+
+
+class UsageError(ClimafuseError):
+    """The call is wrong: an argument or option does not make sense."""
+
+    exit_code = 2
+
+
+class ConfigurationError(UsageError):
+    """An unknown key, or a wrong type or value, in a configuration."""
+
+
+class PlaceError(UsageError):
+    """A place name is unknown or ambiguous, or coordinates are malformed."""
+
+
+class DataError(ClimafuseError):
+    """Climate data or climate-text pairs are at fault."""
+
+
+class ClimateFileError(DataError):
+    """A file is missing, truncated, or no climate file at all."""
+
+
+class CanonicalizationError(DataError):
+    """A dataset cannot be made canonical without guessing."""
+
+
+class VariableNotFoundError(DataError):
+    """A variable is absent."""
+
+
+class OutOfRangeError(DataError):
+    """A time or place lies outside the fields."""
+
+
+class MissingValuesError(DataError):
+    """Nothing but missing values where values are needed."""
+
+
+class PairsError(DataError):
+    """A climate-text pair is malformed."""
+
+
+class StoreError(DataError):
+    """A training store is incomplete or does not fit the request."""
+
+
+class BackboneError(ClimafuseError):
+    """A language-model backbone cannot be used."""
+
+
+class BackboneNotFoundError(BackboneError):
+    """No weights where the backbone was looked for."""
+
+
+class BackboneMismatchError(BackboneError):
+    """Another backbone than the one a checkpoint was trained on."""
+
+
+class ModelInputError(ClimafuseError):
+    """Tensors given to a model or module do not fit together."""
+
+
+class CheckpointError(ClimafuseError):
+    """A checkpoint is incomplete, altered, or does not fit the model."""
+
+
+class TrainingError(ClimafuseError):
+    """A training run cannot go on."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient is not finite."""
