@@ -1,0 +1,28 @@
+"""From climate files to windows, pairs and batches. Imports no model code.
+
+Names load on first use (PEP 562): `climafuse.data.Window` must not cost the import of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Public name -> the module that defines it.
+_HOME = {
+    "Box": "window",
+    "Window": "window",
+    "select_window": "window",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
