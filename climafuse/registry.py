@@ -1,0 +1,121 @@
+"""Names for the parts that a configuration file or the command line may choose.
+
+In code, pass an instance or a class; nothing in the library asks a registry on behalf of a Python caller. A
+registered part is only a string until somebody asks for it, so this module imports nothing heavy.
+
+A new part is one file and one registration:
+
+    from climafuse.registry import ENCODERS
+
+    ENCODERS.register("my_encoder", "my_package.my_module:MyEncoder")   # or the class itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib import import_module
+
+from climafuse.errors import ConfigurationError
+
+
+class Registry:
+    """A table from names to classes that are imported when first asked for.
+
+    Args:
+        kind: What the names stand for, as it reads in an error message: "encoder".
+        entries: Name → "module:attribute".
+    """
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self._entries: dict[str, str | type] = dict(entries)
+
+    def register(self, name: str, target: str | type) -> None:
+        """Adds a part under a new name.
+
+        Args:
+            name: The name configuration files use.
+            target: The class, or "module:attribute" to import it from when it is first needed.
+
+        Raises:
+            ConfigurationError: The name is taken by something else; replacing it silently would change what an
+                existing configuration means.
+        """
+        taken = self._entries.get(name, target)
+        if taken != target:
+            raise ConfigurationError(
+                f"{self.kind} {name!r}",
+                expected="a name that is not taken",
+                received=f"a second registration (the first is {_describe(taken)})",
+                remedy="Register it under another name.",
+            )
+        self._entries[name] = target
+
+    def get(self, name: str) -> type:
+        """The class registered under a name.
+
+        Raises:
+            ConfigurationError: No such name; the message proposes the nearest one.
+        """
+        if name not in self._entries:
+            near = get_close_matches(name, self._entries, n=1)
+            remedy = (
+                f"Did you mean {near[0]!r}?" if near else f"Register it with {self.kind.upper()}S.register."
+            )
+            raise ConfigurationError(
+                self.kind,
+                expected=f"one of {', '.join(self)}",
+                received=repr(name),
+                remedy=remedy,
+            )
+        target = self._entries[name]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = getattr(import_module(module), attribute)
+            self._entries[name] = target
+        return target
+
+    def name_of(self, part: type) -> str:
+        """The name a class is registered under, for writing a configuration down.
+
+        Raises:
+            ConfigurationError: The class is not registered, so a configuration could not name it.
+        """
+        for name, target in self._entries.items():
+            if target is part or target == _describe(part):
+                return name
+        raise ConfigurationError(
+            self.kind,
+            expected="a registered class",
+            received=_describe(part),
+            remedy=f"Call {self.kind.upper()}S.register(name, {part.__name__}) first.",
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in alphabetical order."""
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+
+def _describe(target: str | type) -> str:
+    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+
+
+ENCODERS = Registry(
+    "encoder",
+    {
+        "conv": "climafuse.encoders.conv:ConvEncoder",
+        "grid_transformer": "climafuse.encoders.grid_transformer:GridTransformerEncoder",
+    },
+)
+
+FUSIONS = Registry(
+    "fusion",
+    {
+        "cross_attention": "climafuse.fusion.cross_attention:CrossAttentionFusion",
+        "gated_addition": "climafuse.fusion.gated:GatedAdditionFusion",
+    },
+)

@@ -1,0 +1,474 @@
+"""One picture of a window: the fields, the wind, the coast, and where the model attended.
+
+Every cell is drawn as the cell it is, with no smoothing between cells, so that the picture shows what the model
+was given. Lightness of the colors changes evenly with the value; what is centered on zero gets a diverging map.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from climafuse.data.times import format_time
+from climafuse.data.variables import VARIABLES
+from climafuse.data.window import Window
+from climafuse.errors import MissingValuesError, ModelInputError, UsageError
+from climafuse.report.coastlines import coast_in
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+
+# SI unit -> (spoken unit, factor, offset): spoken = SI * factor + offset.
+SPOKEN_UNITS = {
+    "K": ("°C", 1.0, -273.15),
+    "Pa": ("hPa", 0.01, 0.0),
+    "m s-1": ("m/s", 1.0, 0.0),
+    "m": ("mm", 1000.0, 0.0),
+    "kg m-2 s-1": ("mm/h", 3600.0, 0.0),
+    "kg kg-1": ("g/kg", 1000.0, 0.0),
+    "m2 s-2": ("m", 1 / 9.80665, 0.0),  # geopotential as height
+}
+
+_INK = "#1b2733"
+_MISSING = "#d5d8dc"
+_ACCENT = "#7a4fa3"
+# How far a panel is stretched at most towards a pole: a box at 89° would be a needle otherwise.
+_MAX_STRETCH = 3.0
+_FINE_COAST_BELOW = 70.0  # degrees of longitude; wider windows get the coarse coastline
+
+# The page, in inches.
+_PANEL_AREA, _MIN_WIDTH, _MAX_WIDTH, _MAX_HEIGHT = 15.0, 2.6, 8.5, 5.4
+_LEFT, _RIGHT, _GAP = 0.62, 0.45, 0.85
+_HEADING, _PANEL_TITLE, _PANEL_FOOT, _LINE = 0.5, 0.5, 0.82, 0.2
+_CHARACTER = 0.079  # width of an average character of the caption
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Edges of the window in one unbroken run of longitudes, and the cell edges to draw with."""
+
+    longitude_edges: np.ndarray  # [W + 1] degrees east, ascending without a jump
+    latitude_edges: np.ndarray  # [H + 1] degrees north
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """West, east, south, north."""
+        return (
+            float(self.longitude_edges[0]),
+            float(self.longitude_edges[-1]),
+            float(self.latitude_edges[0]),
+            float(self.latitude_edges[-1]),
+        )
+
+    def unwrap(self, longitude: np.ndarray) -> np.ndarray:
+        """Any longitudes, in the run of this window."""
+        west, east, _, _ = self.extent
+        margin = (360 - (east - west)) / 2  # the seam lies opposite the window
+        return west - margin + (np.asarray(longitude, dtype=np.float64) - west + margin) % 360
+
+
+def draw_map(
+    window: Window,
+    variable: str | Sequence[str],
+    *,
+    path: str | Path,
+    attention: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    title: str | None = None,
+    caption: str | None = None,
+    place: tuple[float, float] | None = None,
+) -> Path:
+    """Draws fields of a window at its valid time, side by side, and writes one picture.
+
+    Where the window holds `u10` and `v10`, the first panel carries wind arrows.
+
+    Args:
+        window: What to draw; SI units, NaN is missing. The last time is drawn.
+        variable: One canonical name, or several for several panels.
+        path: Where to write; the suffix chooses the format (.png, .pdf, .svg).
+        attention: Where the model attended: latitude [M] and longitude [M] of the climate tokens in degrees, and
+            the weight [M] of each. Weights at one place (several times) are added up and shown as shares of the
+            whole. Tokens on a regular grid are drawn as the patches they stand for, others as discs.
+        title: Heading.
+        caption: Text under the maps, such as what the model said.
+        place: Latitude and longitude in degrees of a point to mark.
+
+    Returns:
+        The path.
+
+    Raises:
+        VariableNotFoundError: The window does not hold the variable.
+        MissingValuesError: The field has no value at all.
+        ModelInputError: The attention arrays do not fit together.
+        UsageError: The suffix is no picture format, or the directory does not exist.
+    """
+    path = Path(path)
+    variables = (variable,) if isinstance(variable, str) else tuple(variable)
+    _check_path(path)
+    window = _unbroken(window)
+    fields = [_spoken_field(window, name) for name in variables]  # before anything is drawn
+    frame = _frame(window)
+    shares = None if attention is None else _attention_shares(*attention)
+
+    west, east, south, north = frame.extent
+    stretch = min(1 / np.cos(np.deg2rad((south + north) / 2)), _MAX_STRETCH)
+    ratio = (north - south) * stretch / (east - west)  # height over width of a panel
+    width = float(np.clip(np.sqrt(_PANEL_AREA / ratio), _MIN_WIDTH, _MAX_WIDTH))
+    height = width * ratio
+    if height > _MAX_HEIGHT:
+        width, height = _MAX_HEIGHT / ratio, _MAX_HEIGHT
+
+    num_panels = len(variables) + (shares is not None)
+    num_columns = 1 if width > 5.4 else min(num_panels, 3)
+    num_rows = -(-num_panels // num_columns)
+    page_width = max(_LEFT + num_columns * width + (num_columns - 1) * _GAP + _RIGHT, 5.0)
+    lines = textwrap.wrap(caption or "", width=int((page_width - 0.6) / _CHARACTER), break_on_hyphens=False)
+    foot = 0.3 + _LINE * len(lines) if lines else 0.0
+    page_height = (_HEADING if title else 0.1) + num_rows * (_PANEL_TITLE + height + _PANEL_FOOT) + foot
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(page_width, page_height))
+
+        def panel(index: int) -> Axes:
+            row, column = divmod(index, num_columns)
+            left = _LEFT + column * (width + _GAP)
+            lower = page_height - (_HEADING if title else 0.1) - row * (_PANEL_TITLE + height + _PANEL_FOOT)
+            lower -= _PANEL_TITLE + height
+            return figure.add_axes(
+                (left / page_width, lower / page_height, width / page_width, height / page_height)
+            )
+
+        # Wind belongs with pressure, which drives it.
+        windy = variables.index("msl") if "msl" in variables else 0
+        for index, (name, (values, unit)) in enumerate(zip(variables, fields, strict=True)):
+            axes = panel(index)
+            _draw_field(axes, frame, name, values, unit)
+            if index == windy and {"u10", "v10"} <= set(window.variables):
+                _draw_wind(axes, frame, window.field("u10")[-1], window.field("v10")[-1])
+            _dress(axes, frame, stretch, place)
+            _head(axes, _long_name(name), _time_label(window.time[-1]))
+        if shares is not None:
+            axes = panel(num_panels - 1)
+            _draw_attention(axes, frame, *shares)
+            _dress(axes, frame, stretch, place)
+            _head(axes, "Where the model attended", "share of all attention")
+        if title:
+            figure.text(
+                0.2 / page_width,
+                1 - 0.3 / page_height,
+                title,
+                size=14,
+                weight="bold",
+                color=_INK,
+                va="center",
+            )
+        if lines:
+            bar = (0.2 / page_width, 0.2 / page_height), 0.045 / page_width, (foot - 0.22) / page_height
+            figure.add_artist(Rectangle(*bar, color=_ACCENT, linewidth=0))
+            x, y = 0.36 / page_width, (foot - 0.06) / page_height
+            figure.text(x, y, "\n".join(lines), size=10.5, color=_INK, va="top", linespacing=1.35)
+        _write(figure, path)
+    return path
+
+
+_STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": _INK,
+    "axes.linewidth": 0.8,
+    "axes.facecolor": _MISSING,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "svg.hashsalt": "climafuse",
+}
+
+
+def _colormap(name: str) -> tuple[Colormap | str, bool]:
+    """Colormap of a variable, and whether zero is its middle."""
+    units = VARIABLES[name].units if name in VARIABLES else ""
+    if "anomaly" in name or name.startswith(("u", "v")):
+        return "RdBu_r", True
+    if units == "K":
+        return _part_of("magma", 0.12, 1.0), False
+    if units == "Pa":
+        return _part_of("viridis", 0.12, 1.0), False
+    return "YlGnBu", False
+
+
+def _part_of(name: str, start: float, stop: float) -> Colormap:
+    """A colormap without its darkest end, on which a coastline could not be seen."""
+    return LinearSegmentedColormap.from_list(name, mpl.colormaps[name](np.linspace(start, stop, 256)))
+
+
+def _long_name(name: str) -> str:
+    text = VARIABLES[name].long_name if name in VARIABLES else name
+    return text[:1].upper() + text[1:]
+
+
+def _spoken_field(window: Window, name: str) -> tuple[np.ndarray, str]:
+    """The field [H, W] at the valid time in the unit people say, and that unit."""
+    values = window.field(name)[-1].astype(np.float64)
+    if np.isnan(values).all():
+        raise MissingValuesError(
+            name,
+            expected="at least one value in the window",
+            received="nothing but missing values",
+            remedy="Choose another variable, time or place.",
+        )
+    units = VARIABLES[name].units if name in VARIABLES else ""
+    if "anomaly" in name and units == "K":  # a difference has no zero to shift
+        return values, "°C"
+    unit, factor, offset = SPOKEN_UNITS.get(units, (units, 1.0, 0.0))
+    return values * factor + offset, unit
+
+
+def _unbroken(window: Window) -> Window:
+    """The window, turned to begin at 180°W where it goes all the way around: no continent is cut but at the seam."""
+    spacing = float(np.median(np.diff(window.longitude))) if len(window.longitude) > 1 else 360.0
+    if len(window.longitude) * abs(spacing) < 360 - 1e-3:
+        return window
+    order = np.argsort((window.longitude + 180) % 360, kind="stable")
+    return replace(window, fields=window.fields[..., order], longitude=window.longitude[order])
+
+
+def _frame(window: Window) -> _Frame:
+    longitude = np.unwrap(window.longitude, period=360)
+    return _Frame(_edges(longitude), np.clip(_edges(window.latitude), -90, 90))
+
+
+def _edges(centers: np.ndarray) -> np.ndarray:
+    """Cell edges halfway between centers; a lone cell is one degree wide."""
+    if len(centers) == 1:
+        return np.array([centers[0] - 0.5, centers[0] + 0.5])
+    middle = (centers[:-1] + centers[1:]) / 2
+    return np.concatenate([[centers[0] - (middle[0] - centers[0])], middle, [2 * centers[-1] - middle[-1]]])
+
+
+def _draw_field(axes: Axes, frame: _Frame, name: str, values: np.ndarray, unit: str) -> None:
+    colormap, centered = _colormap(name)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if centered:
+        high = max(abs(low), abs(high))
+        low = -high
+    if low == high:
+        low, high = low - 1, high + 1
+    mesh = axes.pcolormesh(
+        frame.longitude_edges,
+        frame.latitude_edges,
+        np.ma.masked_invalid(values),
+        cmap=colormap,
+        vmin=low,
+        vmax=high,
+    )
+    mesh.set_rasterized(True)
+    _color_bar(axes, mesh, unit)
+
+
+def _color_bar(axes: Axes, drawn: ScalarMappable, label: str) -> None:
+    """A slim bar under the panel, of the panel's width, with its unit at the right end."""
+    width, height = axes.get_position().size * axes.figure.get_size_inches()
+    bar = axes.figure.colorbar(
+        drawn, cax=axes.inset_axes((0, -0.45 / height, 1, 0.11 / height)), orientation="horizontal"
+    )
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2, pad=2)
+    bar.ax.xaxis.set_major_locator(MaxNLocator(max(3, int(width / 0.5)), steps=[1, 2, 2.5, 5, 10]))
+    bar.ax.text(1 + 0.08 / width, 0.5, label, transform=bar.ax.transAxes, size=8.5, color=_INK, va="center")
+
+
+def _head(axes: Axes, title: str, detail: str) -> None:
+    """Title and detail on two lines above a panel."""
+    for text, lift, style in (
+        (title, 19, {"weight": "bold", "size": 10}),
+        (detail, 6, {"size": 8.5, "alpha": 0.75}),
+    ):
+        axes.annotate(
+            text, (0, 1), (0, lift), xycoords="axes fraction", textcoords="offset points", color=_INK, **style
+        )
+
+
+def _draw_wind(axes: Axes, frame: _Frame, u: np.ndarray, v: np.ndarray) -> None:
+    """Arrows at cell centers, every n-th cell, so that arrows are some 0.3 inches apart."""
+    width, height = axes.get_position().size * axes.figure.get_size_inches()
+    longitude = (frame.longitude_edges[:-1] + frame.longitude_edges[1:]) / 2
+    latitude = (frame.latitude_edges[:-1] + frame.latitude_edges[1:]) / 2
+    across, up = (
+        max(1, round(0.3 * n / inches)) for n, inches in ((len(longitude), width), (len(latitude), height))
+    )
+    rows, columns = slice(up // 2, None, up), slice(across // 2, None, across)
+    u, v = u[rows, columns], v[rows, columns]
+    speed = np.hypot(u, v)
+    if not (np.nan_to_num(speed) > 0).any():
+        return
+    typical = float(np.nanpercentile(speed, 90))
+    reference = next((s for s in (20, 10, 5, 2) if s <= typical), 1)
+    arrows = axes.quiver(
+        longitude[columns],
+        latitude[rows],
+        u,
+        v,
+        angles="uv",
+        pivot="mid",
+        scale_units="inches",
+        scale=max(typical, 1e-6) / 0.3,
+        units="inches",
+        width=0.018,
+        headwidth=4,
+        headlength=4.5,
+        headaxislength=4,
+        color="white",
+        edgecolor=_INK,
+        linewidth=0.4,
+        zorder=4,
+    )
+    at = 1 - (0.02 + 0.3 * reference / typical) / width, 1 + 0.11 / height
+    axes.quiverkey(
+        arrows,
+        *at,
+        reference,
+        f"{reference} m/s",
+        labelpos="W",
+        labelcolor=_INK,
+        labelsep=0.06,
+        fontproperties={"size": 8.5},
+    )
+
+
+def _attention_shares(
+    latitude: np.ndarray, longitude: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places [P], [P] and their shares [P] of all attention, in percent; times at one place added up."""
+    latitude, longitude, weight = (np.asarray(a, dtype=np.float64) for a in (latitude, longitude, weight))
+    if not (latitude.ndim == 1 and latitude.shape == longitude.shape == weight.shape and len(weight)):
+        raise ModelInputError(
+            "attention",
+            expected="latitude, longitude and weight of one shape [M], M > 0",
+            received=f"shapes {latitude.shape}, {longitude.shape}, {weight.shape}",
+            remedy="Give one position and one weight for each climate token.",
+        )
+    total = weight.sum()
+    if not (np.isfinite(total) and total > 0 and (weight >= 0).all()):
+        raise ModelInputError(
+            "attention",
+            expected="weights that are finite, not negative, and not all zero",
+            received=f"a sum of {total:g}",
+            remedy="Pass attention weights after the softmax, without masked tokens.",
+        )
+    places, index = np.unique(np.stack([latitude, longitude % 360]).round(4), axis=1, return_inverse=True)
+    shares = np.bincount(index.reshape(-1), weights=weight, minlength=places.shape[1])
+    return places[0], places[1], 100 * shares / total
+
+
+def _draw_attention(
+    axes: Axes, frame: _Frame, latitude: np.ndarray, longitude: np.ndarray, share: np.ndarray
+) -> None:
+    longitude = frame.unwrap(longitude)
+    west, east, south, north = frame.extent
+    rows, row = np.unique(latitude, return_inverse=True)
+    columns, column = np.unique(longitude.round(4), return_inverse=True)
+    if len(rows) > 1 and len(columns) > 1 and len(rows) * len(columns) == len(share):
+        grid = np.zeros((len(rows), len(columns)))
+        grid[row, column] = share
+        drawn = axes.pcolormesh(
+            np.clip(_edges(columns), west, east),
+            np.clip(_edges(rows), south, north),
+            grid,
+            cmap="Purples",
+            vmin=0,
+            edgecolors="#ffffff",
+            linewidth=0.6,
+        )
+    else:
+        drawn = axes.scatter(
+            longitude,
+            latitude,
+            s=900 * share / share.max(),
+            c=share,
+            cmap="Purples",
+            vmin=0,
+            edgecolor=_INK,
+            linewidth=0.5,
+            zorder=3,
+        )
+    axes.set_facecolor("white")
+    _color_bar(axes, drawn, "%")
+
+
+def _dress(axes: Axes, frame: _Frame, stretch: float, place: tuple[float, float] | None) -> None:
+    """Coast, graticule, labels, the marked place, and limits exactly at the window's edges."""
+    west, east, south, north = frame.extent
+    coast = coast_in(west, east, south, north, "50m" if east - west < _FINE_COAST_BELOW else "110m")
+    axes.add_collection(
+        LineCollection(list(coast), colors="white", linewidths=2.0, alpha=0.7, capstyle="round")
+    )
+    axes.add_collection(LineCollection(list(coast), colors=_INK, linewidths=0.9, capstyle="round"))
+    if place is not None:
+        point = frame.unwrap(np.array([place[1]]))
+        axes.plot(point, [place[0]], marker="*", ms=13, color="#ffd23f", mec=_INK, mew=0.9, zorder=5)
+    axes.set(xlim=(west, east), ylim=(south, north))
+    axes.set_aspect(stretch)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 3, 5, 6, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 3, 5, 6, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: _longitude_label(value))
+    axes.yaxis.set_major_formatter(lambda value, _: _latitude_label(value))
+    axes.grid(color="white", linewidth=0.5, alpha=0.5, linestyle=(0, (4, 4)))
+
+
+def _time_label(time: object) -> str:
+    """Readable, with the zone where it is known: dates of other calendars carry none."""
+    text = format_time(time).replace("T", " ")
+    return f"{text} UTC" if isinstance(time, np.datetime64) else text
+
+
+def _longitude_label(value: float) -> str:
+    value = round((value + 180) % 360 - 180, 6)
+    if value in (0, -180):
+        return f"{abs(value):g}°"
+    return f"{abs(value):g}°{'E' if value > 0 else 'W'}"
+
+
+def _latitude_label(value: float) -> str:
+    value = round(value, 6)
+    return f"{abs(value):g}°{'N' if value > 0 else 'S' if value < 0 else ''}"
+
+
+def _check_path(path: Path) -> None:
+    if path.suffix.lower() not in {".png", ".pdf", ".svg"}:
+        raise UsageError(
+            str(path),
+            expected="a picture file: .png, .pdf or .svg",
+            received=path.suffix or "no suffix",
+            remedy="Choose one of these suffixes.",
+        )
+    if not path.parent.is_dir():
+        raise UsageError(
+            str(path),
+            expected="a file in an existing directory",
+            received=f"{path.parent}, which is none",
+            remedy="Create the directory first.",
+        )
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """All or nothing: an interrupted run leaves no half picture under the final name."""
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(part, dpi=160, facecolor="white")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
