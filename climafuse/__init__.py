@@ -1,7 +1,7 @@
 """Gridded climate fields fused into a frozen language model, and proof that the words came from the fields.
 
 Public names are imported when first used (PEP 562): `import climafuse` costs nothing, and `climafuse --help`
-never waits for torch. Everything public is listed once, in the table below, and `tests/test_exports.py` locks it.
+never waits for torch. Everything public is listed in the table below; `tests/test_exports.py` locks it.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class Registry:
             target: The class, or "module:attribute" to import it from when it is first needed.
 
         Raises:
-            ConfigurationError: The name is taken by something else; replacing it silently would change what an
-                existing configuration means.
+            ConfigurationError: The name is taken by something else; replacing it silently would change what
+                an existing configuration means.
         """
         taken = self._entries.get(name, target)
         if taken != target:

@@ -1,7 +1,8 @@
 """Coastlines of the world, offline.
 
 Natural Earth land polygons as TopoJSON, bundled with the package (`natural_earth/README.md` tells source and
-licence). Mapping libraries fetch such lines when they first draw; a compute node without a network would hang there.
+licence). Mapping libraries fetch such lines when they first draw; a compute node without a network would hang
+there.
 
 Reference: the TopoJSON format specification, section 2.1.3 (transforms) and 2.1.4 (arcs).
 """
@@ -18,7 +19,7 @@ import numpy as np
 
 Scale = Literal["110m", "50m"]
 
-# A polygon that crosses the antimeridian or holds the pole is closed along it in the source; that is no coast.
+# A polygon across the antimeridian, or around the pole, is closed along it in the source; that is no coast.
 _SEAM = 1e-2  # degrees
 
 
@@ -30,8 +31,8 @@ def coast_segments(scale: Scale = "110m") -> np.ndarray:
         scale: Natural Earth's scale, "110m" (1:110 million) for world maps or "50m" for regions.
 
     Returns:
-        [N, 2, 2] segments of (longitude, latitude) in degrees. A segment starts in [-180, 180] and goes the short
-        way to its end, which may lie a little beyond ±180: no segment ever runs around the globe.
+        [N, 2, 2] segments of (longitude, latitude) in degrees. A segment starts in [-180, 180] and goes the
+        short way to its end, which may lie a little beyond ±180: no segment ever runs around the globe.
     """
     packed = files("climafuse.report").joinpath("natural_earth", f"land-{scale}.json.gz").read_bytes()
     topology = json.loads(gzip.decompress(packed))
@@ -61,8 +62,8 @@ def coast_in(west: float, east: float, south: float, north: float, scale: Scale)
         scale: See `coast_segments`.
 
     Returns:
-        [N, 2, 2] segments of (longitude, latitude), longitudes shifted by whole turns into the window. Segments
-        that cross an edge are whole.
+        [N, 2, 2] segments of (longitude, latitude), longitudes shifted by whole turns into the window.
+        Segments that cross an edge are whole.
     """
     segments = coast_segments(scale)
     latitude = segments[..., 1]  # [N, 2]

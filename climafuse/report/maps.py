@@ -1,12 +1,13 @@
 """One picture of a window: the fields, the wind, the coast, and where the model attended.
 
-Every cell is drawn as the cell it is, with no smoothing between cells, so that the picture shows what the model
-was given. Lightness of the colors changes evenly with the value; what is centered on zero gets a diverging map.
+Every cell is drawn as the cell it is, with no smoothing between cells, so that the picture shows what the
+model was given. Lightness changes evenly with the value; what is centered on zero gets diverging colors.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,22 +26,12 @@ from climafuse.data.times import format_time
 from climafuse.data.variables import VARIABLES
 from climafuse.data.window import Window
 from climafuse.errors import MissingValuesError, ModelInputError, UsageError
+from climafuse.facts.kinds import QUANTITIES
 from climafuse.report.coastlines import coast_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-
-# SI unit -> (spoken unit, factor, offset): spoken = SI * factor + offset.
-SPOKEN_UNITS = {
-    "K": ("°C", 1.0, -273.15),
-    "Pa": ("hPa", 0.01, 0.0),
-    "m s-1": ("m/s", 1.0, 0.0),
-    "m": ("mm", 1000.0, 0.0),
-    "kg m-2 s-1": ("mm/h", 3600.0, 0.0),
-    "kg kg-1": ("g/kg", 1000.0, 0.0),
-    "m2 s-2": ("m", 1 / 9.80665, 0.0),  # geopotential as height
-}
 
 _INK = "#1b2733"
 _MISSING = "#d5d8dc"
@@ -98,9 +89,9 @@ def draw_map(
         window: What to draw; SI units, NaN is missing. The last time is drawn.
         variable: One canonical name, or several for several panels.
         path: Where to write; the suffix chooses the format (.png, .pdf, .svg).
-        attention: Where the model attended: latitude [M] and longitude [M] of the climate tokens in degrees, and
-            the weight [M] of each. Weights at one place (several times) are added up and shown as shares of the
-            whole. Tokens on a regular grid are drawn as the patches they stand for, others as discs.
+        attention: Where the model attended: latitude [M] and longitude [M] of the climate tokens in degrees,
+            and the weight [M] of each. Weights at one place (several times) are added up and shown as shares
+            of the whole. Tokens on a regular grid are drawn as the patches they stand for, others as discs.
         title: Heading.
         caption: Text under the maps, such as what the model said.
         place: Latitude and longitude in degrees of a point to mark.
@@ -198,14 +189,13 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def _colormap(name: str) -> tuple[Colormap | str, bool]:
+def _colormap(name: str, unit: str) -> tuple[Colormap | str, bool]:
     """Colormap of a variable, and whether zero is its middle."""
-    units = VARIABLES[name].units if name in VARIABLES else ""
-    if "anomaly" in name or name.startswith(("u", "v")):
+    if "anomaly" in name or re.fullmatch(r"[uv]\d+", name):
         return "RdBu_r", True
-    if units == "K":
+    if unit == "°C":
         return _part_of("magma", 0.12, 1.0), False
-    if units == "Pa":
+    if unit == "hPa":
         return _part_of("viridis", 0.12, 1.0), False
     return "YlGnBu", False
 
@@ -230,15 +220,14 @@ def _spoken_field(window: Window, name: str) -> tuple[np.ndarray, str]:
             received="nothing but missing values",
             remedy="Choose another variable, time or place.",
         )
-    units = VARIABLES[name].units if name in VARIABLES else ""
-    if "anomaly" in name and units == "K":  # a difference has no zero to shift
-        return values, "°C"
-    unit, factor, offset = SPOKEN_UNITS.get(units, (units, 1.0, 0.0))
-    return values * factor + offset, unit
+    if name in QUANTITIES:
+        quantity = QUANTITIES[name]
+        return values * quantity.scale + quantity.offset, quantity.unit
+    return values, VARIABLES[name].units if name in VARIABLES else ""
 
 
 def _unbroken(window: Window) -> Window:
-    """The window, turned to begin at 180°W where it goes all the way around: no continent is cut but at the seam."""
+    """The window, turned to begin at 180°W where it goes all the way around, so that continents are whole."""
     spacing = float(np.median(np.diff(window.longitude))) if len(window.longitude) > 1 else 360.0
     if len(window.longitude) * abs(spacing) < 360 - 1e-3:
         return window
@@ -260,7 +249,7 @@ def _edges(centers: np.ndarray) -> np.ndarray:
 
 
 def _draw_field(axes: Axes, frame: _Frame, name: str, values: np.ndarray, unit: str) -> None:
-    colormap, centered = _colormap(name)
+    colormap, centered = _colormap(name, unit)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if centered:
         high = max(abs(low), abs(high))
