@@ -1,0 +1,50 @@
+"""Frozen language models: found, checked, loaded, and opened at their blocks."""
+
+from .blocks import (
+    Attachment,
+    BlockLayout,
+    Site,
+    SiteFunction,
+    attach,
+    find_blocks,
+    gather,
+    num_blocks_below,
+    prefix_states,
+    resolve_sites,
+    resume,
+)
+from .cache import backbones_directory, cache_directory
+from .catalog import CATALOG, DEFAULT_BACKBONE
+from .fetching import BackboneListing, fetch_backbone, import_backbone, list_backbones
+from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters
+from .loading import LoadedBackbone, find_backbone, freeze, load_backbone
+
+__all__ = [
+    "CATALOG",
+    "DEFAULT_BACKBONE",
+    "Attachment",
+    "BackboneIdentity",
+    "BackboneListing",
+    "BlockLayout",
+    "LoadedBackbone",
+    "Site",
+    "SiteFunction",
+    "attach",
+    "backbones_directory",
+    "cache_directory",
+    "check_identity",
+    "fetch_backbone",
+    "find_backbone",
+    "find_blocks",
+    "freeze",
+    "gather",
+    "hash_files",
+    "hash_parameters",
+    "import_backbone",
+    "list_backbones",
+    "load_backbone",
+    "num_blocks_below",
+    "prefix_states",
+    "resolve_sites",
+    "resume",
+]
