@@ -11,6 +11,7 @@ prompt  what is asked; may be left out
 text    what is said
 facts   the facts the text states, as JSON objects in a list; may be left out
 sample  a number that pairs about the same window share; numbered by time and place if left out
+withheld  variables to hide from the reader, comma-separated: the text says there are none; may be left out
 ======
 =======================================================================================================
 
@@ -37,7 +38,7 @@ from climafuse.data.times import as_time_axis, format_time, parse_time
 from climafuse.data.window import Box
 from climafuse.errors import ClimafuseError, PairsError, UsageError
 
-COLUMNS = ("time", "place", "prompt", "text", "facts", "sample")
+COLUMNS = ("time", "place", "prompt", "text", "facts", "sample", "withheld")
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
@@ -52,6 +53,8 @@ class Pair:
         text: What is said.
         facts: The facts the text states, as JSON objects.
         sample: Number of the window; pairs about the same window share it.
+        withheld: Variables to hide from the reader of the text: the fields hold them, but the text
+            says that they do not.
 
     Raises:
         PairsError: The last time is before the first, or the text is empty.
@@ -63,6 +66,7 @@ class Pair:
     text: str
     facts: tuple[dict[str, Any], ...] = ()
     sample: int = 0
+    withheld: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Bring times to seconds and check."""
@@ -198,6 +202,7 @@ def _row_of(pair: Pair, number: int) -> dict[str, Any]:
         "text": pair.text,
         "facts": list(pair.facts),
         "sample": int(pair.sample),
+        "withheld": ",".join(pair.withheld),
     }
     try:
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
@@ -245,6 +250,7 @@ def _pair_from(row: Mapping[str, Any], size: tuple[float, float]) -> tuple[Pair,
         _text_from(row, "text", None),
         _facts_from(row.get("facts")),
         _sample_from(sample) if has_sample else 0,
+        tuple(name.strip() for name in _text_from(row, "withheld", "").split(",") if name.strip()),
     )
     return pair, has_sample
 
