@@ -6,7 +6,6 @@ model was given. Lightness changes evenly with the value; what is centered on ze
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from collections.abc import Sequence
@@ -22,11 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from climafuse.data.files import whole_file
 from climafuse.data.times import format_time
 from climafuse.data.variables import VARIABLES
 from climafuse.data.window import Window
 from climafuse.errors import MissingValuesError, ModelInputError, UsageError
-from climafuse.facts.kinds import QUANTITIES
+from climafuse.facts import SPOKEN_VARIABLES
 from climafuse.report.coastlines import coast_in
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def draw_map(
     Args:
         window: What to draw; SI units, NaN is missing. The last time is drawn.
         variable: One canonical name, or several for several panels.
-        path: Where to write; the suffix chooses the format (.png, .pdf, .svg).
+        path: Where to write, whole or not at all; the suffix chooses the format (.png, .pdf, .svg).
         attention: Where the model attended: latitude [M] and longitude [M] of the climate tokens in degrees,
             and the weight [M] of each. Weights at one place (several times) are added up and shown as shares
             of the whole. Tokens on a regular grid are drawn as the patches they stand for, others as discs.
@@ -103,11 +103,11 @@ def draw_map(
         VariableNotFoundError: The window does not hold the variable.
         MissingValuesError: The field has no value at all.
         ModelInputError: The attention arrays do not fit together.
-        UsageError: The suffix is no picture format, or the directory does not exist.
+        UsageError: The suffix is no picture format.
     """
     path = Path(path)
     variables = (variable,) if isinstance(variable, str) else tuple(variable)
-    _check_path(path)
+    _check_suffix(path)
     window = _unbroken(window)
     fields = [_spoken_field(window, name) for name in variables]  # before anything is drawn
     frame = _frame(window)
@@ -129,7 +129,7 @@ def draw_map(
     foot = 0.3 + _LINE * len(lines) if lines else 0.0
     page_height = (_HEADING if title else 0.1) + num_rows * (_PANEL_TITLE + height + _PANEL_FOOT) + foot
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(page_width, page_height))
 
         def panel(index: int) -> Axes:
@@ -220,9 +220,9 @@ def _spoken_field(window: Window, name: str) -> tuple[np.ndarray, str]:
             received="nothing but missing values",
             remedy="Choose another variable, time or place.",
         )
-    if name in QUANTITIES:
-        quantity = QUANTITIES[name]
-        return values * quantity.scale + quantity.offset, quantity.unit
+    if name in SPOKEN_VARIABLES:
+        spoken = SPOKEN_VARIABLES[name]
+        return values * spoken.scale + spoken.offset, spoken.unit
     return values, VARIABLES[name].units if name in VARIABLES else ""
 
 
@@ -270,7 +270,7 @@ def _draw_field(axes: Axes, frame: _Frame, name: str, values: np.ndarray, unit: 
 
 def _color_bar(axes: Axes, drawn: ScalarMappable, label: str) -> None:
     """A slim bar under the panel, of the panel's width, with its unit at the right end."""
-    width, height = axes.get_position().size * axes.figure.get_size_inches()
+    width, height = _inches(axes)
     bar = axes.figure.colorbar(
         drawn, cax=axes.inset_axes((0, -0.45 / height, 1, 0.11 / height)), orientation="horizontal"
     )
@@ -278,6 +278,13 @@ def _color_bar(axes: Axes, drawn: ScalarMappable, label: str) -> None:
     bar.ax.tick_params(length=2, pad=2)
     bar.ax.xaxis.set_major_locator(MaxNLocator(max(3, int(width / 0.5)), steps=[1, 2, 2.5, 5, 10]))
     bar.ax.text(1 + 0.08 / width, 0.5, label, transform=bar.ax.transAxes, size=8.5, color=_INK, va="center")
+
+
+def _inches(axes: Axes) -> tuple[float, float]:
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # every panel was added to one
+    width, height = axes.get_position().size * figure.get_size_inches()
+    return float(width), float(height)
 
 
 def _head(axes: Axes, title: str, detail: str) -> None:
@@ -293,7 +300,7 @@ def _head(axes: Axes, title: str, detail: str) -> None:
 
 def _draw_wind(axes: Axes, frame: _Frame, u: np.ndarray, v: np.ndarray) -> None:
     """Arrows at cell centers, every n-th cell, so that arrows are some 0.3 inches apart."""
-    width, height = axes.get_position().size * axes.figure.get_size_inches()
+    width, height = _inches(axes)
     longitude = (frame.longitude_edges[:-1] + frame.longitude_edges[1:]) / 2
     latitude = (frame.latitude_edges[:-1] + frame.latitude_edges[1:]) / 2
     across, up = (
@@ -304,7 +311,7 @@ def _draw_wind(axes: Axes, frame: _Frame, u: np.ndarray, v: np.ndarray) -> None:
     speed = np.hypot(u, v)
     if not (np.nan_to_num(speed) > 0).any():
         return
-    typical = float(np.nanpercentile(speed, 90))
+    typical = max(float(np.nanpercentile(speed, 90)), 1.0)  # m/s; a calm window shows short arrows
     reference = next((s for s in (20, 10, 5, 2) if s <= typical), 1)
     arrows = axes.quiver(
         longitude[columns],
@@ -314,7 +321,7 @@ def _draw_wind(axes: Axes, frame: _Frame, u: np.ndarray, v: np.ndarray) -> None:
         angles="uv",
         pivot="mid",
         scale_units="inches",
-        scale=max(typical, 1e-6) / 0.3,
+        scale=typical / 0.3,
         units="inches",
         width=0.018,
         headwidth=4,
@@ -370,13 +377,14 @@ def _draw_attention(
     west, east, south, north = frame.extent
     rows, row = np.unique(latitude, return_inverse=True)
     columns, column = np.unique(longitude.round(4), return_inverse=True)
-    if len(rows) > 1 and len(columns) > 1 and len(rows) * len(columns) == len(share):
-        grid = np.zeros((len(rows), len(columns)))
+    drawn: ScalarMappable
+    if len(rows) > 1 and len(columns) > 1 and len(rows) * len(columns) < 2 * len(share):
+        grid = np.full((len(rows), len(columns)), np.nan)  # a patch without a token stays blank
         grid[row, column] = share
         drawn = axes.pcolormesh(
             np.clip(_edges(columns), west, east),
             np.clip(_edges(rows), south, north),
-            grid,
+            np.ma.masked_invalid(grid),
             cmap="Purples",
             vmin=0,
             edgecolors="#ffffff",
@@ -436,7 +444,7 @@ def _latitude_label(value: float) -> str:
     return f"{abs(value):g}°{'N' if value > 0 else 'S' if value < 0 else ''}"
 
 
-def _check_path(path: Path) -> None:
+def _check_suffix(path: Path) -> None:
     if path.suffix.lower() not in {".png", ".pdf", ".svg"}:
         raise UsageError(
             str(path),
@@ -444,20 +452,8 @@ def _check_path(path: Path) -> None:
             received=path.suffix or "no suffix",
             remedy="Choose one of these suffixes.",
         )
-    if not path.parent.is_dir():
-        raise UsageError(
-            str(path),
-            expected="a file in an existing directory",
-            received=f"{path.parent}, which is none",
-            remedy="Create the directory first.",
-        )
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """All or nothing: an interrupted run leaves no half picture under the final name."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(part, dpi=160, facecolor="white")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=160, facecolor="white")

@@ -1,0 +1,82 @@
+"""How commands end and how they speak: exit codes, one-line errors, tables and JSON.
+
+0 success · 1 data, a model or a run is at fault · 2 the call is wrong · 130 interrupted. A `ClimafuseError`
+is one line on standard error; any other exception is a bug of climafuse and keeps its traceback. Standard
+output carries results only, so that it can be piped; with `--json`, exactly one JSON document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from climafuse.errors import ClimafuseError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that turns errors raised on purpose into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except ClimafuseError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output; numbers that are not finite become null."""
+    typer.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> None:
+    """Left-aligned columns under a header; None is a dash."""
+    table = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value in JSON types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy
+        plain = value.tolist()
+        # datetime64 in units that Python dates cannot hold come out as plain integers: keep the text.
+        return (
+            str(value)
+            if getattr(value, "dtype", None) is not None and value.dtype.kind == "M"
+            else _plain(plain)
+        )
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if isinstance(value, Path | date):
+        return str(value)
+    raise TypeError(f"no JSON form for {type(value).__name__}")

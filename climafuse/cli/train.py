@@ -1,0 +1,49 @@
+"""`climafuse train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from climafuse.cli.handler import JsonOption, print_json
+
+
+def train(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG.yaml", help="Configuration; without one, the built-in demo.", show_default=False
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="section.key=value", help="Override one setting; may be repeated."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory of the run (output.directory).", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint that verifies.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check everything, print the configuration and what it costs; train nothing."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train encoder and fusion inside a frozen language model."""
+    from climafuse.training.config import load_config
+
+    settings = [*(overrides or []), *([f"output.directory={output}"] if output is not None else [])]
+    configuration = load_config(config, settings)  # before the imports that take seconds
+
+    from climafuse.training.pipeline import run
+
+    result = run(configuration, resume=resume, dry_run=dry_run)
+    if as_json:
+        print_json(result)

@@ -1,0 +1,190 @@
+"""The command line: exit codes, one-line errors, JSON on standard output, and a fast --help."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import climafuse
+from climafuse.cli import handler
+from climafuse.cli.app import app
+from climafuse.errors import ClimateFileError, ConfigurationError
+
+runner = CliRunner()
+
+
+def _one_line_error(result, exit_code):
+    """The line on standard error; nothing on standard output, no traceback."""
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_version():
+    result = runner.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout == f"climafuse {climafuse.__version__}\n"
+
+
+def test_help_lists_every_command():
+    result = runner.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for command in ("train", "infer", "data", "backbone", "doctor"):
+        assert f"\n  {command} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train"],
+        ["infer"],
+        ["data", "inspect"],
+        ["data", "describe"],
+        ["data", "prepare"],
+        ["backbone", "list"],
+        ["doctor"],
+    ],
+)
+def test_every_command_has_help(arguments):
+    result = runner.invoke(app, [*arguments, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+
+
+def test_help_is_fast():
+    """Measured as the best of three runs of the interpreter alone against three with --help."""
+    import time
+
+    def best(*arguments):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert best("-m", "climafuse.cli.app", "--help") - best("-c", "pass") < 0.9
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["infer"],
+        ["data", "describe"],
+        ["data", "describe", "a", "b", "--windows", "few"],
+    ],
+)
+def test_wrong_call_exits_2_without_traceback(arguments):
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Error" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def _app_raising(error):
+    small = typer.Typer(cls=handler.CommandGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    @small.callback()
+    def _group() -> None:
+        pass
+
+    @small.command()
+    def fail() -> None:
+        raise error
+
+    return small
+
+
+@pytest.mark.parametrize(("kind", "code"), [(ClimateFileError, 1), (ConfigurationError, 2)])
+def test_error_raised_on_purpose_is_one_line_with_its_exit_code(kind, code):
+    error = kind(
+        "file.nc", expected="a climate file", received="text\nover two lines", remedy="Check the path."
+    )
+    result = runner.invoke(_app_raising(error), ["fail"])
+    line = _one_line_error(result, code)
+    assert line == "error: file.nc: expected a climate file; received text over two lines. Check the path."
+
+
+def test_a_bug_keeps_its_traceback():
+    result = runner.invoke(_app_raising(ZeroDivisionError("bug")), ["fail"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_interruption_exits_130():
+    assert runner.invoke(_app_raising(KeyboardInterrupt()), ["fail"]).exit_code == 130
+
+
+def test_json_holds_whatever_results_hold(capsys):
+    @dataclasses.dataclass
+    class Row:
+        values: np.ndarray
+        time: np.datetime64
+        path: Path
+
+    row = Row(np.array([1.5, np.nan]), np.datetime64("2026-03-29T12:00"), Path("a/b"))
+    handler.print_json({"row": row, "infinite": float("inf"), "count": np.int64(3), "name": "Ny-Ålesund"})
+    assert json.loads(capsys.readouterr().out) == {
+        "row": {"values": [1.5, None], "time": "2026-03-29T12:00", "path": "a/b"},
+        "infinite": None,
+        "count": 3,
+        "name": "Ny-Ålesund",
+    }
+
+
+def test_json_refuses_what_it_cannot_hold():
+    with pytest.raises(TypeError, match="no JSON form for object"):
+        handler.print_json({"it": object()})
+
+
+def test_train_refuses_an_unknown_key_before_anything_is_written(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("training:\n  learning_rat: 1e-3\n")
+    line = _one_line_error(runner.invoke(app, ["train", str(config), "--output", str(tmp_path / "run")]), 2)
+    assert "learning_rat" in line
+    assert "learning_rate" in line  # the nearest name
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_refuses_a_missing_configuration(tmp_path):
+    _one_line_error(runner.invoke(app, ["train", str(tmp_path / "none.yaml")]), 2)
+
+
+def test_backbone_list_as_table_and_json(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIMAFUSE_HOME", str(tmp_path))
+    table = runner.invoke(app, ["backbone", "list"])
+    assert table.exit_code == 0
+    rows = json.loads(runner.invoke(app, ["backbone", "list", "--json"]).stdout)
+    assert rows
+    assert all(row["path"] is None for row in rows)  # an empty cache
+    assert all(row["id"] in table.stdout for row in rows)
+
+
+def test_backbone_import_of_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIMAFUSE_HOME", str(tmp_path / "home"))
+    line = _one_line_error(
+        runner.invoke(app, ["backbone", "import", str(tmp_path / "none.gguf"), "--name", "mine"]), 1
+    )
+    assert "none.gguf" in line
+
+
+def test_doctor_reports_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIMAFUSE_HOME", str(tmp_path))
+    result = runner.invoke(app, ["doctor", "--json"])
+    checks = {check["name"]: check for check in json.loads(result.stdout)}
+    assert checks["torch device"]["ok"]
+    assert checks["bundled samples"]["ok"], checks["bundled samples"]
+    assert not checks["default backbone"]["ok"]  # the cache is empty
+    assert "backbone fetch" in checks["default backbone"]["remedy"]
+    assert result.exit_code == 1
