@@ -104,14 +104,15 @@ def split_by_time(
     # The gaps cost steps, and how many depends on where they fall: shrink what there is to share until it
     # fits.
     for usable in range(len(times), 2, -1):
-        num_train = max(round(fractions[0] * usable), 1)
-        num_validation = max(round((fractions[0] + fractions[1]) * usable) - num_train, 1)
+        num_train = min(max(round(fractions[0] * usable), 1), usable - 2)
+        num_both = round((fractions[0] + fractions[1]) * usable)
+        num_validation = min(max(num_both - num_train, 1), usable - num_train - 1)
         validation_start = _first_from(times, num_train - 1, gap)
         validation_end = validation_start + num_validation
         if validation_end >= len(times):
             continue
         test_start = _first_from(times, validation_end - 1, gap)
-        if len(times) - test_start >= max(usable - num_train - num_validation, 1):
+        if len(times) - test_start >= usable - num_train - num_validation:
             return _blocks(times, num_train, validation_start, validation_end, test_start, gap)
     return _blocks(times, 0, 0, 0, len(times), gap)
 
