@@ -2,18 +2,14 @@
 
 One schema for JSONL, CSV and Parquet (by the suffix of the file), one row a pair:
 
-======
-======================================================================================================= time
-ISO 8601, UTC: ``2026-03-25T06:00``, or first and last as ``2026-03-25/2026-03-28`` place   ``48.9,2.3``
-(latitude, longitude), a place name (``Paris``, ``Paris, US``), a box
-        ``48.9,2.3,16,16`` (latitude, longitude of the center, height, width; degrees), or nothing: everywhere
-prompt  what is asked; may be left out
-text    what is said
-facts   the facts the text states, as JSON objects in a list; may be left out
-sample  a number that pairs about the same window share; numbered by time and place if left out
-withheld  variables to hide from the reader, comma-separated: the text says there are none; may be left out
-======
-=======================================================================================================
+    time      ISO 8601, UTC: 2026-03-25T06:00, or first and last as 2026-03-25/2026-03-28
+    place     "48.9,2.3" (latitude, longitude), a place name ("Paris", "Paris, US"), a box "48.9,2.3,16,16"
+              (latitude and longitude of the center, height, width, in degrees), or nothing: everywhere
+    prompt    what is asked; may be left out
+    text      what is said
+    facts     the facts the text states, as JSON objects in a list; may be left out
+    sample    a number that pairs about the same window share; given by time and place if left out
+    withheld  variables to hide from the reader, comma-separated: the text says there are none; may be left out
 
 Lists are JSON text in CSV and Parquet. A row that does not fit is refused with its line and the reason.
 """
@@ -34,7 +30,7 @@ import numpy as np
 
 from climafuse.data.files import whole_file
 from climafuse.data.places import find_place
-from climafuse.data.times import as_time_axis, format_time, parse_time
+from climafuse.data.times import format_time, parse_time
 from climafuse.data.window import Box
 from climafuse.errors import ClimafuseError, PairsError, UsageError
 
@@ -69,8 +65,8 @@ class Pair:
     withheld: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Bring times to seconds and check."""
-        first, last = as_time_axis(self.times)
+        """Bring times to seconds, of other calendars by their labels, and check."""
+        first, last = (parse_time(time) for time in self.times)
         object.__setattr__(self, "times", (first, last))
         if last < first:
             raise PairsError(

@@ -57,9 +57,12 @@ def parse_time(value: TimeLike, *, like: np.ndarray | None = None, argument: str
     Raises:
         UsageError: The text is no date, or the calendar has no such date.
     """
+    other_calendar = like is not None and like.dtype == object and len(like) > 0
+    if isinstance(value, np.datetime64) and not other_calendar and not np.isnat(value):
+        return value.astype("datetime64[s]")
     year, month, day, hour, minute, second, offset = _fields_of(value, argument)
     try:
-        if like is not None and like.dtype == object and len(like):
+        if like is not None and other_calendar:
             date = cftime.datetime(year, month, day, hour, minute, second, calendar=like[0].calendar)
             return date - offset
         gregorian = datetime.datetime(year, month, day, hour, minute, second) - offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cftime
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -118,6 +119,15 @@ def test_rows_about_one_window_share_a_sample_number(tmp_path: Path) -> None:
 def test_wrong_rows_are_named_by_line_and_reason(tmp_path: Path, row: dict, reason: str) -> None:
     with pytest.raises(PairsError, match=f"pairs.jsonl, {reason}"):
         read_pairs(write(tmp_path / "pairs.jsonl", [{**GOOD, "sample": 0}, row]))
+
+
+def test_withheld_variables_and_dates_of_other_calendars(tmp_path: Path) -> None:
+    time = cftime.datetime(2026, 3, 25, 12, calendar="noleap")
+    pair = Pair((time, time), None, "?", "There is no pressure here.", withheld=("msl", "sp"))
+    write_pairs([pair], tmp_path / "pairs.csv")
+    (found,) = read_pairs(tmp_path / "pairs.csv")
+    assert found.withheld == ("msl", "sp")
+    assert found.times == (NOON, NOON)
 
 
 def test_unreadable_lines_are_named(tmp_path: Path) -> None:
