@@ -9,7 +9,8 @@ One schema for JSONL, CSV and Parquet (by the suffix of the file), one row a pai
     text      what is said
     facts     the facts the text states, as JSON objects in a list; may be left out
     sample    a number that pairs about the same window share; given by time and place if left out
-    withheld  variables to hide from the reader, comma-separated: the text says there are none; may be left out
+    withheld  variables to hide from the reader, comma-separated: the text says there are none; may be left
+              out
 
 Lists are JSON text in CSV and Parquet. A row that does not fit is refused with its line and the reason.
 """
@@ -167,8 +168,8 @@ def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike[str]) -> None:
                 writer.writeheader()
                 writer.writerows(_flat(row) for row in rows)
         else:
-            import pyarrow as pa  # type: ignore[import-untyped]
-            import pyarrow.parquet  # type: ignore[import-untyped]
+            import pyarrow as pa
+            import pyarrow.parquet
 
             schema = pa.schema([(name, pa.int64() if name == "sample" else pa.string()) for name in COLUMNS])
             pyarrow.parquet.write_table(pa.Table.from_pylist([_flat(row) for row in rows], schema), temporary)
