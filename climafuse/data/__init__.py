@@ -11,8 +11,24 @@ from typing import Any
 # Public name -> the module that defines it.
 _HOME = {
     "Box": "window",
+    "ClimateSource": "sources",
+    "SAMPLES": "samples",
+    "Sample": "samples",
+    "VARIABLES": "variables",
+    "Variable": "variables",
     "Window": "window",
+    "available_variables": "sources",
+    "compute_statistics": "normalization",
+    "denormalize": "normalization",
+    "find_variable": "variables",
+    "load_fields": "sources",
+    "normalize": "normalization",
+    "open_climate": "sources",
+    "sample_path": "samples",
+    "select_variables": "sources",
     "select_window": "window",
+    "statistics_from_dict": "normalization",
+    "statistics_to_dict": "normalization",
 }
 
 __all__ = sorted(_HOME)

@@ -1,0 +1,477 @@
+"""Stored datasets -> one canonical dataset: which variable is which, on which axes, in which unit.
+
+Everything is settled from the metadata when files are opened, and what cannot be made canonical is refused
+then; values are touched on use (``lazy.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from xarray.core import indexing
+
+from climafuse.data.coords import (
+    Axis,
+    check_experiment_version,
+    latitude_axis,
+    level_axis,
+    longitude_axis,
+    time_axis,
+)
+from climafuse.data.lazy import DerivedField, LazyField, StoredField, reading
+from climafuse.data.times import days_since_epoch, format_time
+from climafuse.data.variables import (
+    VARIABLES,
+    Variable,
+    cell_methods,
+    check_standard_name,
+    find_variable,
+    match_variable,
+    time_method,
+    unit_conversion,
+)
+from climafuse.errors import CanonicalizationError, VariableNotFoundError
+
+
+def canonicalize(
+    datasets: Sequence[tuple[str, xr.Dataset]], variables: Sequence[str] | None = None
+) -> xr.Dataset:
+    """Make stored datasets one canonical dataset, joined along time and across variables.
+
+    Args:
+        datasets: Name (for errors) and content of each file; encoded as stored, or decoded by xarray.
+        variables: What to take, as in ``open_climate``; None for every variable of the table that is there.
+
+    Returns:
+        The canonical dataset, lazy.
+
+    Raises:
+        ClimateFileError: A file proves broken on reading its coordinates.
+        VariableNotFoundError: A variable is absent.
+        CanonicalizationError: Something cannot be made canonical without a guess.
+    """
+    files = [_File(where, dataset) for where, dataset in datasets]
+    held = {name for file in files for name in file.matches}
+    levels = {float(value) for file in files for value in file.levels}
+    source = _join(where for where, _ in datasets)
+    ignored = sorted({name for file in files for name in file.ignored})
+    if variables is None:
+        wanted = held
+    else:
+        known = [_known(name, held, levels, source, ignored) for name in _several(variables)]
+        wanted = {name for variable in known for name in _needed(variable, held, levels) or ()}
+    if not wanted:
+        raise VariableNotFoundError(
+            source,
+            expected="at least one variable of climafuse's table",
+            received=f"variables {_join(ignored)}",
+            remedy="Rename the fields to canonical names or those of a known product.",
+        )
+    dataset = _assemble(files, [name for name in VARIABLES if name in wanted])
+    dataset.attrs["climate_source"] = dataset.attrs.get("climate_source", source)
+    if ignored:
+        dataset.attrs["ignored_variables"] = _join(ignored)
+    return dataset if variables is None else select_variables(dataset, variables)
+
+
+def select_variables(dataset: xr.Dataset, variables: Sequence[str]) -> xr.Dataset:
+    """Variables of a canonical dataset by name: as they are, one level of one, or derived from others; lazy.
+
+    Args:
+        dataset: Canonical.
+        variables: Canonical names or those of a product; "t850" picks a level of ``t``, "ws10" is computed
+            from ``u10`` and ``v10`` where the dataset does not hold it.
+
+    Returns:
+        The dataset with these variables, in this order.
+
+    Raises:
+        VariableNotFoundError: A variable is neither there nor can be derived.
+    """
+    held, levels = _held(dataset)
+    source = str(dataset.attrs.get("climate_source", "dataset"))
+    ignored = [dataset.attrs["ignored_variables"]] if "ignored_variables" in dataset.attrs else []
+    known = [_known(name, held, levels, source, ignored) for name in _several(variables)]
+    selected = {variable.name: _deliver(dataset, variable) for variable in known}
+    coordinates = {
+        name: dataset.coords[name]
+        for name in ("time", "level", "latitude", "longitude")
+        if name in dataset.coords and any(name in array.dims for array in selected.values())
+    }
+    return xr.Dataset(selected, coords=coordinates, attrs=dataset.attrs)
+
+
+def available_variables(dataset: xr.Dataset) -> list[str]:
+    """Canonical names that ``select_variables`` can deliver: fields, their channels, derived variables.
+
+    Args:
+        dataset: Canonical.
+
+    Returns:
+        The names, in the order of the table.
+    """
+    return _available(*_held(dataset))
+
+
+def _held(dataset: xr.Dataset) -> tuple[set[str], set[float]]:
+    levels = np.atleast_1d(dataset["level"].values) if "level" in dataset.coords else ()
+    return {str(name) for name in dataset.data_vars}, {float(value) for value in levels}
+
+
+def _needed(variable: Variable, held: Collection[str], levels: Collection[float]) -> set[str] | None:
+    """Names of the held fields that deliver a variable; None if they do not."""
+    if variable.name in held:
+        return {variable.name}
+    if variable.parent in held and variable.level in levels:
+        return {str(variable.parent)}
+    if variable.derive is None:
+        return None
+    parts = [_needed(VARIABLES[name], held, levels) for name in variable.derive.inputs]
+    return None if None in parts else {name for part in parts if part for name in part}
+
+
+def _available(held: Collection[str], levels: Collection[float]) -> list[str]:
+    return [name for name, variable in VARIABLES.items() if _needed(variable, held, levels) is not None]
+
+
+def _known(
+    name: str, held: Collection[str], levels: Collection[float], source: str, ignored: Sequence[str]
+) -> Variable:
+    """The variable a name stands for, if the held fields deliver it."""
+    try:
+        variable: Variable | None = find_variable(name)
+    except VariableNotFoundError:
+        variable = None
+    if variable is None or _needed(variable, held, levels) is None:
+        also = f" Fields outside climafuse's table of variables: {_join(ignored)}." if ignored else ""
+        raise VariableNotFoundError(
+            f"variable {name!r}",
+            expected=f"one of {_spoken(_available(held, levels))}",
+            received=f"a variable that {source} does not hold",
+            remedy=f"Choose one of these, or another source.{also}",
+        )
+    return variable
+
+
+def _spoken(names: Sequence[str]) -> str:
+    """Names for a message, the channels of one variable as a range."""
+    channels: dict[str, list[str]] = {}
+    for name in names:
+        parent = VARIABLES[name].parent
+        channels.setdefault(parent if parent is not None and parent in names else name, []).append(name)
+    return _join(
+        name
+        for group in channels.values()
+        for name in (group if len(group) < 4 else [group[0], f"{group[1]} to {group[-1]}"])
+    )
+
+
+def _deliver(dataset: xr.Dataset, variable: Variable) -> xr.DataArray:
+    """A variable out of the fields that deliver it."""
+    if variable.name in dataset.data_vars:
+        return dataset[variable.name]
+    if variable.parent in dataset.data_vars:
+        level = dataset[variable.parent].sel(level=variable.level).drop_vars("level")
+        return level.assign_attrs({k: v for k, v in variable.attributes.items() if k != "cell_methods"})
+    assert variable.derive is not None  # _known has seen to it
+    inputs = [_deliver(dataset, VARIABLES[name]) for name in variable.derive.inputs]
+    lazy = DerivedField(variable.derive.function, [array.variable for array in inputs])
+    # Of hourly mean components this is the speed of the mean wind: the cell method of the inputs says so.
+    attributes = variable.attributes | {
+        "cell_methods": inputs[0].attrs.get("cell_methods", variable.attributes["cell_methods"]),
+        "comment": f"computed from {_join(variable.derive.inputs)}",
+    }
+    field = xr.Variable(inputs[0].dims, indexing.LazilyIndexedArray(lazy), attributes)
+    return xr.DataArray(field, coords={dim: inputs[0].coords[dim] for dim in inputs[0].dims})
+
+
+class _File:
+    """One file, understood from its metadata: its axes, and which of its variables are which.
+
+    Args:
+        where: Name of the file, for errors.
+        dataset: Its content.
+    """
+
+    def __init__(self, where: str, dataset: xr.Dataset) -> None:
+        self.where = where
+        self.dataset = dataset
+        with reading(where):
+            check_experiment_version(dataset, where=where)
+            self.latitude = latitude_axis(dataset, where=where)
+            self.longitude = longitude_axis(dataset, where=where)
+            self.time = time_axis(dataset, where=where)
+        horizontal = [a.dimension for a in (self.latitude, self.longitude) if a.dimension is not None]
+        if len(horizontal) > len(set(horizontal)):
+            raise CanonicalizationError(
+                where,
+                expected="a grid of latitudes and longitudes",
+                received=f"points along {horizontal[0]!r}",
+                remedy="Grid the points, or regrid the unstructured mesh, to latitude and longitude first.",
+            )
+        self.matches: dict[str, list[Hashable]] = {}
+        """Canonical name -> names in the file that mean it."""
+        self.ignored: list[str] = []
+        """Gridded fields outside the table."""
+        self.levels: set[float] = set()
+        """All pressure levels of any field, hPa."""
+        for name, stored in dataset.variables.items():
+            if set(horizontal) <= set(stored.dims) and stored.dtype.kind in "iuf" and stored.ndim > 1:
+                self._match(name, stored)
+
+    def _match(self, name: Hashable, stored: xr.Variable) -> None:
+        level = self._level(stored)
+        variable = match_variable(str(name), stored.attrs, has_level=level is not None)
+        if variable is None and level is not None:
+            variable = match_variable(str(name), stored.attrs)
+        if variable is None:
+            self.ignored.append(str(name))
+            return
+        if variable.on_levels and level is not None:
+            self.levels |= {float(value) for value in level.values}
+        self.matches.setdefault(variable.name, []).append(name)
+
+    def _level(self, stored: xr.Variable) -> Axis | None:
+        """The pressure levels a field lies on, if any."""
+        horizontal_and_time = {axis.dimension for axis in (self.latitude, self.longitude, self.time)}
+        others = [dim for dim in stored.dims if dim not in horizontal_and_time]
+        with reading(self.where):
+            found = [level_axis(self.dataset, dim, where=self.where) for dim in (*others, None)]
+        return next((axis for axis in found if axis is not None), None)
+
+    def field(self, variable: Variable) -> StoredField:
+        """A canonical variable of this file, checked.
+
+        Args:
+            variable: One of ``matches``.
+
+        Returns:
+            The field, lazy.
+
+        Raises:
+            CanonicalizationError: It cannot be made canonical without a guess.
+        """
+        name = self._only_name(variable)
+        stored = self.dataset.variables[name]
+        where = f"{self.where}: variable {str(name)!r}"
+        level = self._level(stored) if variable.on_levels else None
+        axes = (self.time, *((level,) if level else ()), self.latitude, self.longitude)
+        self._check_dimensions(stored, axes, where)
+        attributes = stored.attrs
+        check_standard_name(variable, attributes, argument=where)
+        scale, offset = unit_conversion(variable, attributes.get("units"), argument=where)
+        methods = cell_methods(variable, attributes, self.dataset.attrs, argument=where)
+        self._check_sum(variable, attributes, where)
+        unpack_scale = _numbers(attributes, "scale_factor", where, default=1.0)[0]
+        unpack_offset = _numbers(attributes, "add_offset", where, default=0.0)[0]
+        kept = {key: attributes[key] for key in ("comment", "source_name") if key in attributes}
+        return StoredField(
+            variable=stored,
+            axes=axes,
+            attributes={**variable.attributes, "cell_methods": methods, "source_name": str(name), **kept},
+            fills=_fill_values(stored, where),
+            scale=unpack_scale * scale,
+            offset=unpack_offset * scale + offset,
+            unsigned=str(attributes.get("_Unsigned", "")).lower() == "true" and stored.dtype.kind == "i",
+            where=where,
+        )
+
+    def _only_name(self, variable: Variable) -> Hashable:
+        """The name that means a variable; names that say so go before standard names."""
+        names = self.matches[variable.name]
+        names = [name for name in names if name in (variable.name, *variable.aliases)] or names
+        if len(names) > 1:
+            raise CanonicalizationError(
+                self.where,
+                expected=f"one field of {variable.name} ({variable.long_name})",
+                received=f"variables {_join(names)}",
+                remedy="Leave only the one that is meant in the file.",
+            )
+        return names[0]
+
+    def _check_dimensions(self, stored: xr.Variable, axes: Sequence[Axis], where: str) -> None:
+        known = {axis.dimension for axis in axes}
+        for dim in stored.dims:
+            if stored.sizes[dim] > 1 and dim not in known:
+                raise CanonicalizationError(
+                    where,
+                    expected="dimensions time, pressure level, latitude, longitude",
+                    received=f"also {dim!r} with {stored.sizes[dim]} values",
+                    remedy=f"Select one value of {dim!r}; interpolate model levels to pressure levels.",
+                )
+        if self.time.dimension is not None and self.time.dimension not in stored.dims:
+            raise CanonicalizationError(
+                where,
+                expected="a field at every time",
+                received=f"dimensions {_join(stored.dims)}, without time",
+                remedy="Give the field a time dimension.",
+            )
+
+    def _check_sum(self, variable: Variable, attributes: Mapping[str, Any], where: str) -> None:
+        """Refuse the monthly ``tp`` of ERA5: a mean of daily sums, in the units of a sum."""
+        times = self.time.values
+        silent = time_method(attributes, self.dataset.attrs) is None
+        if variable.cell_method == "sum" and silent and len(times) > 1:
+            step = float(np.median(np.diff(days_since_epoch(times))))
+            if step >= 27:
+                raise CanonicalizationError(
+                    where,
+                    expected="a sum over the time step",
+                    received="monthly steps without cell_methods (in ERA5: a mean of daily sums)",
+                    remedy="State cell_methods: 'time: sum' if it is one; else convert the field to a rate.",
+                )
+
+
+def _fill_values(stored: xr.Variable, where: str) -> tuple[Any, ...]:
+    """Stored values that mean "missing", in the type of the variable."""
+    fills = [fill for key in ("_FillValue", "missing_value") for fill in _numbers(stored.attrs, key, where)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = np.array(fills, dtype=np.float64).astype(stored.dtype)
+    # A fill value that an integer type cannot hold marks nothing.
+    return tuple(c for c, fill in zip(cast, fills, strict=True) if stored.dtype.kind == "f" or c == fill)
+
+
+def _numbers(
+    attributes: Mapping[str, Any], key: str, where: str, *, default: float | None = None
+) -> list[float]:
+    """An attribute that holds a number or several; none or the default if it is not there."""
+    value = attributes.get(key, [] if default is None else default)
+    try:
+        return [float(number) for number in np.ravel(value)]
+    except (TypeError, ValueError) as error:
+        raise CanonicalizationError(
+            where,
+            expected=f"a number in the attribute {key!r}",
+            received=repr(value),
+            remedy="Correct the attribute of the file.",
+        ) from error
+
+
+def _assemble(files: Sequence[_File], names: Sequence[str]) -> xr.Dataset:
+    """One dataset of all files: each variable from every file that holds it, joined along time."""
+    first = files[0]
+    for file in files[1:]:
+        for axis, other in ((first.latitude, file.latitude), (first.longitude, file.longitude)):
+            if not np.array_equal(axis.values, other.values):
+                raise CanonicalizationError(
+                    file.where,
+                    expected=f"the {axis.name}s of {first.where}: {_span(axis.values)}",
+                    received=_span(other.values),
+                    remedy="Open files of different grids one by one, or regrid them first.",
+                )
+    arrays: dict[str, xr.Variable] = {}
+    coordinates: dict[str, Any] = {
+        "latitude": ("latitude", first.latitude.values, _attributes("latitude", "degrees_north", "Y")),
+        "longitude": ("longitude", first.longitude.values, _attributes("longitude", "degrees_east", "X")),
+    }
+    times: np.ndarray | None = None
+    levels: np.ndarray | None = None
+    for name in names:
+        holders = [file for file in files if name in file.matches]
+        fields = [file.field(VARIABLES[name]) for file in holders]
+        own_times, owner, step = _join_times(name, holders)
+        times = _check_equal("times", name, times, own_times, fields[0])
+        _check_equal_fields(name, fields)
+        if len(fields[0].axes) == 4:
+            levels = _check_equal("levels", name, levels, fields[0].axes[1].values, fields[0])
+        dims = tuple(axis.name for axis in fields[0].axes)
+        lazy = LazyField(fields, owner, step)
+        arrays[name] = xr.Variable(dims, indexing.LazilyIndexedArray(lazy), fields[0].attributes)
+        if any(axis.twins for field in fields for axis in field.axes):
+            lazy.check_twins()
+    coordinates["time"] = ("time", times, {"standard_name": "time", "axis": "T"})
+    if levels is not None:
+        coordinates["level"] = (
+            "level",
+            levels,
+            _attributes("air_pressure", "hPa", "Z") | {"positive": "down"},
+        )
+    shared = {
+        key: value
+        for key, value in first.dataset.attrs.items()
+        if all(repr(file.dataset.attrs.get(key)) == repr(value) for file in files)
+    }
+    return xr.Dataset(arrays, coordinates, shared | {"Conventions": "CF-1.11"})
+
+
+def _check_equal(
+    what: str, name: str, reference: np.ndarray | None, values: np.ndarray, field: StoredField
+) -> np.ndarray:
+    """Times or levels of the variables so far, which those of one more must equal."""
+    if reference is not None and not np.array_equal(reference, values):
+        raise CanonicalizationError(
+            field.where,
+            expected=f"the {what} of the variables before it: {_span(reference)}",
+            received=_span(values),
+            remedy=f"Open variables of different {what} one by one, with `variables`, or complete the files.",
+        )
+    return values
+
+
+def _join_times(name: str, files: Sequence[_File]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times of a variable over all files [T], which file holds each [T], and at which stored step [T]."""
+    kinds = {file.time.values.dtype.kind for file in files}
+    calendars = {file.time.values[0].calendar for file in files if file.time.values.dtype.kind == "O"}
+    if len(kinds) > 1 or len(calendars) > 1:
+        raise CanonicalizationError(
+            _join(file.where for file in files),
+            expected="one calendar",
+            received=_join(sorted(calendars | ({"standard"} if len(kinds) > 1 else set()))),
+            remedy="Convert the files to one calendar first.",
+        )
+    times = np.concatenate([file.time.values for file in files])
+    owner = np.repeat(np.arange(len(files)), [len(file.time.values) for file in files])
+    step = np.concatenate([file.time.positions for file in files])
+    order = np.argsort(times, kind="stable")
+    times, owner, step = times[order], owner[order], step[order]
+    same = np.flatnonzero(times[1:] == times[:-1])
+    if same.size:
+        raise CanonicalizationError(
+            f"variable {name!r}",
+            expected="every time in one file",
+            received=f"{format_time(times[same[0]])} in {files[owner[same[0]]].where} and "
+            f"{files[owner[same[0] + 1]].where}",
+            remedy="Leave out the files that overlap.",
+        )
+    return times, owner, step
+
+
+def _check_equal_fields(name: str, fields: Sequence[StoredField]) -> None:
+    """Refuse files whose fields of a variable differ in levels or cell methods."""
+    for field in fields[1:]:
+        for what, one, other in (
+            ("cell_methods", fields[0].attributes["cell_methods"], field.attributes["cell_methods"]),
+            ("levels", _levels(fields[0]), _levels(field)),
+        ):
+            if one != other:
+                raise CanonicalizationError(
+                    field.where,
+                    expected=f"{what} of {name} as in {fields[0].where}: {one}",
+                    received=str(other),
+                    remedy="Open these files one by one: their fields are not the same quantity.",
+                )
+
+
+def _levels(field: StoredField) -> str:
+    return _join(field.axes[1].values) if len(field.axes) == 4 else "none"
+
+
+def _span(values: np.ndarray) -> str:
+    """Number, first and last of a coordinate."""
+    first, last = (f"{v:g}" if values.dtype.kind == "f" else format_time(v) for v in (values[0], values[-1]))
+    return f"{len(values)} values, {first} to {last}"
+
+
+def _attributes(standard_name: str, units: str, axis: str) -> dict[str, str]:
+    return {"standard_name": standard_name, "units": units, "axis": axis}
+
+
+def _several(names: Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names  # a text is a sequence of letters to Python
+
+
+def _join(names: Iterable[Any]) -> str:
+    return ", ".join(map(str, names)) or "none"

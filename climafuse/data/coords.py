@@ -1,0 +1,387 @@
+"""Coordinates made canonical once, then checked; what would need a guess is refused.
+
+Canonical means: latitude in degrees north, ascending; longitude in degrees east, ascending in [0, 360); level
+in hPa, ascending; time decoded, ascending, ``datetime64[s]`` in UTC or cftime dates of another calendar. An
+``Axis`` says where each canonical value lies in the source, so that fields are put in order when they are
+read and not before.
+
+Coordinates are found by CF attributes first (standard name, then units), then by the names that products use,
+then by the ``axis`` attribute.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import cftime
+import numpy as np
+import xarray as xr
+
+from climafuse.data.times import as_time_axis, format_time
+from climafuse.errors import CanonicalizationError
+
+# Coordinates closer than this are the same place: file coordinates are often float32 (degrees; about 1 m).
+SAME_PLACE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A canonical coordinate and its way back to the source.
+
+    Args:
+        name: "time", "level", "latitude" or "longitude".
+        dimension: Dimension of the source along which it lies; None for a single value without dimension.
+        values: [n] canonical values, ascending.
+        positions: [n] index along the dimension of the source of each value.
+        twins: Pairs of positions (kept, left out) that stand for the same meridian; their values must be
+        equal.
+    """
+
+    name: str
+    dimension: Hashable | None
+    values: np.ndarray
+    positions: np.ndarray
+    twins: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a coordinate is recognized, and which units it may have."""
+
+    name: str
+    standard_names: tuple[str, ...]
+    units: tuple[str, ...]
+    names: tuple[str, ...]
+    axis: str
+
+
+_TIME = _Kind("time", ("time",), (), ("valid_time", "time", "Time", "TIME"), "T")
+_LATITUDE = _Kind(
+    "latitude",
+    ("latitude",),
+    ("degrees_north", "degree_north", "degrees_N", "degree_N", "degreesN", "degreeN"),
+    ("latitude", "lat", "Latitude", "LAT", "nav_lat", "XLAT"),
+    "Y",
+)
+_LONGITUDE = _Kind(
+    "longitude",
+    ("longitude",),
+    ("degrees_east", "degree_east", "degrees_E", "degree_E", "degreesE", "degreeE"),
+    ("longitude", "lon", "Longitude", "LON", "nav_lon", "XLONG"),
+    "X",
+)
+_DEGREES = ("degrees", "degree", "deg")
+
+# Pressure levels: names in use and, for those that imply it, the unit (ARCO-ERA5 and WeatherBench write
+# none).
+_LEVEL_NAMES = {"level": "hPa", "pressure_level": "hPa", "isobaricInhPa": "hPa", "lev": None, "plev": None}
+_LEVEL_UNITS = {
+    "hPa": 1.0,
+    "millibars": 1.0,
+    "millibar": 1.0,
+    "mbar": 1.0,
+    "mb": 1.0,
+    "Pa": 0.01,
+    "kPa": 10.0,
+}
+
+
+def time_axis(dataset: xr.Dataset, *, where: str) -> Axis:
+    """The time at which fields are valid.
+
+    Args:
+        dataset: As opened, decoded or not.
+        where: The file, for errors.
+
+    Returns:
+        The axis.
+
+    Raises:
+        CanonicalizationError: There is none, it cannot be decoded, or a time occurs twice.
+    """
+    name = _find(dataset, _TIME, where)
+    variable = dataset.variables[name]
+    argument = f"{where}: coordinate {str(name)!r}"
+    if variable.ndim > 1:
+        raise CanonicalizationError(
+            argument,
+            expected="one time for each step",
+            received=f"times along {_join(variable.dims)}",
+            remedy="Choose one lead time or one initial time, so that one time dimension is left.",
+        )
+    values = _decode_times(variable, argument)
+    positions = np.argsort(values, kind="stable")
+    values = values[positions]
+    same = np.flatnonzero(values[1:] == values[:-1])
+    if same.size:
+        raise CanonicalizationError(
+            argument,
+            expected="every time once",
+            received=f"{format_time(values[same[0]])} more than once",
+            remedy="Choose which of the fields of one time counts, and leave the others out.",
+        )
+    return Axis("time", variable.dims[0] if variable.dims else None, values, positions)
+
+
+def latitude_axis(dataset: xr.Dataset, *, where: str) -> Axis:
+    """Latitude, south to north.
+
+    Args:
+        dataset: As opened.
+        where: The file, for errors.
+
+    Returns:
+        The axis.
+
+    Raises:
+        CanonicalizationError: There is none, it is curvilinear or not in degrees north, or a value occurs
+        twice.
+    """
+    dimension, values, argument = _degrees(dataset, _LATITUDE, where)
+    if np.abs(values).max() > 90 + SAME_PLACE:
+        raise CanonicalizationError(
+            argument,
+            expected="latitudes from -90 to 90",
+            received=f"{values.min():g} to {values.max():g}",
+            remedy="Check that latitude and longitude are not exchanged.",
+        )
+    positions = np.argsort(values, kind="stable")
+    values = np.clip(values[positions], -90.0, 90.0)
+    _refuse_repeated(values, argument)
+    return Axis("latitude", dimension, values, positions)
+
+
+def longitude_axis(dataset: xr.Dataset, *, where: str) -> Axis:
+    """Longitude, eastward from Greenwich.
+
+    A grid that repeats its first meridian at its end (0 and 360, or -180 and 180) has it once in the axis;
+    ``twins`` keeps the other, whose fields must be equal.
+
+    Args:
+        dataset: As opened.
+        where: The file, for errors.
+
+    Returns:
+        The axis.
+
+    Raises:
+        CanonicalizationError: There is none, it is curvilinear or not in degrees east, or a value occurs
+        twice.
+    """
+    dimension, source, argument = _degrees(dataset, _LONGITUDE, where)
+    if source.max() - source.min() > 360 + SAME_PLACE or source.min() < -360 or source.max() > 720:
+        raise CanonicalizationError(
+            argument,
+            expected="longitudes that go around the globe at most once",
+            received=f"{source.min():g} to {source.max():g}",
+            remedy="Give longitudes in degrees east.",
+        )
+    values = np.round(source % 360.0, 6)
+    values[values >= 360.0] = 0.0  # -1e-9 % 360 rounds to 360
+    positions = np.argsort(values, kind="stable")
+    repeated = np.flatnonzero(np.diff(values[positions]) < SAME_PLACE)
+    twins = tuple((int(positions[i]), int(positions[i + 1])) for i in repeated)
+    twins = tuple(pair for pair in twins if abs(source[pair[0]] - source[pair[1]]) > 180)
+    positions = positions[~np.isin(positions, [left_out for _, left_out in twins])]
+    values = values[positions]
+    _refuse_repeated(values, argument)
+    return Axis("longitude", dimension, values, positions, twins)
+
+
+def level_axis(dataset: xr.Dataset, dimension: Hashable | None, *, where: str) -> Axis | None:
+    """Pressure levels along a dimension, or the one level that a scalar coordinate names.
+
+    Args:
+        dataset: As opened.
+        dimension: The dimension; None to look for a scalar coordinate.
+        where: The file, for errors.
+
+    Returns:
+        The axis in hPa; None if what lies there is no pressure.
+
+    Raises:
+        CanonicalizationError: A level occurs twice or is no positive number.
+    """
+    dims = () if dimension is None else (dimension,)
+    for name, variable in dataset.variables.items():
+        pressure = variable.attrs.get("standard_name") == "air_pressure"
+        if variable.dims != dims or not (pressure or name in _LEVEL_NAMES):
+            continue
+        factor = _LEVEL_UNITS.get(str(variable.attrs.get("units", _LEVEL_NAMES.get(str(name)))))
+        if factor is None:
+            continue
+        argument = f"{where}: coordinate {str(name)!r}"
+        values = np.round(np.atleast_1d(variable.values).astype(np.float64) * factor, 6)
+        if not (np.isfinite(values).all() and values.min() > 0):
+            raise CanonicalizationError(
+                argument,
+                expected="positive pressures",
+                received=f"{values.min():g} to {values.max():g} hPa",
+                remedy="Correct the coordinate of the file.",
+            )
+        positions = np.argsort(values, kind="stable")
+        _refuse_repeated(values[positions], argument)
+        return Axis("level", dimension, values[positions], positions)
+    return None
+
+
+def check_experiment_version(dataset: xr.Dataset, *, where: str) -> None:
+    """Refuse a mix of ERA5 (``expver`` 0001) and its preliminary release ERA5T (0005).
+
+    The two differ; in old files every field even exists twice, half of it missing.
+
+    Args:
+        dataset: As opened.
+        where: The file, for errors.
+
+    Raises:
+        CanonicalizationError: There is more than one version.
+    """
+    if "expver" not in dataset.variables and dataset.sizes.get("expver", 1) == 1:
+        return
+    versions = {"two versions along a dimension"}
+    if "expver" in dataset.variables:
+        values = dataset.variables["expver"].values
+        # Fixed-length text comes as an array of single characters with the length as its last dimension.
+        if values.dtype == "S1" and values.ndim:
+            values = values.view(f"S{values.shape[-1]}")
+        versions = {v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(values).tolist()}
+    if len(versions) > 1 or dataset.sizes.get("expver", 1) > 1:
+        raise CanonicalizationError(
+            f"{where}: coordinate 'expver'",
+            expected="one version: ERA5 (0001) or the preliminary ERA5T (0005)",
+            received=_join(sorted(versions)),
+            remedy="Select one version, and download the months that were preliminary again.",
+        )
+
+
+def _find(dataset: xr.Dataset, kind: _Kind, where: str) -> Hashable:
+    """Name of the coordinate: the first criterion that anything meets decides."""
+    variables = dataset.variables
+    criteria = (
+        [name for name, v in variables.items() if v.attrs.get("standard_name") in kind.standard_names],
+        [name for name, v in variables.items() if v.attrs.get("units") in kind.units],
+        [name for name in kind.names if name in variables],
+        [name for name, v in variables.items() if v.attrs.get("axis") == kind.axis],
+    )
+    candidates = next((found for found in criteria if found), [])
+    if not candidates:
+        raise CanonicalizationError(
+            where,
+            expected=f"a {kind.name} coordinate: standard_name {kind.standard_names[0]!r}, "
+            f"or one of the names {_join(kind.names)}",
+            received=f"variables {_join(variables)}; dimensions {_join(dataset.sizes)}",
+            remedy=f"Add a {kind.name} coordinate with CF attributes to the file.",
+        )
+    # Of several, the one that is a dimension's own coordinate; of several times, the time for which fields
+    # are valid.
+    for preferred in (
+        [name for name in candidates if variables[name].dims == (name,)],
+        [name for name in kind.names[:1] if name in candidates],
+    ):
+        candidates = preferred if len(candidates) > 1 and preferred else candidates
+    if len(candidates) > 1:
+        raise CanonicalizationError(
+            where,
+            expected=f"one {kind.name} coordinate",
+            received=_join(candidates),
+            remedy="Leave only the coordinate of the fields in the file.",
+        )
+    return candidates[0]
+
+
+def _degrees(dataset: xr.Dataset, kind: _Kind, where: str) -> tuple[Hashable | None, np.ndarray, str]:
+    """Dimension, values [n] and description of a horizontal coordinate, after the checks common to both."""
+    name = _find(dataset, kind, where)
+    variable = dataset.variables[name]
+    argument = f"{where}: coordinate {str(name)!r}"
+    if variable.ndim > 1:
+        raise CanonicalizationError(
+            argument,
+            expected=f"a rectilinear grid: {kind.name} along one dimension",
+            received=f"a curvilinear grid: {kind.name} along {_join(variable.dims)}",
+            remedy="Regrid to latitude and longitude first, for example with cdo or xarray-regrid.",
+        )
+    units = variable.attrs.get("units")
+    if units is not None and units not in (*kind.units, *_DEGREES):
+        raise CanonicalizationError(
+            argument,
+            expected=f"units {kind.units[0]!r}",
+            received=f"units {units!r}",
+            remedy="Fields on projected coordinates must be regridded; radians converted to degrees.",
+        )
+    values = np.round(np.atleast_1d(variable.values).astype(np.float64), 6)
+    if values.size == 0 or not np.isfinite(values).all():
+        raise CanonicalizationError(
+            argument,
+            expected="finite degrees",
+            received="missing values" if values.size else "no values",
+            remedy="Correct the coordinate of the file.",
+        )
+    return (variable.dims[0] if variable.dims else None), values, argument
+
+
+def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
+    """[T] datetime64[s] or cftime dates, to the nearest second."""
+    units = variable.attrs.get("units")
+    values = np.atleast_1d(variable.values)
+    decoded = values.dtype.kind == "M" or (values.size and isinstance(values.flat[0], cftime.datetime))
+    if not decoded:
+        attributes = {
+            key: value for key, value in variable.attrs.items() if key in ("units", "calendar", "_FillValue")
+        }
+        if values.dtype.kind not in "iuf" or " since " not in str(units):
+            raise CanonicalizationError(
+                argument,
+                expected="numbers with units such as 'hours since 1900-01-01', or dates",
+                received=f"{values.dtype} values with {'no units' if units is None else f'units {units!r}'}",
+                remedy="Add the units attribute, and calendar if it is not the standard one.",
+            )
+        try:
+            raw = xr.Dataset({"time": xr.Variable("time", values, attributes)})
+            # Seconds reach from the Big Bang to long after us; nanoseconds end in 2262.
+            values = xr.decode_cf(raw, decode_times=xr.coders.CFDatetimeCoder(time_unit="s"))["time"].values
+        except (ValueError, OverflowError) as error:
+            raise CanonicalizationError(
+                argument,
+                expected="a time that can be decoded",
+                received=f"units {units!r}, calendar {variable.attrs.get('calendar', 'standard')!r} "
+                f"({str(error).splitlines()[0]})",
+                remedy="Correct the units or calendar attribute.",
+            ) from error
+    if values.size == 0 or (values.dtype.kind == "M" and np.isnat(values).any()):
+        raise CanonicalizationError(
+            argument,
+            expected="a time for every step",
+            received="missing times" if values.size else "no times",
+            remedy="Correct the coordinate of the file.",
+        )
+    return as_time_axis(_to_second(values))
+
+
+def _to_second(values: np.ndarray) -> np.ndarray:
+    """Nearest second: days stored as fractions decode to 05:59:59.999999."""
+    if values.dtype.kind == "M":
+        if values.dtype == np.dtype("datetime64[s]"):
+            return values
+        return (values.astype("datetime64[ms]") + np.timedelta64(500, "ms")).astype("datetime64[s]")
+    half = datetime.timedelta(milliseconds=500)
+    return np.array([(time + half).replace(microsecond=0) for time in values], dtype=object)
+
+
+def _refuse_repeated(values: np.ndarray, argument: str) -> None:
+    repeated = np.flatnonzero(np.diff(values) < SAME_PLACE)
+    if repeated.size:
+        raise CanonicalizationError(
+            argument,
+            expected="every value once",
+            received=f"{values[repeated[0]]:g} twice",
+            remedy="Remove the repeated rows or columns from the file.",
+        )
+
+
+def _join(names: Any) -> str:
+    return ", ".join(map(str, names)) or "none"

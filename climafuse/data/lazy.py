@@ -1,0 +1,199 @@
+"""Fields that are read on use: picked, put in order, unpacked and converted when somebody asks for values.
+
+A ``StoredField`` is one variable in one file and knows where its canonical values lie. A ``LazyField`` is the
+same variable over all files, as an array that xarray can index. Every read of climate files goes through
+here: a file that proves broken only then raises ``ClimateFileError``, whoever reads.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from climafuse.data.coords import Axis
+from climafuse.errors import CanonicalizationError, ClimateFileError
+
+# MERRA-2 fills with 1e15, NetCDF by default with 9.97e36, and both lose the attribute that says so on their
+# way through other tools. No variable of the table comes near in any unit it is understood in.
+FILL_THRESHOLD = 1e14
+
+# What the libraries raise when a file ends or breaks in the middle: netCDF4 RuntimeError and OSError, codecs
+# of Zarr RuntimeError, ValueError, EOFError and zlib.error.
+_READ_ERRORS = (OSError, RuntimeError, ValueError, EOFError, zlib.error)
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn errors of the file libraries into ours; our own pass."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise broken(where, reason) from error
+
+
+def broken(where: str, reason: str) -> ClimateFileError:
+    """The error of a file that cannot be read."""
+    return ClimateFileError(
+        where,
+        expected="a complete NetCDF file or Zarr store",
+        received=f"a file that cannot be read ({reason})",
+        remedy="It may be truncated or damaged: download or write it again.",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class StoredField:
+    """One variable in one file, and how its values become canonical.
+
+    Args:
+        variable: As stored, lazy.
+        axes: Time, [level], latitude, longitude.
+        attributes: Canonical attributes.
+        fills: Stored values that mean "missing".
+        scale: SI value = scale · stored value + offset.
+        offset: See ``scale``.
+        unsigned: Whether stored integers are unsigned ones in disguise (NetCDF 3 has no others).
+        where: File and variable, for errors.
+    """
+
+    variable: xr.Variable
+    axes: tuple[Axis, ...]
+    attributes: dict[str, Any]
+    fills: tuple[Any, ...]
+    scale: float
+    offset: float
+    unsigned: bool
+    where: str
+
+    def read(self, steps: slice, picks: Sequence[np.ndarray]) -> np.ndarray:
+        """Canonical values.
+
+        Args:
+            steps: Stored time steps, in their stored order.
+            picks: For each further axis the canonical indices wanted.
+
+        Returns:
+            [steps, *lengths of picks] float32.
+
+        Raises:
+            ClimateFileError: The file breaks off.
+            CanonicalizationError: Two columns of one meridian differ.
+        """
+        time, *space = self.axes
+        indexers: dict[Hashable, Any] = dict.fromkeys(self.variable.dims, 0)  # what is no axis has length 1
+        if time.dimension is not None:
+            indexers[time.dimension] = steps
+        takes: list[np.ndarray] = []  # per spatial axis: where its values lie within the block that is read
+        twins: list[tuple[int, int]] = []  # columns of the result and of the block that must be equal
+        for axis, pick in zip(space, picks, strict=True):
+            positions = axis.positions[pick]
+            for kept, left_out in axis.twins:
+                if kept in positions:
+                    twins.append((int(np.flatnonzero(positions == kept)[0]), len(positions)))
+                    positions = np.append(positions, left_out)
+            # One contiguous block, put in order in memory: file libraries are slow at anything else.
+            start = int(positions.min())
+            if axis.dimension is not None:
+                indexers[axis.dimension] = slice(start, int(positions.max()) + 1)
+            takes.append(positions - start)
+        with reading(self.where):
+            block = self.variable.isel(indexers)
+            dims = [axis.dimension for axis in self.axes if axis.dimension is not None]
+            values = block.transpose(*dims).values
+        absent = [index for index, axis in enumerate(self.axes) if axis.dimension is None]
+        values = self._decode(np.expand_dims(values, absent))
+        for number, take in enumerate(takes, start=1):
+            values = np.take(values, take, axis=number)
+        for column, copy in twins:
+            if not np.array_equal(values[..., column], values[..., copy], equal_nan=True):
+                raise CanonicalizationError(
+                    self.where,
+                    expected="equal values in the two columns of one meridian (such as 0 and 360 degrees)",
+                    received="different values",
+                    remedy="Remove the column that is wrong.",
+                )
+        return values[..., : len(picks[-1])]
+
+    def _decode(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values -> float32 in SI units, NaN where missing."""
+        missing = np.zeros(stored.shape, dtype=bool)
+        for fill in self.fills:
+            missing |= stored == fill
+        if stored.dtype.kind == "f":
+            missing |= np.abs(stored) >= FILL_THRESHOLD
+        if self.unsigned:
+            stored = stored.astype(f"u{stored.dtype.itemsize}")
+        with np.errstate(over="ignore", invalid="ignore"):  # fill values may not fit
+            if (self.scale, self.offset) == (1.0, 0.0):
+                values = stored.astype(np.float32)
+            else:
+                # In double precision and rounded once: packed and plain files of the same field then agree.
+                values = (stored.astype(np.float64) * self.scale + self.offset).astype(np.float32)
+        values[missing] = np.nan
+        return values
+
+
+class LazyField(BackendArray):
+    """One canonical variable over all files, read on use: the array behind a canonical dataset.
+
+    Args:
+        fields: The variable in each file that holds it; spatial axes equal.
+        owner: [T] which of the fields holds each canonical time.
+        step: [T] which stored time step of it.
+    """
+
+    def __init__(self, fields: Sequence[StoredField], owner: np.ndarray, step: np.ndarray) -> None:
+        self.fields = fields
+        self.owner = owner
+        self.step = step
+        self.shape = (len(owner), *(len(axis.values) for axis in fields[0].axes[1:]))
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Values at an xarray index."""
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        picks = [np.atleast_1d(np.arange(size)[k]) for size, k in zip(self.shape, key, strict=True)]
+        values = np.empty([len(pick) for pick in picks], dtype=np.float32)  # [T, (level), H, W]
+        if values.size:
+            owner, step = self.owner[picks[0]], self.step[picks[0]]
+            # Steps that follow each other in one file are read in one piece.
+            breaks = np.flatnonzero((np.diff(owner) != 0) | (np.diff(step) != 1)) + 1
+            for run in np.split(np.arange(len(step)), breaks):
+                steps = slice(int(step[run[0]]), int(step[run[-1]]) + 1)
+                values[run[0] : run[-1] + 1] = self.fields[owner[run[0]]].read(steps, picks[1:])
+        return values[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]
+
+    def check_twins(self) -> None:
+        """Compare the two columns of one meridian at the first time: reading does it at every time."""
+        self._read((0, *(slice(None) for _ in self.shape[1:])))
+
+
+class DerivedField(BackendArray):
+    """A variable computed from others on use, cell by cell."""
+
+    def __init__(self, function: Callable[..., np.ndarray], inputs: Sequence[xr.Variable]) -> None:
+        self.function = function
+        self.inputs = inputs
+        self.shape = inputs[0].shape
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Values at an xarray index."""
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        picked = [
+            variable.isel(dict(zip(variable.dims, key, strict=True))).values for variable in self.inputs
+        ]
+        return np.asarray(self.function(*picked), dtype=np.float32)

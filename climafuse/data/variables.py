@@ -1,0 +1,425 @@
+"""Canonical variables: one name, one unit, one meaning each, and how every product spells them.
+
+Everything here is data. A new product is new aliases in the tables of variables; a new unit is a new spelling
+in ``QUANTITIES``; a derived variable is an entry with a function. Nothing is matched by likeness: a name, a
+unit or a cell method that the tables do not hold is refused.
+
+*Cell methods* say what a value stands for: the state at a time (``point``), the ``mean`` over an interval, or
+the ``sum`` over it. Precipitation exists twice for that reason: ERA5's ``tp`` is meters of water that fell
+during the hour that ends at the time stamp, MERRA-2's ``PRECTOT`` (``tprate``) is a mean flux. A state such
+as ``t2m`` may come as an instant (ERA5) or as an hourly mean (MERRA-2's ``tavg`` collections); it keeps its
+name, and the attribute ``cell_methods`` says which.
+
+Reference: CF standard-name table v93; ERA5 documentation (ECMWF), table 1 and "Conversion table for
+accumulated variables"; MERRA-2 file specification (Bosilovich et al. 2016, GMAO Office Note 9).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from climafuse.errors import CanonicalizationError, VariableNotFoundError
+
+Conversion = tuple[float, float]  # (scale, offset): SI value = scale * value + offset
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A physical quantity: its SI unit and the spellings of every unit that is understood.
+
+    Args:
+        units: The SI unit in UDUNITS spelling.
+        spellings: Unit as written in files (after ``_plain``) -> conversion to the SI unit.
+    """
+
+    units: str
+    spellings: Mapping[str, Conversion]
+
+
+_SAME: Conversion = (1.0, 0.0)
+_KELVIN = dict.fromkeys(("K", "kelvin", "Kelvin", "degK", "degrees_kelvin"), _SAME)
+_CELSIUS = ("degC", "degree_C", "degrees_C", "deg_C", "degree_Celsius", "degrees_Celsius", "degree_celsius",
+            "degrees_celsius", "Celsius", "celsius", "C", "°C")  # fmt: skip
+_FAHRENHEIT = ("degF", "degrees_F", "degree_F", "fahrenheit", "Fahrenheit", "°F")
+_PERCENT = dict.fromkeys(("%", "percent"), (0.01, 0.0))
+_ONE = dict.fromkeys(("1", "(0 - 1)", "0-1", "fraction"), _SAME)  # "(0 - 1)" is how ECMWF writes a fraction
+
+QUANTITIES: dict[str, Quantity] = {
+    "temperature": Quantity("K", {
+        **_KELVIN,
+        **dict.fromkeys(_CELSIUS, (1.0, 273.15)),
+        **dict.fromkeys(_FAHRENHEIT, (5 / 9, 459.67 * 5 / 9)),
+    }),
+    # A difference of temperatures has no zero point: 1 degC of anomaly is 1 K, not 274.15 K.
+    "temperature_difference": Quantity("K", {
+        **_KELVIN,
+        **dict.fromkeys(_CELSIUS, _SAME),
+        **dict.fromkeys(_FAHRENHEIT, (5 / 9, 0.0)),
+    }),
+    "pressure": Quantity("Pa", {
+        **dict.fromkeys(("Pa", "pascal", "Pascal", "pascals", "N m-2"), _SAME),
+        **dict.fromkeys(("hPa", "mbar", "mb", "millibar", "millibars"), (100.0, 0.0)),
+        "kPa": (1000.0, 0.0),
+    }),
+    "speed": Quantity("m s-1", {
+        **dict.fromkeys(("m s-1", "m/s", "m/sec", "meter second-1", "meters per second"), _SAME),
+        **dict.fromkeys(("km h-1", "km/h", "km hr-1"), (1 / 3.6, 0.0)),
+        **dict.fromkeys(("knot", "knots", "kt"), (1852 / 3600, 0.0)),
+    }),
+    # Depth of liquid water; 1 kg m-2 of water is 1 mm by the definition of the liquid water equivalent.
+    "water_depth": Quantity("m", {
+        **dict.fromkeys(("m", "meter", "metre", "meters", "metres", "m of water equivalent"), _SAME),
+        **dict.fromkeys(("mm", "kg m-2", "kg/m2"), (1e-3, 0.0)),
+        "cm": (1e-2, 0.0),
+    }),
+    "water_flux": Quantity("kg m-2 s-1", {
+        **dict.fromkeys(("kg m-2 s-1", "kg/m2/s", "kg/(m2 s)", "mm s-1", "mm/s"), _SAME),
+        **dict.fromkeys(("mm h-1", "mm/h", "mm hr-1", "mm/hr", "mm hour-1"), (1 / 3600, 0.0)),
+        **dict.fromkeys(("mm d-1", "mm day-1", "mm/day", "mm/d", "kg m-2 d-1"), (1 / 86400, 0.0)),
+    }),
+    "water_mass": Quantity("kg m-2", dict.fromkeys(("kg m-2", "kg/m2", "mm"), _SAME)),
+    "specific_humidity": Quantity("kg kg-1", {
+        **dict.fromkeys(("kg kg-1", "kg/kg", "1"), _SAME),
+        **dict.fromkeys(("g kg-1", "g/kg"), (1e-3, 0.0)),
+    }),
+    "fraction": Quantity("1", {**_ONE, **_PERCENT}),
+    "geopotential": Quantity("m2 s-2", dict.fromkeys(("m2 s-2", "m2/s2", "J kg-1"), _SAME)),
+    "height": Quantity("m", dict.fromkeys(("m", "meter", "metre", "meters", "metres", "gpm"), _SAME)),
+    "pressure_tendency": Quantity("Pa s-1", {
+        **dict.fromkeys(("Pa s-1", "Pa/s"), _SAME),
+        **dict.fromkeys(("hPa h-1", "hPa/h"), (100 / 3600, 0.0)),
+    }),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How a derived variable follows from others, cell by cell.
+
+    Args:
+        inputs: Canonical names, in the order of the function's arguments.
+        function: Numpy arrays in SI units -> numpy array in SI units.
+    """
+
+    inputs: tuple[str, ...]
+    function: Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A canonical variable.
+
+    Args:
+        name: Short name, that of ERA5 where ERA5 has one.
+        long_name: For people.
+        standard_name: CF standard name.
+        quantity: Key of ``QUANTITIES``; gives the SI unit.
+        cell_method: "point", "mean" or "sum".
+        aliases: What products call it, case included (``T`` of MERRA-2 is not ``t``).
+        by_standard_name: Whether the standard name alone identifies it. Not where a height or more is needed:
+            ``air_temperature`` may be of any height.
+        on_levels: Whether it has a value on every pressure level.
+        level: Pressure in hPa, for a channel (one level of a variable on levels).
+        parent: The variable on levels that a channel is a level of.
+        derive: How it follows from other variables; None for variables that are only read.
+    """
+
+    name: str
+    long_name: str
+    standard_name: str
+    quantity: str
+    cell_method: str = "point"
+    aliases: tuple[str, ...] = ()
+    by_standard_name: bool = True
+    on_levels: bool = False
+    level: float | None = None
+    parent: str | None = None
+    derive: Derivation | None = field(default=None, compare=False)
+
+    @property
+    def units(self) -> str:
+        """SI unit."""
+        return QUANTITIES[self.quantity].units
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """CF attributes of a canonical field of this variable."""
+        attributes = {"long_name": self.long_name, "standard_name": self.standard_name, "units": self.units}
+        if self.quantity == "temperature_difference":
+            attributes["units_metadata"] = "temperature: difference"
+        return attributes | {"cell_methods": f"time: {self.cell_method}"}
+
+
+# Aliases in the order: ERA5 (GRIB and CDS names), ARCO-ERA5 and WeatherBench, MERRA-2, CMIP.
+_SINGLE_LEVEL = (
+    Variable("t2m", "2 meter temperature", "air_temperature", "temperature", by_standard_name=False,
+             aliases=("2t", "VAR_2T", "2m_temperature", "T2M", "tas")),
+    Variable("d2m", "2 meter dew point temperature", "dew_point_temperature", "temperature",
+             by_standard_name=False, aliases=("2d", "VAR_2D", "2m_dewpoint_temperature", "T2MDEW")),
+    Variable("q2m", "2 meter specific humidity", "specific_humidity", "specific_humidity",
+             by_standard_name=False, aliases=("2sh", "QV2M", "huss")),
+    Variable("skt", "skin temperature", "surface_temperature", "temperature",
+             aliases=("skin_temperature", "TS", "ts")),
+    Variable("u10", "10 meter eastward wind", "eastward_wind", "speed", by_standard_name=False,
+             aliases=("10u", "VAR_10U", "10m_u_component_of_wind", "U10M", "uas")),
+    Variable("v10", "10 meter northward wind", "northward_wind", "speed", by_standard_name=False,
+             aliases=("10v", "VAR_10V", "10m_v_component_of_wind", "V10M", "vas")),
+    Variable("ws10", "10 meter wind speed", "wind_speed", "speed", by_standard_name=False,
+             aliases=("10si", "si10", "10m_wind_speed", "sfcWind"),
+             derive=Derivation(("u10", "v10"), np.hypot)),
+    Variable("msl", "mean sea level pressure", "air_pressure_at_mean_sea_level", "pressure",
+             aliases=("MSL", "mean_sea_level_pressure", "SLP", "slp", "psl", "prmsl")),
+    Variable("sp", "surface pressure", "surface_air_pressure", "pressure",
+             aliases=("SP", "surface_pressure", "PS", "ps")),
+    Variable("tp", "total precipitation", "lwe_thickness_of_precipitation_amount", "water_depth", "sum",
+             aliases=("TP", "total_precipitation")),
+    Variable("tprate", "mean total precipitation rate", "precipitation_flux", "water_flux", "mean",
+             aliases=("mtpr", "avg_tprate", "mean_total_precipitation_rate", "PRECTOT", "pr")),
+    # MERRA-2 holds both what its model rained (PRECTOT) and what its land surface got, corrected by gauges.
+    Variable("tprate_corrected", "mean total precipitation rate, corrected by observations",
+             "precipitation_flux", "water_flux", "mean", by_standard_name=False,
+             aliases=("PRECTOTCORR", "PRECTOTCORRLAND")),
+    Variable("tcwv", "total column water vapor", "atmosphere_mass_content_of_water_vapor", "water_mass",
+             aliases=("total_column_water_vapour", "TQV", "prw")),
+    Variable("tcc", "total cloud cover", "cloud_area_fraction", "fraction", by_standard_name=False,
+             aliases=("TCC", "total_cloud_cover", "CLDTOT", "clt")),
+    Variable("sst", "sea surface temperature", "sea_surface_temperature", "temperature",
+             aliases=("SSTK", "sea_surface_temperature", "tos")),
+    # CF v93 has no name of its own for an anomaly of sea surface temperature; this one is the nearest.
+    Variable("sst_anomaly", "sea surface temperature anomaly", "surface_temperature_anomaly",
+             "temperature_difference", by_standard_name=False,
+             aliases=("ssta", "sea_surface_temperature_anomaly")),
+    Variable("siconc", "sea ice concentration", "sea_ice_area_fraction", "fraction",
+             aliases=("ci", "CI", "sea_ice_cover", "FRSEAICE")),
+)  # fmt: skip
+
+_ON_LEVELS = (
+    Variable("t", "temperature", "air_temperature", "temperature", aliases=("temperature", "T", "ta")),
+    Variable("u", "eastward wind", "eastward_wind", "speed", aliases=("u_component_of_wind", "U", "ua")),
+    Variable("v", "northward wind", "northward_wind", "speed", aliases=("v_component_of_wind", "V", "va")),
+    Variable("w", "vertical pressure velocity", "lagrangian_tendency_of_air_pressure", "pressure_tendency",
+             aliases=("vertical_velocity", "OMEGA", "wap")),
+    Variable("q", "specific humidity", "specific_humidity", "specific_humidity",
+             aliases=("specific_humidity", "QV", "hus")),
+    Variable("r", "relative humidity", "relative_humidity", "fraction",
+             aliases=("relative_humidity", "RH", "hur")),
+    Variable("z", "geopotential", "geopotential", "geopotential", aliases=("geopotential",)),
+    Variable("zg", "geopotential height", "geopotential_height", "height",
+             aliases=("gh", "geopotential_height", "H")),
+)  # fmt: skip
+
+# Levels of ERA5 and MERRA-2 from 50 hPa down. Higher up a channel's name would be that of a height in meters
+# (u10), so those levels are reached through the level dimension only.
+LEVELS = (50, 70, 100, 125, 150, 175, 200, 225, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 725, 750,
+          775, 800, 825, 850, 875, 900, 925, 950, 975, 1000)  # fmt: skip
+
+# MERRA-2 and CMIP write single levels as T850, Q850, H500, ta850, zg500.
+_CHANNEL_PREFIXES = {"t": ("T", "ta"), "u": ("U", "ua"), "v": ("V", "va"), "w": ("OMEGA", "wap"),
+                     "q": ("Q", "hus"), "r": ("RH", "hur"), "z": (), "zg": ("H", "gh")}  # fmt: skip
+
+
+def _channels() -> list[Variable]:
+    return [
+        replace(
+            parent,
+            name=f"{parent.name}{level}",
+            long_name=f"{parent.long_name} at {level} hPa",
+            aliases=tuple(f"{prefix}{level}" for prefix in _CHANNEL_PREFIXES[parent.name]),
+            by_standard_name=False,
+            level=float(level),
+            parent=parent.name,
+        )
+        for parent in _ON_LEVELS
+        for level in LEVELS
+    ]
+
+
+VARIABLES: dict[str, Variable] = {
+    variable.name: variable
+    for variable in (*_SINGLE_LEVEL, *(replace(v, on_levels=True) for v in _ON_LEVELS), *_channels())
+}
+"""Canonical name -> variable: on a single level, on levels, and channels of those such as ``t850``."""
+
+_BY_NAME: dict[str, Variable] = {
+    spelling: variable for variable in VARIABLES.values() for spelling in (variable.name, *variable.aliases)
+}
+# What a wrong unit of these most likely means.
+_UNIT_NOTES = {
+    "water_depth": " A rate is another variable: tprate.",
+    "water_flux": " A depth of water is another variable: tp.",
+    "geopotential": " A height in meters is another variable: zg.",
+    "height": " A geopotential is another variable: z.",
+}
+_STANDARD_NAMES = {variable.standard_name for variable in VARIABLES.values()}
+
+# What a file may say of a canonical cell method. The mean of a state over an hour is still that state (and
+# labeled so); a sum is no mean, and a maximum is neither.
+_ACCEPTED_METHODS = {"point": ("point", "mean"), "mean": ("mean",), "sum": ("sum",)}
+# How GRIB-born files say it (ecCodes stepType; "avgua", "avgad" and the like are monthly means).
+_GRIB_STEP_TYPES = {"instant": "point", "accum": "sum", "avg": "mean", "avgua": "mean", "avgad": "mean",
+                    "avgas": "mean", "avgid": "mean", "max": "maximum", "min": "minimum"}  # fmt: skip
+
+
+def match_variable(name: str, attributes: Mapping[str, Any], *, has_level: bool = False) -> Variable | None:
+    """The canonical variable of a field as a file holds it, by name and else by CF standard name.
+
+    Args:
+        name: Name in the file.
+        attributes: Its attributes.
+        has_level: Whether the field lies on a pressure level or several.
+
+    Returns:
+        The variable, or None where the table holds none.
+    """
+    variable = _BY_NAME.get(name)
+    if variable is not None:
+        # T or z on no level is something else: ERA5's single-level z is the geopotential of the ground.
+        return None if variable.on_levels and not has_level else variable
+    standard_name = attributes.get("standard_name")
+    for candidate in VARIABLES.values():
+        named = candidate.by_standard_name and candidate.standard_name == standard_name
+        if named and candidate.on_levels == has_level:
+            return candidate
+    return None
+
+
+def check_standard_name(variable: Variable, attributes: Mapping[str, Any], *, argument: str) -> None:
+    """Refuse a field whose name says one thing and whose standard name says another.
+
+    Standard names outside the table are left alone: MERRA-2 fills that attribute with phrases of its own, and
+    ECMWF's converter with "unknown".
+
+    Args:
+        variable: What the field is by its name.
+        attributes: Its attributes.
+        argument: How to name the field in an error.
+
+    Raises:
+        CanonicalizationError: They contradict each other.
+    """
+    stated = attributes.get("standard_name")
+    if stated in _STANDARD_NAMES - {variable.standard_name}:
+        raise CanonicalizationError(
+            argument,
+            expected=f"standard_name {variable.standard_name!r}, as the name means {variable.long_name}",
+            received=f"standard_name {stated!r}",
+            remedy="Correct the attribute, or rename the variable to what it is.",
+        )
+
+
+def find_variable(name: str, attributes: Mapping[str, Any] | None = None) -> Variable:
+    """The canonical variable that a name stands for.
+
+    Args:
+        name: Canonical name, or that of ERA5, ARCO-ERA5, WeatherBench, MERRA-2 or CMIP.
+        attributes: Attributes of the field, for names that say nothing.
+
+    Returns:
+        The variable.
+
+    Raises:
+        VariableNotFoundError: The table holds no such variable.
+        CanonicalizationError: Name and standard name contradict each other.
+    """
+    attributes = attributes or {}
+    variable = match_variable(name, attributes, has_level=True) or match_variable(name, attributes)
+    if variable is None:
+        raise VariableNotFoundError(
+            f"variable {name!r}",
+            expected=f"one of {', '.join(known_names())}",
+            received=repr(name),
+            remedy="Use one of these names, or the name ERA5 or MERRA-2 gives to the same field.",
+        )
+    check_standard_name(variable, attributes, argument=f"variable {name!r}")
+    return variable
+
+
+def known_names() -> list[str]:
+    """Canonical names for a message: channels in short form."""
+    names = [variable.name for variable in VARIABLES.values() if variable.level is None]
+    return [*names, "and one level of those on levels, as in t850"]
+
+
+def unit_conversion(variable: Variable, units: object, *, argument: str) -> Conversion:
+    """How to bring a field to SI units.
+
+    Args:
+        variable: What it is.
+        units: Its ``units`` attribute; None where it has none.
+        argument: How to name the field in an error.
+
+    Returns:
+        Scale and offset: SI value = scale · value + offset.
+
+    Raises:
+        CanonicalizationError: No unit, or none of this quantity.
+    """
+    quantity = QUANTITIES[variable.quantity]
+    conversion = None if units is None else quantity.spellings.get(_plain(str(units)))
+    if conversion is None:
+        raise CanonicalizationError(
+            argument,
+            expected=f"units of {variable.long_name}: {', '.join(quantity.spellings)}",
+            received="no units attribute" if units is None else f"units {str(units)!r}",
+            remedy=f"Correct the units attribute of the file.{_UNIT_NOTES.get(variable.quantity, '')}",
+        )
+    return conversion
+
+
+def cell_methods(
+    variable: Variable, attributes: Mapping[str, Any], collection: Mapping[str, Any], *, argument: str
+) -> str:
+    """The ``cell_methods`` attribute of a canonical field; checked against what the variable is.
+
+    Args:
+        variable: What the field is.
+        attributes: Attributes of the field: ``cell_methods``, or ``GRIB_stepType``.
+        collection: Attributes of the file; ``ShortName`` of MERRA-2 tells whether it is time-averaged.
+        argument: How to name the field in an error.
+
+    Returns:
+        The file's own words where it has them, else ``time: <method>``.
+
+    Raises:
+        CanonicalizationError: The field is a mean where the variable is a sum, or the like.
+    """
+    stated = str(attributes.get("cell_methods", ""))
+    method = time_method(attributes, collection)
+    if method is None:
+        return variable.attributes["cell_methods"]
+    if method not in _ACCEPTED_METHODS[variable.cell_method]:
+        raise CanonicalizationError(
+            argument,
+            expected=f"cell method {' or '.join(_ACCEPTED_METHODS[variable.cell_method])} over time, "
+            f"as {variable.name} is {variable.long_name} in {variable.units}",
+            received=f"cell method {method}",
+            remedy="Sums, means, extremes and instants are different variables: convert with the known "
+            "interval, and name the result for what it is.",
+        )
+    return stated if "time:" in stated else f"time: {method}"
+
+
+def time_method(attributes: Mapping[str, Any], collection: Mapping[str, Any]) -> str | None:
+    """What a file says a value stands for: "point", "mean", "sum" or another method; None if it is silent."""
+    stated = set(re.findall(r"\btime\s*:\s*(\w+)", str(attributes.get("cell_methods", ""))))
+    if stated:
+        return " and ".join(sorted(stated))
+    step_type = attributes.get("GRIB_stepType")
+    if step_type is not None:
+        return _GRIB_STEP_TYPES.get(str(step_type), str(step_type))
+    # MERRA-2 short names: M2T1NXSLV is time-averaged hourly, M2I1NXASM instantaneous, M2IMNPASM a monthly
+    # mean of instants, M2IUNPASM a monthly mean diurnal cycle.
+    short_name = re.match(r"M2([TI])(\w)", str(collection.get("ShortName", "")))
+    if short_name is None:
+        return None
+    return "point" if short_name[1] == "I" and short_name[2] not in "MU" else "mean"
+
+
+def _plain(units: str) -> str:
+    """One spelling for exponents and spaces: ``m s**-1`` and ``m  s^-1`` are ``m s-1``."""
+    return " ".join(units.replace("**", "").replace("^", "").split())
