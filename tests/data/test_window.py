@@ -8,7 +8,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from climafuse.data.window import Box, Window, locate_box, select_window
+from climafuse.data.window import Box, Grid, Window, select_window
 from climafuse.errors import (
     CanonicalizationError,
     OutOfRangeError,
@@ -38,7 +38,7 @@ def make_dataset(
 
 
 def cells(box: Box, latitude: np.ndarray = LATITUDE, longitude: np.ndarray = LONGITUDE) -> tuple[list, list]:
-    rows, columns = locate_box(latitude, longitude, box)
+    rows, columns = Grid(latitude, longitude).locate(box)
     return list(latitude[rows]), [value for piece in columns for value in longitude[piece]]
 
 
@@ -120,7 +120,7 @@ def test_region_over_greenwich_cuts_off_at_its_edges() -> None:
 def test_place_outside_a_region_is_refused(place: tuple[float, float]) -> None:
     region = np.array([*range(10), *range(350, 360)], dtype=np.float64)
     with pytest.raises(OutOfRangeError, match=r"within the fields, latitude 40 to 60"):
-        locate_box(np.arange(40.0, 61.0), region, Box(*place, 30, 30))
+        Grid(np.arange(40.0, 61.0), region).locate(Box(*place, 30, 30))
 
 
 def test_gaussian_grid_covers_the_pole() -> None:
@@ -130,7 +130,7 @@ def test_gaussian_grid_covers_the_pole() -> None:
 
 def test_box_between_cells_is_refused() -> None:
     with pytest.raises(OutOfRangeError, match="at least one grid cell"):
-        locate_box(LATITUDE, LONGITUDE, Box(0.5, 0.5, 0.5, 0.5))
+        Grid(LATITUDE, LONGITUDE).locate(Box(0.5, 0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize(("args", "error"), [
