@@ -1,0 +1,360 @@
+"""What a run tells while it goes on, and when it stops before its last step.
+
+One line of `log.jsonl` for each logging step and each evaluation, the same scalars to TensorBoard, one line
+of progress for the person watching. Early stopping keeps no state of its own: it is a pure function of the
+evaluations so far, which a checkpoint holds, so a resumed run stops exactly where an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from climafuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOG_FILE = "log.jsonl"
+
+
+class RunClock:
+    """Seconds of training, over all the times a run was resumed.
+
+    Args:
+        now: A clock that never goes back.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._start: float | None = None
+        self._before = 0.0
+
+    def start(self, before: float = 0.0) -> None:
+        """Starts counting.
+
+        Args:
+            before: Seconds that the run had taken when it was interrupted.
+        """
+        self._start, self._before = self._now(), before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self._before + (0.0 if self._start is None else self._now() - self._start)
+
+
+class TimeLimit(TrainerCallback):
+    """Stops after the step that leaves no time for another one; that step is evaluated and saved.
+
+    Args:
+        clock: The clock of the run.
+        max_seconds: The limit.
+    """
+
+    def __init__(self, clock: RunClock, max_seconds: float) -> None:
+        self.clock = clock
+        self.max_seconds = max_seconds
+        self.reached = False
+        self._previous: float | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forgets the length of earlier steps."""
+        self._previous, self.reached = None, False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compares the time left with the length of the last step."""
+        seconds = self.clock.seconds
+        step_seconds = 0.0 if self._previous is None else seconds - self._previous
+        self._previous = seconds
+        if seconds + step_seconds >= self.max_seconds and not control.should_training_stop:
+            self.reached = True
+            stop(args, control)
+
+
+class EarlyStopping(TrainerCallback):
+    """Stops after several evaluations in a row that brought no improvement.
+
+    Args:
+        patience: How many.
+        metric: Key of the metric in the evaluation log, such as "eval_loss".
+        greater_is_better: Direction of the metric.
+        minimum_improvement: Smaller changes do not count.
+    """
+
+    def __init__(
+        self, patience: int, metric: str, *, greater_is_better: bool, minimum_improvement: float
+    ) -> None:
+        self.patience = patience
+        self.metric = metric
+        self.greater_is_better = greater_is_better
+        self.minimum_improvement = minimum_improvement
+        self.reached = False
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Counts the evaluations since the best one."""
+        sign = -1.0 if self.greater_is_better else 1.0
+        losses = [sign * entry[self.metric] for entry in state.log_history if self.metric in entry]
+        waited = evaluations_without_improvement(losses, self.minimum_improvement)
+        self.reached = waited >= self.patience
+        if self.reached:
+            control.should_training_stop = True
+            control.should_save = True
+
+
+def evaluations_without_improvement(losses: Iterable[float], minimum_improvement: float = 0.0) -> int:
+    """How many values at the end of a series did not improve on the best one before them.
+
+    Args:
+        losses: Values in order, smaller being better.
+        minimum_improvement: By how much a value must be smaller than the best to count.
+    """
+    best, waited = math.inf, 0
+    for loss in losses:
+        if loss < best - minimum_improvement:
+            best, waited = loss, 0
+        else:
+            waited += 1
+    return waited
+
+
+def stop(args: TrainingArguments, control: TrainerControl) -> None:
+    """Asks for a clean end of training after this step: evaluated (if there is anything to) and saved."""
+    control.should_training_stop = True
+    control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
+    control.should_save = True
+
+
+class JsonLinesLog(TrainerCallback):
+    """Appends one JSON object a logging step or evaluation to a file.
+
+    Lines past the step a run is resumed from are dropped first, as those steps are taken again: no step
+    stands there twice.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Makes the file end at the step training goes on from."""
+        kept = (
+            [line for line in read_log(self.path) if line["step"] <= state.global_step]
+            if state.global_step
+            else []
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f"tmp-{self.path.name}")
+        temporary.write_text("".join(_json_line(line) for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes one line, so that a killed run loses none before it."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_json_line({"step": state.global_step, **(logs or {})}))
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's `log.jsonl`. A last line that a kill cut short is left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last line feed is unfinished or empty
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    # JSON has no NaN; a log that other programs cannot read would hide what it wants to show.
+    return json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class TensorBoardLog(TrainerCallback):
+    """Writes every logged number as a TensorBoard scalar.
+
+    Args:
+        directory: Folder of the event files.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if find_spec("tensorboard") is None:
+            raise UsageError(
+                "output.tensorboard",
+                expected="the tensorboard package",
+                received="none installed",
+                remedy="pip install tensorboard, or set output.tensorboard: false.",
+            )
+        self.directory = directory
+        self._writer: SummaryWriter | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens an event file; on resuming, points past the resumed step are taken off the curves."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = state.global_step + 1 if state.global_step else None
+        self._writer = SummaryWriter(str(self.directory), purge_step=purge)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the numbers of one log line."""
+        for name, value in (logs or {}).items():
+            if self._writer is not None and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class Progress(TrainerCallback):
+    """One line of progress with the time left: rewritten in place on a terminal, every few seconds otherwise.
+
+    Args:
+        clock: The clock of the run.
+        max_seconds: The time limit of the run, if it has one.
+        stream: Where to write; None for standard error.
+        interval: Seconds between lines; None for 0.2 on a terminal and 5 otherwise.
+    """
+
+    def __init__(
+        self,
+        clock: RunClock,
+        *,
+        max_seconds: float | None = None,
+        stream: TextIO | None = None,
+        interval: float | None = None,
+    ) -> None:
+        self.clock = clock
+        self.max_seconds = max_seconds
+        self.stream = stream if stream is not None else sys.stderr
+        self.terminal = self.stream.isatty()
+        self.interval = interval if interval is not None else (0.2 if self.terminal else 5.0)
+        self._shown = -math.inf
+        self._begin = (0, 0.0)
+        self._metrics: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remembers where this session began: only its own steps say how fast it goes."""
+        self._begin = (state.global_step, self.clock.seconds)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keeps the newest of the numbers that the line shows."""
+        self._metrics.update(
+            {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Shows the line if it is due."""
+        seconds = self.clock.seconds
+        if seconds - self._shown >= self.interval:
+            self._shown = seconds
+            self._show(self.line(state.global_step, state.max_steps))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves a last line standing."""
+        self._show(self.line(state.global_step, state.max_steps))
+        if self.terminal:
+            self.stream.write("\n")
+
+    def line(self, step: int, steps: int) -> str:
+        """The line after some step.
+
+        Args:
+            step: Steps done.
+            steps: Steps in all.
+        """
+        first_step, first_seconds = self._begin
+        seconds = self.clock.seconds
+        per_step = (seconds - first_seconds) / max(step - first_step, 1)
+        left = (steps - step) * per_step
+        if self.max_seconds is not None:
+            left = min(left, max(self.max_seconds - seconds, 0.0))
+        shown = [f"step {step}/{steps}"]
+        for key, name in (("loss", "loss"), ("eval_loss", "validation loss")):
+            if key in self._metrics:
+                shown.append(f"{name} {self._metrics[key]:.3f}")
+        if "samples_per_second" in self._metrics:
+            shown.append(f"{self._metrics['samples_per_second']:.1f} samples/s")
+        return "  ".join([*shown, f"{duration(seconds)} gone, {duration(left)} left"])
+
+    def _show(self, line: str) -> None:
+        self.stream.write(f"\r\x1b[K{line}" if self.terminal else f"{line}\n")
+        self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: "48 s", "2 min 10 s", "3 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held resident so far, in 10⁹ bytes; 0 where the system cannot say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes on macOS, KiB on Linux

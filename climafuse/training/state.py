@@ -1,0 +1,169 @@
+"""Everything beside the weights that a resumed run needs, as safetensors and JSON: nothing is ever pickled.
+
+optimizer.safetensors   `<parameter name>:<moment>`, so that no order of parameters is relied upon
+random.safetensors      generator states of Python, NumPy, torch and every GPU
+training_state.json     optimizer groups, schedule, generator odds and ends, seconds trained, the settings
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from climafuse.errors import CheckpointError
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+RANDOM_FILE = "random.safetensors"
+STATE_FILE = "training_state.json"
+
+
+def save_optimizer(
+    directory: Path, optimizer: torch.optim.Optimizer, model: nn.Module
+) -> list[dict[str, Any]]:
+    """Writes the moments of an optimizer and returns its groups for the JSON file.
+
+    Args:
+        directory: The folder.
+        optimizer: The optimizer.
+        model: The model whose parameters it holds.
+
+    Returns:
+        The groups, with parameter names in place of parameters.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    moments = {
+        f"{names[parameter]}:{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    save_file(moments, directory / OPTIMIZER_FILE)
+    return [
+        {**group, "params": [names[parameter] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+
+
+def load_optimizer(
+    directory: Path, groups: list[dict[str, Any]], optimizer: torch.optim.Optimizer, model: nn.Module
+) -> None:
+    """Restores what `save_optimizer` wrote, by parameter name.
+
+    Args:
+        directory: The folder.
+        groups: The groups from the JSON file.
+        optimizer: An optimizer made for the same model.
+        model: The model.
+
+    Raises:
+        CheckpointError: The groups hold other parameters, or a moment belongs to none of them or has
+            another shape.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    expected = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+    if expected != [group["params"] for group in groups]:
+        received = [name for group in groups for name in group["params"]]
+        wanted = [name for group in expected for name in group]
+        odd = sorted(set(received) ^ set(wanted))
+        raise CheckpointError(
+            str(directory / STATE_FILE),
+            expected=f"the {len(wanted)} trainable parameters of this model in the same groups",
+            received=f"{len(received)}; first difference: {odd[0] if odd else 'their grouping'}",
+            remedy="Resume with the configuration that the run was started with.",
+        )
+    moments = load_file(directory / OPTIMIZER_FILE)
+    shapes = {name: parameter.shape for parameter, name in names.items()}
+    index = {name: position for position, name in enumerate(name for group in expected for name in group)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        name, _, moment = key.rpartition(":")
+        if name not in index or (value.ndim and value.shape != shapes[name]):
+            raise CheckpointError(
+                str(directory / OPTIMIZER_FILE),
+                expected=f"moments of shape {list(shapes[name])}" if name in index else "known parameters",
+                received=f"{key} of shape {list(value.shape)}",
+                remedy="Resume with the configuration that the run was started with.",
+            )
+        state.setdefault(index[name], {})[moment] = value
+    plain = [
+        {
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in group.items()},
+            "params": [index[name] for name in group["params"]],
+        }
+        for group in groups
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": plain})
+
+
+def save_random(directory: Path) -> dict[str, Any]:
+    """Writes the state of every random generator; returns what of it is not a tensor, for the JSON file."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    tensors = {
+        "python": torch.tensor(words, dtype=torch.int64),  # [625]
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),  # [624]
+        "torch": torch.get_rng_state(),
+    }
+    for number, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
+        tensors[f"cuda.{number}"] = state
+    save_file(tensors, directory / RANDOM_FILE)
+    return {"python": [version, gauss], "numpy": [kind, int(position), int(has_gauss), float(cached)]}
+
+
+def load_random(directory: Path, rest: Mapping[str, Any]) -> None:
+    """Restores what `save_random` wrote.
+
+    Args:
+        directory: The folder.
+        rest: What `save_random` returned.
+
+    Raises:
+        CheckpointError: The checkpoint was written with another number of GPUs.
+    """
+    tensors = load_file(directory / RANDOM_FILE)
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    saved = sum(name.startswith("cuda.") for name in tensors)
+    if saved != devices:
+        raise CheckpointError(
+            str(directory / RANDOM_FILE),
+            expected=f"random states of {devices} GPUs",
+            received=f"{saved}",
+            remedy="Resume on as many GPUs as the run was started on.",
+        )
+    version, gauss = rest["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    kind, position, has_gauss, cached = rest["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["torch"])
+    if devices:
+        torch.cuda.set_rng_state_all([tensors[f"cuda.{number}"] for number in range(devices)])
+
+
+def write_state(directory: Path, content: Mapping[str, Any]) -> None:
+    """Writes the JSON file of a checkpoint; floats keep every bit."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    (directory / STATE_FILE).write_text(text, encoding="utf-8")
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Reads the JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: There is none: the folder is a saved model, from which no run can be resumed.
+    """
+    path = directory / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            str(path),
+            expected="the training state of a checkpoint",
+            received="no such file",
+            remedy="Resume from a checkpoint-N folder of a run, not from a saved model.",
+        )
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,852 @@
+"""ClimateTextTrainer: the Hugging Face Trainer with the gaps closed that would let a run fail quietly.
+
+What is different, and why:
+
+- A loss or gradient that is not finite stops the run *before* the optimizer step and names the samples. The
+  Trainer hides it from the log and takes the step.
+- Checkpoints appear whole or not at all, are verified, and hold no pickle (`checkpoint.py`, `state.py`).
+- Weights load strictly. The Trainer's `strict=False` resumes from half a checkpoint without a word.
+- Gates have their own learning rate; the gradient norm is known for every part of the model.
+- The evaluation loss is a mean over answer tokens, not a mean of batch means.
+- `max_seconds` ends a run cleanly: evaluated, saved, resumable.
+
+The model computes its own loss (shifted, answer tokens only) and divides it by `num_items_in_batch`, so that
+accumulation over microbatches changes nothing. Dataset and collator must be pure functions of the sample
+number: batches are fetched one ahead, so one that drew from a global random generator could not be resumed
+exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+
+from climafuse.errors import CheckpointError, NonFiniteError, TrainingError
+from climafuse.training.callbacks import (
+    LOG_FILE,
+    EarlyStopping,
+    JsonLinesLog,
+    Progress,
+    RunClock,
+    TensorBoardLog,
+    TimeLimit,
+    peak_memory_gb,
+)
+from climafuse.training.checkpoint import (
+    checkpoint_path,
+    list_checkpoints,
+    newest_good_checkpoint,
+    remove_unfinished,
+    rotate_checkpoints,
+    verify_checkpoint,
+    write_folder,
+)
+from climafuse.training.config import EvaluationConfig, OutputConfig, RunConfig, TrainingConfig
+from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
+from climafuse.training.state import (
+    load_optimizer,
+    load_random,
+    read_state,
+    save_optimizer,
+    save_random,
+    write_state,
+)
+
+CARD_FILE = "README.md"
+CONFIG_FILE = "run.yaml"
+TRAINER_STATE_FILE = "trainer_state.json"
+# Bookkeeping of the collator that is not an input of the model.
+SAMPLE_KEY = "sample"
+
+# The Trainer calls these; were one renamed, its override would never run and a gap would be open again.
+_OVERRIDDEN = (
+    "_clip_grad_norm",
+    "_determine_best_metric",
+    "_get_grad_norm",
+    "_get_train_sampler",
+    "_init_training_state",
+    "_load_best_model",
+    "_load_from_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "_load_rng_state",
+    "_prepare_inputs",
+    "_save_checkpoint",
+    "create_optimizer",
+    "create_scheduler",
+    "evaluation_loop",
+    "floating_point_ops",
+    "get_batch_samples",
+    "prediction_step",
+    "training_step",
+)
+
+# Settings that may differ when a run is resumed: how long it goes on and how it is watched, not what it
+# computes.
+_MAY_CHANGE = frozenset(
+    {
+        "steps",
+        "max_seconds",
+        "evaluation_interval",
+        "patience",
+        "minimum_improvement",
+        "logging_interval",
+        "workers",
+        "keep_best",
+    }
+)
+
+
+class ClimateTextTrainer(Trainer):
+    """Trains the encoder and the fusion of a climate-text model around its frozen backbone.
+
+    Args:
+        model: A model with `forward(**batch)` returning `.loss`, `trainable_state_dict()`,
+            `save_pretrained(folder)` and `load_trainable(folder)`; where it has `gate_values()`, they are
+            logged.
+        config: The run; its `training`, `evaluation` and `output` sections are used here, and the whole of it
+            is written beside every checkpoint. Sections alone will do: see `RunConfig`.
+        train_dataset: Samples by number; one sample is one climate window with its texts.
+        data_collator: Samples → batch of tensors. An entry `sample` (one number for each window) names the
+            culprits of a non-finite loss and does not reach the model.
+        sampler: Order of the samples: iterated anew each epoch after `set_epoch(epoch)`, a pure function of
+            seed and epoch. None for `data.batch.EpochSampler` with the seed of the configuration.
+        eval_dataset: Validation samples; without them nothing is evaluated and the last step is the best.
+        processing_class: Processor saved with every checkpoint and model.
+        card: Writes the text of the model card, anew on every save.
+        extra_metrics: Computes more evaluation metrics from the model, such as the share of right facts.
+        callbacks: More callbacks.
+        progress: Show the line of progress.
+        clock: Clock of the run, for tests.
+
+    Raises:
+        TrainingError: The model lacks part of that surface, the installed transformers lacks a hook this
+            class relies on, or several processes are running.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        *,
+        train_dataset: Dataset[Any],
+        data_collator: Callable[[list[Any]], dict[str, Any]],
+        sampler: Sampler[int] | None = None,
+        eval_dataset: Dataset[Any] | None = None,
+        processing_class: Any = None,
+        card: Callable[[], str] | None = None,
+        extra_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        progress: bool = True,
+        clock: RunClock | None = None,
+    ) -> None:
+        _check_hooks()
+        _check_model(model)
+        self.config = config
+        self.settings: TrainingConfig = config.training
+        self.output = Path(config.output.directory)
+        self.card = card
+        self.extra_metrics = extra_metrics
+        self.clock = clock if clock is not None else RunClock()
+        self.stopped_by: str | None = None
+        self._sampler = (
+            sampler if sampler is not None else _epoch_sampler(train_dataset, config.training.seed)
+        )
+        super().__init__(
+            model=model,
+            args=training_arguments(config, evaluate=eval_dataset is not None),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=data_collator,
+            processing_class=processing_class,
+        )
+        if self.args.world_size > 1:
+            raise TrainingError(
+                "world_size",
+                expected="one process",
+                received=f"{self.args.world_size}",
+                remedy="Start it without torchrun; training in several processes is not supported yet.",
+            )
+        # Both would be guessed from the class, and a wrong guess changes the scale of the loss without a
+        # word.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = True
+
+        self._module: Any = model  # self.model, which the Trainer types as optional
+        self._parts = trainable_parts(model)
+        self._trainable = [parameter for parameters in self._parts.values() for parameter in parameters]
+        self._meter = _Meter(self.clock)
+        self._microbatches: list[dict[str, Any]] = []
+        self._losses: list[Tensor] = []
+        self._norms: dict[str, float] = {}
+        self._evaluated = (0.0, 0)
+        self._restored: Path | None = None
+        self._add_callbacks(callbacks or [], progress)
+
+    def _add_callbacks(self, callbacks: list[TrainerCallback], progress: bool) -> None:
+        settings = self.settings
+        self.remove_callback(PrinterCallback)
+        self._time_limit = (
+            TimeLimit(self.clock, settings.max_seconds) if settings.max_seconds is not None else None
+        )
+        self._early_stopping = None
+        if settings.patience is not None and self.eval_dataset is not None:
+            self._early_stopping = EarlyStopping(
+                settings.patience,
+                f"eval_{settings.best_metric}",
+                greater_is_better=bool(self.args.greater_is_better),
+                minimum_improvement=settings.minimum_improvement,
+            )
+        own: list[TrainerCallback | None] = [
+            self._time_limit,
+            self._early_stopping,
+            JsonLinesLog(self.output / LOG_FILE),
+            TensorBoardLog(self.output / "tensorboard") if self.config.output.tensorboard else None,
+            Progress(self.clock, max_seconds=settings.max_seconds) if progress else None,
+        ]
+        for callback in [*own, *callbacks]:
+            if callback is not None:
+                self.add_callback(callback)
+
+    # ---- A run ---------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Trains.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder to go on from, or True for the newest whole one in the
+                output folder (from the beginning where there is none yet).
+            trial: See `transformers.Trainer.train`.
+            ignore_keys_for_eval: See `transformers.Trainer.train`.
+
+        Returns:
+            Steps done, mean training loss, metrics.
+
+        Raises:
+            NonFiniteError: A loss or gradient was not finite; the weights are those before that step.
+            CheckpointError: The checkpoint is damaged, or was written with other settings; or saving failed.
+            TrainingError: The output folder holds another run.
+        """
+        remove_unfinished(self.output)
+        checkpoint: Path | None = None
+        if resume_from_checkpoint is True:
+            checkpoint = newest_good_checkpoint(self.output)
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            verify_checkpoint(checkpoint)
+        seconds = 0.0
+        if checkpoint is None:
+            self._claim_output()
+        else:
+            seconds = self._check_settings(checkpoint)
+        self._restored = checkpoint
+        self.stopped_by = None
+        self.clock.start(seconds)
+        self._meter.reset()
+        try:
+            return super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
+        finally:
+            self.is_in_train = False
+            self._microbatches, self._losses = [], []
+
+    def _claim_output(self) -> None:
+        """Makes sure that what will stand in the output folder comes from this run alone."""
+        earlier = [path for _, path in list_checkpoints(self.output)]
+        if earlier and not self.config.output.overwrite:
+            raise TrainingError(
+                str(self.output),
+                expected="an output folder without checkpoints of an earlier run",
+                received=f"{len(earlier)} checkpoints, the newest {earlier[-1].name}",
+                remedy="Resume that run, choose another output.directory, or set output.overwrite: true.",
+            )
+        for path in [*earlier, self.output / "tensorboard"]:
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def _check_settings(self, checkpoint: Path) -> float:
+        """Refuses settings that would make it another run; returns the seconds already trained."""
+        state = read_state(checkpoint)
+        now = _plain(dataclasses.asdict(self.settings))
+        for key, before in state["settings"].items():
+            if key not in _MAY_CHANGE and key in now and now[key] != before:
+                raise CheckpointError(
+                    f"training.{key}",
+                    expected=f"{before!r}, as in {checkpoint.name}",
+                    received=repr(now[key]),
+                    remedy="Resume with the settings the run was started with, or start another run.",
+                )
+        return float(state["seconds"])
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Lets the checkpoint say where the run stands, but not how often to log, evaluate and save."""
+        epoch, batch = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        if self.state.best_global_step:
+            best = checkpoint_path(self.output, self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        if self.state.global_step >= max_steps:
+            return self.state.num_train_epochs, 0  # nothing is left; the Trainer would take one step more
+        return epoch, batch
+
+    # ---- Optimization --------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the trainable parameters; see `optim.parameter_groups`."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self._module, self.settings)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Warmup, then the schedule of the configuration; see `optim.schedule_factor`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_scheduler(
+                cast("Any", optimizer or self.optimizer), self.settings, lambda: self.clock.seconds
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Collects the microbatches of a step, and remembers them until the step is done."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._microbatches, self._losses = batches, []
+        return batches, num_items
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one microbatch."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._losses.append(loss)
+        self._meter.count(inputs)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss; counts the climate tokens where the output tells them."""
+        loss, outputs = super().compute_loss(model, inputs, True, cast("Tensor", num_items_in_batch))
+        if model.training:
+            self._meter.count_climate(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Moves a batch to the device and leaves out what is not for the model."""
+        return super()._prepare_inputs({key: value for key, value in inputs.items() if key != SAMPLE_KEY})
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted here: 6 × parameters × tokens is wrong around a frozen backbone."""
+        return 0
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        return self._inspect_gradients(self.settings.max_gradient_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return grad_norm if grad_norm is not None else self._inspect_gradients(None)
+
+    def _inspect_gradients(self, max_norm: float | None) -> Tensor:
+        """Between backward and step: refuses what is not finite, notes the norm of every part, clips.
+
+        One transfer from the device a step, which is also what makes the refusal possible before the step.
+        """
+        by_part, total = gradient_norms(self._parts)
+        values = torch.cat(
+            [torch.stack([total, *(loss.to(total) for loss in self._losses)]), by_part]
+        ).tolist()
+        num_losses = len(self._losses)
+        norm, losses, norms = values[0], values[1 : 1 + num_losses], values[1 + num_losses :]
+        if not all(map(math.isfinite, values)):
+            raise self._non_finite(losses, norm)
+        self._norms = dict(zip((f"gradient_norm/{part}" for part in self._parts), norms, strict=True))
+        self._norms["gradient_norm"] = norm
+        if max_norm is not None and norm > max_norm:
+            nn.utils.clip_grads_with_norm_(self._trainable, max_norm, total)
+        self._microbatches, self._losses = [], []
+        return total
+
+    def _non_finite(self, losses: list[float], norm: float) -> NonFiniteError:
+        """The error for this step, with the samples that bring it about when taken one by one."""
+        bad_losses = [loss for loss in losses if not math.isfinite(loss)]
+        received = (
+            f"a loss of {bad_losses[0]}" if bad_losses else f"finite losses, but a gradient norm of {norm}"
+        )
+        suspects = [
+            batch
+            for batch, loss in zip(self._microbatches, losses, strict=True)
+            if not bad_losses or not math.isfinite(loss)
+        ]
+        self._module.zero_grad()
+        culprits: list[int] = []
+        apart = "though from none of them alone"
+        try:
+            for batch in suspects:
+                culprits += _culprits(
+                    self._module, self._prepare_inputs(batch), _sample_numbers(batch), self._trainable
+                )
+        except Exception as error:  # the search is a courtesy: what it looked for must still be reported
+            apart = f"which could not be looked at one by one ({type(error).__name__}: {error})"
+        everyone = [number for batch in suspects for number in _sample_numbers(batch)]
+        if culprits:
+            where = f"from sample {_enumerate(culprits)} alone"
+        elif everyone:
+            where = f"in the batch of samples {_enumerate(everyone)}, {apart}"
+        else:
+            where = f"in a batch without a {SAMPLE_KEY!r} entry"
+        if any("labels" in batch and not batch["labels"].ne(-100).any() for batch in suspects):
+            where += "; a microbatch holds no labeled token"
+        step = self.state.global_step + 1
+        return NonFiniteError(
+            f"step {step}",
+            expected="a finite loss and gradient",
+            received=f"{received} {where}",
+            remedy=f"The weights are still those of step {step - 1}. Look at these samples for values far "
+            "out of range, or lower training.learning_rate.",
+        )
+
+    # ---- Evaluation ----------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates on the validation samples.
+
+        Returns:
+            Metrics, `eval_loss` being the mean over answer tokens.
+
+        Raises:
+            NonFiniteError: The loss is not finite.
+        """
+        with self._meter.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The Trainer's loop with a loss by token; logits are kept only for `compute_metrics`."""
+        self._evaluated = (0.0, 0)
+        if self.compute_metrics is None:
+            prediction_loss_only = True
+        was_training = self._module.training
+        result = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        loss_sum, num_tokens = self._evaluated
+        metrics = cast("dict[str, float]", result.metrics)
+        if num_tokens:
+            metrics[f"{metric_key_prefix}_loss"] = _finite_loss(loss_sum / num_tokens, self.state.global_step)
+        if self.extra_metrics is not None:
+            more = self.extra_metrics(self._module)
+            metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in more.items()})
+        self._module.train(was_training)
+        return result
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """One evaluation batch, its loss weighted by its answer tokens."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if loss is not None:
+            num_tokens = int(inputs["labels"][..., 1:].ne(-100).sum())
+            loss_sum, total = self._evaluated
+            self._evaluated = (loss_sum + loss.item() * num_tokens, total + num_tokens)
+        return loss, logits, labels
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any = None) -> bool:
+        """Notes a new best step, and has it saved."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best:
+            self.control.should_save = True
+        return is_best
+
+    # ---- Data ----------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        return self._sampler
+
+    # ---- Log -----------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Passes one line to the callbacks, completed with norms, gates, speed and memory.
+
+        Evaluations are kept in `state.log_history`, which every checkpoint holds; training lines go to
+        `log.jsonl` only, as a history of a hundred thousand steps in every checkpoint would outweigh the
+        weights.
+        """
+        line = dict(logs)
+        if "loss" in line:
+            line.pop("grad_norm", None)
+            line.update(self._norms)
+            if hasattr(self._module, "gate_values"):
+                line.update(
+                    {f"gate/{site}": float(value) for site, value in self._module.gate_values().items()}
+                )
+            line.update(self._meter.rates())
+            line["peak_memory_gb"] = peak_memory_gb()
+            if torch.cuda.is_available():
+                line["peak_device_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        else:
+            self.state.log_history.append({**line, "step": self.state.global_step})
+        if "train_runtime" in line:
+            line["stopped_by"] = self.stopped_by = self._why_stopped()
+        line["seconds"] = self.clock.seconds
+        line["epoch"] = self.state.epoch
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, line)
+
+    def _why_stopped(self) -> str:
+        if self.state.global_step >= self.state.max_steps:
+            return "steps"
+        if self._time_limit is not None and self._time_limit.reached:
+            return "max_seconds"
+        if self._early_stopping is not None and self._early_stopping.reached:
+            return "patience"
+        return "callback"
+
+    # ---- Saving and loading --------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """Saves the model for its users: weights, configuration, processor, card, manifest; verified.
+
+        Args:
+            output_dir: The folder; None for `model` in the output folder.
+
+        Raises:
+            CheckpointError: Saving failed, or the folder holds something else. What was there before is
+                untouched.
+        """
+        write_folder(
+            Path(output_dir) if output_dir is not None else self.output / "model",
+            self._write_model,
+            kind="model",
+            details={"step": self.state.global_step},
+            bytes_needed=self._weight_bytes(),
+        )
+
+    def _write_model(self, folder: Path) -> None:
+        self._module.save_pretrained(str(folder))
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(str(folder))
+        (folder / CONFIG_FILE).write_text(self.config.to_yaml(), encoding="utf-8")
+        if self.card is not None:
+            (folder / CARD_FILE).write_text(self.card(), encoding="utf-8")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Saves everything a resumed run needs, then lets go of older checkpoints."""
+        step = self.state.global_step
+        with self._meter.paused():
+            write_folder(
+                checkpoint_path(self.output, step),
+                self._write_checkpoint,
+                kind="checkpoint",
+                details={"step": step},
+                bytes_needed=3 * self._weight_bytes(),  # weights and two moments
+            )
+            if self.state.best_global_step:
+                best = checkpoint_path(self.output, self.state.best_global_step)
+                self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            protected = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
+            rotate_checkpoints(self.output, keep=self.config.output.keep_checkpoints, protect=protected)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self._write_model(folder)
+        content = {
+            "step": self.state.global_step,
+            "seconds": self.clock.seconds,
+            "settings": dataclasses.asdict(self.settings),
+            "optimizer": save_optimizer(folder, self._plain_optimizer(), self._module),
+            "scheduler": {
+                key: value
+                for key, value in cast("Any", self.lr_scheduler).state_dict().items()
+                if key in ("base_lrs", "last_epoch", "_last_lr", "_step_count")
+            },
+            "random": save_random(folder),
+        }
+        write_state(folder, content)
+        # A path would be wrong as soon as the run is moved; the best step says as much.
+        dataclasses.replace(self.state, best_model_checkpoint=None).save_to_json(
+            str(folder / TRAINER_STATE_FILE)
+        )
+
+    def _weight_bytes(self) -> int:
+        return sum(parameter.numel() * parameter.element_size() for parameter in self._trainable)
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        optimizer: Any = self.optimizer
+        return getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads the trainable weights, strictly."""
+        self._module.load_trainable(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Ends with the weights of the best step."""
+        best = Path(cast("str", self.state.best_model_checkpoint))
+        verify_checkpoint(best)
+        self._module.load_trainable(str(best))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = read_state(Path(checkpoint))
+        load_optimizer(Path(checkpoint), state["optimizer"], self._plain_optimizer(), self._module)
+        scheduler: Any = self.lr_scheduler
+        scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.base_lrs)})
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random(Path(checkpoint), read_state(Path(checkpoint))["random"])
+
+
+def training_arguments(config: RunConfig, *, evaluate: bool) -> TrainingArguments:
+    """The Trainer's own arguments for a run.
+
+    Args:
+        config: The run.
+        evaluate: Whether there are validation samples.
+    """
+    settings: TrainingConfig = config.training
+    evaluation: EvaluationConfig = config.evaluation
+    output: OutputConfig = config.output
+    arguments = TrainingArguments(
+        output_dir=output.directory,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.microbatch,
+        per_device_eval_batch_size=evaluation.windows_per_batch,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_gradient_norm or 0.0,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=settings.evaluation_interval,
+        save_strategy="steps",
+        save_steps=output.save_interval,
+        logging_strategy="steps",
+        logging_steps=settings.logging_interval,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        metric_for_best_model=settings.best_metric if evaluate else None,
+        greater_is_better=not settings.best_metric.endswith("loss"),
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.workers,
+        # netCDF and zarr do not survive a fork: their locks and threads stay behind.
+        dataloader_multiprocessing_context="spawn" if settings.workers else None,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=settings.seed,
+        disable_tqdm=True,
+        report_to="none",
+        **_activation_checkpointing(settings.checkpoint_activations),
+    )
+    # After construction: the Trainer would want evaluations and checkpoints at the same steps; here every
+    # best one is saved whenever it comes.
+    arguments.load_best_model_at_end = evaluate and settings.keep_best
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = (
+            1  # not silently DataParallel, which would split a batch across texts of one window
+        )
+    return arguments
+
+
+def _activation_checkpointing(wanted: bool) -> dict[str, Any]:
+    if not wanted:
+        return {}
+    known = {entry.name for entry in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    # Reentrant checkpointing drops the gradients of a trainable module that is fed by frozen ones.
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+class _Meter:
+    """Speed since the last log line, not counting the time spent evaluating and saving.
+
+    Args:
+        clock: The clock of the run.
+    """
+
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new interval."""
+        self._since = self.clock.seconds
+        self._samples = self._text_tokens = self._climate_tokens = 0
+
+    def paused(self) -> _Pause:
+        """A context whose duration does not count."""
+        return _Pause(self)
+
+    def count(self, inputs: Mapping[str, Any]) -> None:
+        """Counts the windows and text tokens of a microbatch."""
+        windows = next(
+            (inputs[key] for key in ("climate_fields", "climate_states", "input_ids") if key in inputs), None
+        )
+        self._samples += len(windows) if windows is not None else 0
+        if "attention_mask" in inputs:
+            self._text_tokens += inputs["attention_mask"].sum()  # stays on the device until it is logged
+        elif "input_ids" in inputs:
+            self._text_tokens += inputs["input_ids"].numel()
+
+    def count_climate(self, outputs: Any) -> None:
+        """Counts climate tokens where the output tells: `num_climate_tokens` or `climate_mask`."""
+        number = getattr(outputs, "num_climate_tokens", None)
+        if number is None and getattr(outputs, "climate_mask", None) is not None:
+            number = outputs.climate_mask.sum()
+        if number is not None:
+            self._climate_tokens += number
+
+    def rates(self) -> dict[str, float]:
+        """Rates a second over the interval, which ends here."""
+        seconds = max(self.clock.seconds - self._since, 1e-9)
+        rates = {
+            "samples_per_second": float(self._samples) / seconds,
+            "text_tokens_per_second": float(self._text_tokens) / seconds,
+            "climate_tokens_per_second": float(self._climate_tokens) / seconds,
+        }
+        self.reset()
+        return rates
+
+
+class _Pause:
+    def __init__(self, meter: _Meter) -> None:
+        self.meter = meter
+
+    def __enter__(self) -> None:
+        self._begin = self.meter.clock.seconds
+
+    def __exit__(self, *error: object) -> None:
+        # Not before an interval that a log line inside the pause has begun.
+        self.meter._since += self.meter.clock.seconds - max(self._begin, self.meter._since)
+
+
+def _culprits(
+    model: nn.Module, inputs: Mapping[str, Any], numbers: list[int], trainable: list[nn.Parameter]
+) -> list[int]:
+    """The samples of a microbatch whose loss or gradient is not finite when they are alone."""
+    found = []
+    for number, row in _rows(inputs, numbers):
+        model.zero_grad()
+        with torch.enable_grad():
+            loss = model(**row).loss
+            loss.backward()
+        _, norm = gradient_norms({"all": trainable})
+        if not bool(torch.isfinite(loss.detach().to(norm) + norm)):
+            found.append(number)
+    model.zero_grad()
+    return sorted(set(found))
+
+
+def _rows(batch: Mapping[str, Any], numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each text of a batch as a batch of its own, with the number of its sample.
+
+    Several texts may share a window: `climate_index` [N] is the row of the climate tensors that belongs to
+    each text.
+    """
+    index = batch.get("climate_index")
+    if not numbers:
+        return
+    num_texts = len(batch["input_ids"]) if "input_ids" in batch else len(numbers)
+    for text in range(num_texts):
+        window = int(index[text]) if index is not None else text
+        row: dict[str, Any] = {}
+        for key, value in batch.items():
+            if key == "climate_index":
+                row[key] = torch.zeros_like(value[:1])
+            elif isinstance(value, Tensor) and value.ndim:
+                at = window if key.startswith("climate_") else text
+                row[key] = value[at : at + 1]
+            else:
+                row[key] = value
+        yield numbers[window if window < len(numbers) else text], row
+
+
+def _sample_numbers(batch: Mapping[str, Any]) -> list[int]:
+    numbers = batch.get(SAMPLE_KEY, [])
+    return [int(number) for number in (numbers.tolist() if isinstance(numbers, Tensor) else numbers)]
+
+
+def _enumerate(numbers: list[int], most: int = 8) -> str:
+    shown = ", ".join(str(number) for number in numbers[:most])
+    return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most} more"
+
+
+def _finite_loss(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"evaluation at step {step}",
+            expected="a finite loss",
+            received=loss,
+            remedy="Look at the validation samples for values far out of range, or lower the learning rate.",
+        )
+    return loss
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+
+
+def _epoch_sampler(dataset: Any, seed: int) -> Sampler[int]:
+    from climafuse.data.batch import EpochSampler
+
+    return EpochSampler(len(dataset), seed=seed)
+
+
+def _check_hooks() -> None:
+    missing = [name for name in _OVERRIDDEN if not hasattr(Trainer, name)]
+    if missing:
+        raise TrainingError(
+            "transformers",
+            expected=f"a Trainer with the hooks {', '.join(missing)}",
+            received=f"version {sys.modules['transformers'].__version__}, which lacks them",
+            remedy="Install a version of transformers that this climafuse was tested with (see CHANGELOG).",
+        )
+
+
+def _check_model(model: nn.Module) -> None:
+    missing = [
+        name
+        for name in ("save_pretrained", "load_trainable", "trainable_state_dict")
+        if not hasattr(model, name)
+    ]
+    parameters = signature(model.forward).parameters
+    takes_count = "num_items_in_batch" in parameters or any(
+        parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+    if missing or not takes_count:
+        raise TrainingError(
+            type(model).__name__,
+            expected="a climate-text model: forward(…, num_items_in_batch), save_pretrained, load_trainable, "
+            "trainable_state_dict",
+            received=f"one without {', '.join(missing) or 'num_items_in_batch in forward'}",
+            remedy="Train a ClimateTextForCausalLM, or give your model these methods.",
+        )
