@@ -1,4 +1,4 @@
-"""Tiny random causal language models of eight architectures, with a tokenizer, built in memory in milliseconds.
+"""Tiny random causal language models of eight architectures, with a tokenizer, built in milliseconds.
 
 For tests only: no hub, no file. Their weights are random, but larger than usual, so that every position,
 block and norm leaves a visible mark on the logits.
@@ -67,7 +67,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(architecture: str, *, num_blocks: int = 4, hidden_size: int = 32) -> PreTrainedConfig:
-    """Return the configuration of a tiny model; windows of local attention are shorter than the test texts."""
+    """Return the configuration of a tiny model; windows of local attention are shorter than test texts."""
     from transformers import (
         Gemma3TextConfig,
         GPT2Config,
@@ -96,8 +96,7 @@ def tiny_config(architecture: str, *, num_blocks: int = 4, hidden_size: int = 32
         case "gpt2":
             return GPT2Config(**shared)
         case "opt":
-            # Another width outside the blocks, as in OPT-350M.
-            return OPTConfig(**shared, ffn_dim=2 * hidden_size, word_embed_proj_dim=hidden_size // 2)
+            return OPTConfig(**shared, ffn_dim=2 * hidden_size, word_embed_proj_dim=hidden_size)
         case "gpt_neo":
             kinds = [[["global", "local"], num_blocks // 2]]
             return GPTNeoConfig(**shared, attention_types=kinds, window_size=8)
@@ -135,12 +134,13 @@ def tiny_model(
     config = tiny_config(architecture, num_blocks=num_blocks, hidden_size=hidden_size)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # Built in its type: `.to(torch.bfloat16)` would round the rotary frequencies too; loading does not.
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(noise, alpha=0.15) if parameter.ndim == 1 else parameter.copy_(0.3 * noise)
-    return model.to(dtype).eval()
+            parameter.copy_(parameter.float() + 0.15 * noise if parameter.ndim == 1 else 0.3 * noise)
+    return model.eval()
 
 
 def tiny_backbone(

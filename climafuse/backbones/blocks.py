@@ -49,7 +49,7 @@ class BlockLayout:
         path: Name of the list of blocks inside the model, such as `model.layers`.
         blocks: The blocks, in order.
         head: The module that turns hidden states into logits.
-        hidden_size: Width D of the hidden states.
+        hidden_size: Width D of the hidden states between blocks.
     """
 
     path: str
@@ -61,6 +61,14 @@ class BlockLayout:
     def num_blocks(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+    def width(self, site: Site) -> int:
+        """Return the width D of the hidden states at a site; OPT-350M is narrower at the output."""
+        if site != "output":
+            return self.hidden_size
+        weight = self.head.weight  # [V, D]
+        assert isinstance(weight, Tensor)
+        return int(weight.shape[1])
 
     def entrance(self, site: Site) -> nn.Module:
         """Return the module that the hidden states enter at a site."""
@@ -309,7 +317,7 @@ def prefix_states(model: PreTrainedModel, site: Site, **inputs: Any) -> Tensor:
     Args:
         model: A causal language model.
         site: Where to stop.
-        **inputs: What the model takes: `input_ids`, `attention_mask`, …
+        **inputs: What the model takes: `input_ids`, `attention_mask`, `past_key_values`, …
 
     Returns:
         Hidden states [B, S, D].
@@ -377,7 +385,7 @@ def resume(model: PreTrainedModel, site: Site, states: Tensor) -> Iterator[None]
     num_outputs = _num_block_outputs(model, layout) if len(below) else None
     with contextlib.ExitStack() as stack:
         for block in below:
-            stack.enter_context(_replaced_forward(block, _PassThrough(num_outputs)))
+            stack.enter_context(replaced_forward(block, _PassThrough(num_outputs)))
         # First of all hooks: a function attached at this site receives the stored states.
         handle = layout.entrance(site).register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
         stack.callback(handle.remove)
@@ -400,7 +408,7 @@ class _PassThrough:
 
 
 @contextlib.contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Give one module another forward for a while."""
     before = vars(module).get("forward")  # set where another library has wrapped this instance
     module.forward = forward
@@ -427,7 +435,7 @@ def _num_block_outputs(model: PreTrainedModel, layout: BlockLayout) -> int | Non
             raise _ReachedSite(_hidden(args, kwargs))
 
         ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        with _replaced_forward(block, observe), contextlib.suppress(_ReachedSite):
+        with replaced_forward(block, observe), contextlib.suppress(_ReachedSite):
             model(input_ids=ids, use_cache=False)
         output = returned[0]
         _NUM_OUTPUTS[layout.blocks] = None if isinstance(output, Tensor) else len(output)
@@ -479,5 +487,5 @@ def gather(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
 
     # Instead of its forward, not a hook: this runs after every hook, so after functions attached at the
     # output.
-    with _replaced_forward(head, gathered):
+    with replaced_forward(head, gathered):
         yield

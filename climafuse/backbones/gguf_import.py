@@ -108,6 +108,7 @@ def import_gguf(path: Path, directory: Path) -> None:
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     ).save_pretrained(directory)
     save_file(dict(sorted(state.items())), directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)  # written private; a shared cache must be readable
 
 
 def _configuration(path: Path, metadata: Mapping[str, Any], *, tied: bool) -> LlamaConfig:

@@ -117,7 +117,7 @@ def hash_files(directory: Path, *, verify: bool = False) -> str:
         verify: Read every byte again, whatever size and modification time say.
 
     Raises:
-        BackboneError: There are no safetensors weights, or a shard that the index names is absent.
+        BackboneError: The weights are pickled, or a shard that the index names is absent.
     """
     return combine_hashes(hash_shard(shard, verify=verify) for shard in weight_files(directory))
 
@@ -142,9 +142,9 @@ def hash_shard(path: Path, *, verify: bool = False) -> str:
             if all(remembered.get(name) == value for name, value in key.items()):
                 return str(remembered["sha256"])
     digest = sha256_file(path)
-    with contextlib.suppress(OSError):  # a read-only cache costs time at the next load, nothing else
-        with whole_file(memory) as temporary:
-            temporary.write_text(json.dumps({**key, "sha256": digest}), encoding="utf-8")
+    # A cache that cannot be written costs time at the next load, nothing else.
+    with contextlib.suppress(OSError), whole_file(memory) as temporary:
+        temporary.write_text(json.dumps({**key, "sha256": digest}), encoding="utf-8")
     return digest
 
 

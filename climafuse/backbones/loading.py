@@ -257,6 +257,7 @@ def _load_model(directory: Path, dtype: torch.dtype, attn_implementation: str | 
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, and refused below
                 **options,
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
