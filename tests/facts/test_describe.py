@@ -1,0 +1,183 @@
+"""Pairs from windows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from climafuse.data.pairs import Pair, read_pairs, write_pairs
+from climafuse.data.window import Box, select_window
+from climafuse.errors import UsageError
+from climafuse.facts import Fact, agrees, asked, describe, extract, parse, spoken, window_box, withhold
+from tests.facts.windows import random_window
+
+WINDOWS = [(number, random_window(np.random.default_rng(number))) for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    return list(describe(WINDOWS, questions_per_window=10, bulletins=0.2, abstentions=0.3))
+
+
+def test_every_text_states_its_facts_and_the_fields_vouch_for_them(pairs: list[Pair]) -> None:
+    windows = dict(WINDOWS)
+    for pair in pairs:
+        facts = [Fact.from_dict(data) for data in pair.facts]
+        assert parse(pair.text) == [spoken(fact) for fact in facts] or set(parse(pair.text)) == set(
+            map(spoken, facts)
+        )
+        shown = {fact.key: fact for fact in extract(withhold(windows[pair.sample], pair.withheld))}
+        for fact in facts:
+            if fact.kind == "absent":
+                assert not any(variable == fact.variable for _, variable, _ in shown)
+            else:
+                assert agrees(fact, shown[fact.key])
+                assert shown[fact.key].cell == fact.cell
+
+
+def test_shares_and_numbers(pairs: list[Pair]) -> None:
+    assert len(pairs) == 10 * len(WINDOWS)
+    absent = [pair for pair in pairs if pair.facts[0]["kind"] == "absent"]
+    several = [pair for pair in pairs if len(pair.facts) > 1]
+    assert len(absent) / len(pairs) == pytest.approx(0.3, abs=0.07)
+    assert len(several) / len(pairs) == pytest.approx(0.2, abs=0.06)
+    withheld = [pair for pair in absent if pair.withheld]
+    assert len(withheld) / len(absent) == pytest.approx(0.75, abs=0.12)
+    assert {name for pair in withheld for name in pair.withheld} == {"t2m", "u10", "v10", "msl", "tp"}
+    assert {pair.sample for pair in pairs} == {number for number, _ in WINDOWS}
+    assert {pair.times for pair in pairs} == {
+        (np.datetime64("2026-03-25T12"), np.datetime64("2026-03-26T12"))
+    }
+
+
+def test_a_question_without_answer_is_asked_as_others_are(pairs: list[Pair]) -> None:
+    """No kind of question gives away that there is no answer."""
+    kinds = {True: set(), False: set()}
+    for pair in pairs:
+        key = asked(pair.prompt)
+        if key is not None:
+            kinds[pair.facts[0]["kind"] == "absent"].add(key[0])
+    assert kinds[True] <= kinds[False]
+
+
+def test_no_text_names_a_place_or_time(pairs: list[Pair]) -> None:
+    for pair in pairs:
+        assert "2026" not in pair.text
+        assert "2026" not in pair.prompt
+
+
+def test_a_pure_function_of_seed_and_sample(pairs: list[Pair]) -> None:
+    arguments = {"questions_per_window": 10, "bulletins": 0.2, "abstentions": 0.3}
+    backwards = list(describe(WINDOWS[::-1], **arguments))
+    assert sorted(map(repr, backwards)) == sorted(map(repr, pairs))
+    assert list(describe(WINDOWS[7:9], **arguments)) == pairs[70:90]
+    assert list(describe(WINDOWS, seed=1, **arguments)) != pairs
+
+
+def test_kinds_are_asked_alike_and_as_often_as_named() -> None:
+    kinds = ["mean/t2m", "mean/msl", "direction", "direction"]
+    found = Counter(
+        (pair.facts[0]["kind"], pair.facts[0]["variable"])
+        for pair in describe(WINDOWS * 10, kinds=kinds, questions_per_window=1, abstentions=0)
+    )
+    assert set(found) == {("mean", "t2m"), ("mean", "msl"), ("direction", "wd10")}
+    one = list(describe(WINDOWS[:3], kinds=kinds, questions_per_window=3, abstentions=0))
+    for start in (0, 3, 6):  # no fact twice as long as there are others
+        assert len({pair.facts[0]["variable"] for pair in one[start : start + 3]}) == 3
+    many = Counter(
+        pair.facts[0]["kind"]
+        for pair in describe(
+            [(number, WINDOWS[0][1]) for number in range(400)],
+            kinds=kinds,
+            questions_per_window=1,
+            abstentions=0,
+        )
+    )
+    assert many["direction"] / 400 == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_window_without_values_has_only_absences() -> None:
+    empty = replace(WINDOWS[0][1], fields=np.full_like(WINDOWS[0][1].fields, np.nan))
+    found = list(describe([(0, empty)], questions_per_window=20, abstentions=1.0))
+    assert len(found) == 20
+    assert {pair.facts[0]["kind"] for pair in found} == {"absent"}
+    assert list(describe([(0, empty)], abstentions=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"bulletins": 1.5}, "bulletins"),
+        ({"bulletins": 0.6, "abstentions": 0.5}, "abstentions"),
+        ({"questions_per_window": 0}, "questions_per_window"),
+        ({"facts_per_bulletin": (3, 2)}, "facts_per_bulletin"),
+        ({"kinds": ["mood"]}, "mood"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(arguments: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        describe([], **arguments)
+
+
+def test_pairs_survive_a_file(pairs: list[Pair], tmp_path: object) -> None:
+    for suffix in ("jsonl", "csv", "parquet"):
+        path = tmp_path / f"pairs.{suffix}"
+        write_pairs(pairs, path)
+        assert read_pairs(path) == pairs
+
+
+def test_withholding_copies() -> None:
+    window = WINDOWS[0][1]
+    before = window.fields.copy()
+    hidden = withhold(window, ("msl", "sst"))
+    assert hidden.variables == window.variables
+    assert np.isnan(hidden.field("msl")).all()
+    assert np.array_equal(window.fields, before)
+    assert withhold(window, ()) is window
+
+
+GRIDS = [
+    (np.linspace(-90, 90, 181), np.arange(360.0)),
+    (np.arange(-89.5, 90, 1.0), np.arange(0.5, 360, 1.0)),
+    (np.linspace(-90, 90, 361), np.arange(576) * 0.625),
+    (np.rad2deg(np.arcsin(np.polynomial.legendre.leggauss(48)[0])), np.arange(96) * 3.75),
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(range(len(GRIDS))),
+    st.floats(-90, 90),
+    st.floats(0, 360),
+    st.floats(8, 60),
+    st.floats(8, 60),
+)
+def test_the_box_of_a_window_selects_it_again(
+    grid: int, latitude: float, longitude: float, height: float, width: float
+) -> None:
+    rows, columns = GRIDS[grid]
+    dataset = xr.Dataset(
+        {"t2m": (("time", "latitude", "longitude"), np.zeros((1, len(rows), len(columns)), np.float32))},
+        {"time": np.array(["2026-03-25"], "datetime64[ns]"), "latitude": rows, "longitude": columns},
+    )
+    window = select_window(dataset, time="2026-03-25", box=Box(latitude, longitude, height, width))
+    again = select_window(dataset, time="2026-03-25", box=window_box(window))
+    assert np.array_equal(again.latitude, window.latitude)
+    assert np.array_equal(again.longitude, window.longitude)
+
+
+def test_the_box_of_the_whole_globe() -> None:
+    rows, columns = GRIDS[0]
+    window = replace(
+        WINDOWS[0][1],
+        fields=np.zeros((2, 5, len(rows), len(columns)), np.float32),
+        latitude=rows,
+        longitude=columns,
+    )
+    assert window_box(window) == Box(0.0, 179.5, 180.0, 360.0)
