@@ -267,7 +267,7 @@ class _File:
         self._check_sum(variable, attributes, where)
         unpack_scale = _numbers(attributes, "scale_factor", where, default=1.0)[0]
         unpack_offset = _numbers(attributes, "add_offset", where, default=0.0)[0]
-        kept = {key: attributes[key] for key in ("comment", "source_name") if key in attributes}
+        kept = {key: attributes[key] for key in ("comment", "baseline", "source_name") if key in attributes}
         return StoredField(
             variable=stored,
             axes=axes,

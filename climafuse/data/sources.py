@@ -44,11 +44,9 @@ def open_climate(source: ClimateSource, *, variables: Sequence[str] | None = Non
 
     Args:
         source: A NetCDF file, Zarr directory or URI of a Zarr store; a glob pattern or several files, joined
-        along
-            time and across variables; or an xarray dataset.
+            along time and across variables; or an xarray dataset.
         variables: What to open, by canonical name or that of a product; channels such as "t850" and derived
-        variables
-            such as "ws10" included. None opens every variable of the table that the files hold.
+            variables such as "ws10" included. None opens every variable of the table that the files hold.
 
     Returns:
         Dimensions time, [level], latitude, longitude in this order; latitude ascending, longitude ascending
