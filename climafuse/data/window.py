@@ -285,9 +285,10 @@ def locate_range(
     stop = int(np.searchsorted(times, end + slack, side="right"))
     if start < stop and begin >= times[0] - step - slack and end <= times[-1] + step + slack:
         return slice(start, stop)
+    covered = f"{format_time(times[0])} to {format_time(times[-1])}"
     raise OutOfRangeError(
         "time",
-        expected=f"a range of time that the fields cover, {format_time(times[0])} to {format_time(times[-1])}",
+        expected=f"a range of time that the fields cover, {covered}",
         received=f"{format_time(begin)} to {format_time(end)}",
         remedy="Choose a range within the fields that holds at least one of their times.",
     )
@@ -312,8 +313,8 @@ class Grid:
     def locate(self, box: Box | None) -> tuple[slice, tuple[slice, ...]]:
         """Which rows and columns lie in a box.
 
-        A grid that covers a region only cuts the box off at its edge, as a pole does, as long as the center of
-        the box is covered.
+        A grid that covers a region only cuts the box off at its edge, as a pole does, as long as the center
+        of the box is covered.
 
         Args:
             box: The box; None for the whole grid.
@@ -353,7 +354,7 @@ class Grid:
         return slice(first, last), (slice(start, len(columns)), slice(0, stop - len(columns)))
 
     def _check_covered(self, box: Box) -> None:
-        """A cell reaches half the grid spacing to either side, and an outermost row as far as a pole near by."""
+        """A cell reaches half the grid spacing to either side, an outermost row as far as a pole near by."""
         rows, columns = self._latitude, self._longitude
         reach, side = self._spacing[0], self._spacing[1] / 2 + EDGE
         south = -90.0 if rows[0] - reach <= -90 else rows[0] - reach / 2 - EDGE
