@@ -207,14 +207,15 @@ SPOKEN_VARIABLES: dict[str, SpokenVariable] = {
         "surface pressure", "hPa", scale=0.01, normal=(2.0, 10.0), anomaly_decimals=0, anomaly_tolerance=1.0
     ),
     "ws10": SpokenVariable("wind speed", "m/s", normal=(0.5, 2.0)),
+    # An hour's mean over an area is mostly below 0.3 mm: a looser tolerance would let a constant pass.
     "tp": SpokenVariable(
         "precipitation",
         "mm",
         scale=1e3,
         decimals=1,
-        tolerance=0.5,
+        tolerance=0.1,
         relative=0.25,
-        margin=0.5,
+        margin=0.1,
         without=_NO_MINIMUM,
     ),
     "tprate": SpokenVariable(
@@ -222,9 +223,9 @@ SPOKEN_VARIABLES: dict[str, SpokenVariable] = {
         "mm/day",
         scale=86400.0,
         decimals=1,
-        tolerance=1.0,
+        tolerance=0.5,
         relative=0.25,
-        margin=1.0,
+        margin=0.5,
         without=_NO_MINIMUM,
     ),
     "z500": SpokenVariable(

@@ -326,3 +326,47 @@ def test_sea_surface_temperature_with_a_climatology_has_an_index_too() -> None:
     anomalies = replace(absolute, variables=("sst_anomaly",), fields=absolute.fields - 300)
     rebased = extract(anomalies, climatology=normal.rename(sst="sst_anomaly") - 299.75)
     assert values(rebased)["nino34", "sst"] == pytest.approx(1.25)
+
+
+def test_nino34_of_december_1997() -> None:
+    """Real monthly anomalies against 1981-2010 around the box, on a T30 grid, rounded to 0.01 K.
+
+    Oracle: worked out before, the index of that month on this grid is +2.85 with the rows strictly inside 5
+    degrees and +2.14 with the rows at 5.57 degrees. The weights of the two inner rows are equal, so the index is
+    the plain mean of the 28 values from 191.25 to 240 degrees east.
+    """
+    rows = [-5.567, -1.856, 1.856, 5.567]
+    columns = 187.5 + 3.75 * np.arange(16)
+    anomaly = np.array(
+        [
+            [0.31, 0.47, 0.81, 1.09, 1.42, 1.82, 2.15, 2.34, 2.36, 2.41, 2.45, 2.34, 2.38, 2.49, 2.51, 2.59],
+            [0.76, 1.02, 1.34, 1.72, 2.15, 2.52, 2.81, 3.19, 3.52, 3.76, 3.81, 3.71, 3.81, 4.00, 4.08, 4.17],
+            [0.76, 0.99, 1.32, 1.71, 2.09, 2.38, 2.60, 2.88, 3.18, 3.35, 3.49, 3.51, 3.46, 3.60, 3.82, 3.91],
+            [
+                -0.55,
+                -0.65,
+                -0.31,
+                0.15,
+                0.47,
+                0.69,
+                0.93,
+                1.14,
+                1.34,
+                1.37,
+                1.38,
+                1.59,
+                1.64,
+                1.56,
+                1.79,
+                1.91,
+            ],
+        ]
+    )
+    facts = values(extract(window({"sst_anomaly": anomaly}, rows, columns, ["1997-12-01"])))
+    assert facts["nino34", "sst"] == pytest.approx(2.85, abs=0.01)
+    assert facts["nino34", "sst"] == pytest.approx(anomaly[1:3, 1:15].mean(), abs=1e-6)
+    assert facts["enso", "sst"] == "El Niño"
+    outer = np.average(anomaly[:, 1:15].mean(axis=1), weights=np.cos(np.deg2rad(rows)))
+    assert outer == pytest.approx(
+        2.14, abs=0.01
+    )  # these are the values of the notes, and the outer rows matter

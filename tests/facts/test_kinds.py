@@ -55,8 +55,8 @@ def test_spoken_rounds_as_the_table_says(fact: Fact, value: object) -> None:
         ("mean", "msl", 1012.0, 1013.01, False),
         ("mean", "ws10", 7.0, 6.0, True),  # 1 m/s
         ("mean", "ws10", 7.0, 5.99, False),
-        ("mean", "tp", 0.5, 0.0, True),  # 0.5 mm, or
-        ("mean", "tp", 0.6, 0.0, False),
+        ("mean", "tp", 0.1, 0.0, True),  # 0.1 mm, or
+        ("mean", "tp", 0.2, 0.0, False),
         ("mean", "tp", 7.5, 10.0, True),  # 25 % of the exact value
         ("mean", "tp", 7.4, 10.0, False),
         ("direction", "wd10", "west", 270 - 27.5, True),  # half an octant and 5 degrees
