@@ -171,7 +171,8 @@ def sample_boxes(
     low, high = np.sin(np.radians((south, north)))
     latitude = np.degrees(np.arcsin(np.clip(low + uniform[:, 1] * (high - low), -1, 1)))
     longitude = west + uniform[:, 2] * width
-    return [(int(times[step[index]]), Box(latitude[index], longitude[index], *size)) for index in range(num)]
+    boxes = zip(latitude.tolist(), longitude.tolist(), strict=True)
+    return [(index, Box(*center, *size)) for index, center in zip(times[step].tolist(), boxes, strict=True)]
 
 
 _BOXES = 2**64 - 1  # a stream no epoch reaches

@@ -77,14 +77,15 @@ def split_by_time(
     times: np.ndarray,
     *,
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
-    gap: datetime.timedelta = datetime.timedelta(0),
+    gap: datetime.timedelta,
 ) -> Splits:
     """Cut a time axis into three blocks by shares of its steps.
 
     Args:
         times: [T] datetime64 or cftime dates, ascending.
         fractions: Shares of train, validation and test in the steps that are left after the gaps are dropped.
-        gap: Least time between the last step of one block and the first of the next.
+        gap: Least time between the last step of one block and the first of the next: days for weather, months
+            for the ocean.
 
     Returns:
         The splits, none of them empty.
@@ -122,7 +123,7 @@ def split_at(
     *,
     validation: TimeLike,
     test: TimeLike,
-    gap: datetime.timedelta = datetime.timedelta(0),
+    gap: datetime.timedelta,
 ) -> Splits:
     """Cut a time axis at two dates.
 
@@ -130,7 +131,8 @@ def split_at(
         times: [T] datetime64 or cftime dates, ascending.
         validation: The first time of the validation split; what comes before, less the gap, is for training.
         test: The first time of the test split; validation ends a gap before it.
-        gap: Least time between the last step of one block and the first of the next.
+        gap: Least time between the last step of one block and the first of the next: days for weather, months
+            for the ocean.
 
     Returns:
         The splits, none of them empty.

@@ -32,7 +32,7 @@ def test_shares_of_the_steps_that_are_left() -> None:
 
 
 def test_without_a_gap_nothing_is_dropped() -> None:
-    splits = split_by_time(axis(list(range(10))))
+    splits = split_by_time(axis(list(range(10))), gap=0 * HOUR)
     assert [splits.train.tolist(), splits.validation.tolist(), splits.test.tolist()] == [
         [*range(6)],
         [6, 7],
@@ -73,7 +73,7 @@ def test_a_split_exists_whenever_three_steps_fit() -> None:
 @pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.0), (0.5, 0.5), (0.6, 0.2, 0.3), (-0.2, 0.6, 0.6)])
 def test_impossible_shares(fractions: tuple) -> None:
     with pytest.raises(UsageError, match="fractions"):
-        split_by_time(axis(list(range(10))), fractions=fractions)
+        split_by_time(axis(list(range(10))), fractions=fractions, gap=HOUR)
 
 
 def test_negative_gap() -> None:
@@ -95,7 +95,7 @@ def test_cut_at_dates() -> None:
 ])  # fmt: skip
 def test_cut_that_leaves_a_split_empty(validation: str, test: str) -> None:
     with pytest.raises(UsageError, match="at least one step in each"):
-        split_at(axis(list(range(0, 240, 24))), validation=validation, test=test)
+        split_at(axis(list(range(0, 240, 24))), validation=validation, test=test, gap=HOUR)
 
 
 def test_other_calendars() -> None:
