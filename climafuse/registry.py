@@ -12,9 +12,11 @@ A new part is one file and one registration:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 from climafuse.errors import ConfigurationError
 
@@ -75,6 +77,32 @@ class Registry:
             target = getattr(import_module(module), attribute)
             self._entries[name] = target
         return target
+
+    def create(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """An instance of the class registered under a name.
+
+        Args:
+            name: The name.
+            *arguments: What the library itself passes, such as the channels of an encoder.
+            **options: What the configuration sets.
+
+        Raises:
+            ConfigurationError: No such name, or no such option; the message proposes the nearest one.
+        """
+        part = self.get(name)
+        parameters = list(inspect.signature(part).parameters.values())[len(arguments) :]
+        known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            for option in options:
+                if option not in known:
+                    near = get_close_matches(option, known, n=1)
+                    raise ConfigurationError(
+                        f"{self.kind}.options",
+                        expected=f"options of {name}: {', '.join(known) or 'none'}",
+                        received=repr(option),
+                        remedy=f"Did you mean {near[0]!r}?" if near else "Remove it.",
+                    )
+        return part(*arguments, **options)
 
     def name_of(self, part: type) -> str:
         """The name a class is registered under, for writing a configuration down.

@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, JSON on standard output, and a fast --help."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+import xarray as xr
 from typer.testing import CliRunner
 
 import climafuse
 from climafuse.cli import handler
 from climafuse.cli.app import app
+from climafuse.data.pairs import read_pairs
 from climafuse.errors import ClimateFileError, ConfigurationError
 
 runner = CliRunner()
@@ -161,6 +164,94 @@ def test_train_refuses_a_missing_configuration(tmp_path):
     _one_line_error(runner.invoke(app, ["train", str(tmp_path / "none.yaml")]), 2)
 
 
+@pytest.fixture
+def climate_file(tmp_path):
+    """Ten six-hourly steps on a 10° grid; temperature is 10 °C + the step, with one cell missing."""
+    time = np.datetime64("2026-03-01T00", "ns") + np.arange(10) * np.timedelta64(6, "h")
+    latitude, longitude = np.arange(-80.0, 81.0, 10.0), np.arange(0.0, 360.0, 10.0)
+    shape = (len(time), len(latitude), len(longitude))
+    temperature = np.broadcast_to(283.15 + np.arange(10)[:, None, None], shape).astype("float32").copy()
+    temperature[-1, 0, 0] = np.nan
+    dims = ("time", "latitude", "longitude")
+    xr.Dataset(
+        {
+            "t2m": (dims, temperature, {"units": "K"}),
+            "msl": (dims, temperature * 350, {"units": "Pa"}),
+        },
+        coords={"time": time, "latitude": latitude, "longitude": longitude},
+    ).to_netcdf(tmp_path / "fields.nc")
+    return tmp_path / "fields.nc"
+
+
+def test_data_inspect(climate_file):
+    found = json.loads(runner.invoke(app, ["data", "inspect", str(climate_file), "--json"]).stdout)
+    assert found["dimensions"]["time"] == {
+        "size": 10,
+        "first": "2026-03-01T00:00",
+        "last": "2026-03-03T06:00",
+        "spacing": "6 h",
+    }
+    assert found["dimensions"]["latitude"]["spacing"] == "10°"
+    row = {row["name"]: row for row in found["variables"]}["t2m"]
+    assert row["units"] == "K"
+    # 10 °C + 9 steps at the last time, everywhere; 1 of 17 x 36 cells missing.
+    assert row["minimum"] == pytest.approx(292.15)
+    assert row["mean"] == pytest.approx(292.15)
+    assert row["missing"] == pytest.approx(1 / (17 * 36))
+    table = runner.invoke(app, ["data", "inspect", str(climate_file), "--variable", "msl"])
+    assert table.exit_code == 0
+    assert "mean sea level pressure" in table.stdout
+    assert "t2m" not in table.stdout
+
+
+def test_data_describe_writes_pairs_that_read_back(climate_file, tmp_path):
+    output = tmp_path / "pairs.jsonl"
+    arguments = ["data", "describe", str(climate_file), str(output), "--windows", "5", "--box-degrees", "40"]
+    result = runner.invoke(app, [*arguments, "--kind", "mean/t2m", "--abstentions", "0", "--json"])
+    assert result.exit_code == 0, result.output
+    pairs = read_pairs(output)
+    assert json.loads(result.stdout) == {"output": str(output), "pairs": len(pairs), "windows": 5}
+    assert len(pairs) == 5 * 4
+    for pair in pairs:
+        # The field is even: the mean in °C is 10 + the step, 6 hours each.
+        step = (pair.times[1] - np.datetime64("2026-03-01T00", "s")) / np.timedelta64(6, "h")
+        assert pair.facts[0]["value"] == pytest.approx(10 + step, abs=1e-3)
+        assert f"{10 + step:.0f}" in pair.text
+
+
+def test_data_prepare(climate_file, tmp_path):
+    arguments = ["data", "prepare", str(climate_file), str(tmp_path / "store"), "--gap-hours", "6", "--json"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    assert made["variables"] == ["t2m", "msl"]
+    assert (tmp_path / "store" / "manifest.json").is_file()
+    again = runner.invoke(app, arguments)
+    assert "does not exist yet" in _one_line_error(again, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["inspect", "none.nc"], 1, "none.nc"),
+        (["inspect", "{file}", "--variable", "sst"], 1, "sst"),
+        (["inspect", "{truncated}"], 1, "truncated.nc"),
+        (["describe", "{file}", "pairs.txt"], 2, "pairs.txt"),
+        (["prepare", "{file}", "{folder}/store", "--pairs", "{malformed}"], 1, "line 1"),
+    ],
+)
+def test_data_refusals_are_one_line_and_leave_nothing(arguments, code, words, climate_file, tmp_path):
+    truncated, malformed, folder = tmp_path / "truncated.nc", tmp_path / "bad.jsonl", tmp_path / "work"
+    truncated.write_bytes(climate_file.read_bytes()[:2000])
+    malformed.write_text('{"time": "2026-03-01T00:00"}\n')
+    folder.mkdir()
+    names = {"file": climate_file, "truncated": truncated, "malformed": malformed, "folder": folder}
+    with contextlib.chdir(folder):
+        result = runner.invoke(app, ["data", *(argument.format(**names) for argument in arguments)])
+    assert words in _one_line_error(result, code)
+    assert list(folder.iterdir()) == []
+
+
 def test_backbone_list_as_table_and_json(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIMAFUSE_HOME", str(tmp_path))
     table = runner.invoke(app, ["backbone", "list"])
@@ -183,8 +274,8 @@ def test_doctor_reports_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIMAFUSE_HOME", str(tmp_path))
     result = runner.invoke(app, ["doctor", "--json"])
     checks = {check["name"]: check for check in json.loads(result.stdout)}
-    assert checks["torch device"]["ok"]
-    assert checks["bundled samples"]["ok"], checks["bundled samples"]
+    assert checks["device"]["ok"]
+    assert checks["samples"]["ok"], checks["samples"]
     assert not checks["default backbone"]["ok"]  # the cache is empty
     assert "backbone fetch" in checks["default backbone"]["remedy"]
     assert result.exit_code == 1

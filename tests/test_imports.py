@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "climafuse"
 # From the ground up: a part may import itself and what lies below; parts of one layer do not see each other.
 LAYERS = [
     {"errors"},
-    {"manifest", "registry"},
+    {"climate_tokens", "manifest", "registry"},
     {"data"},
     {"facts", "encoders", "fusion", "backbones"},
     {"model"},
@@ -21,6 +21,7 @@ LAYERS = [
     {"evaluation"},
     {"scaling"},
     {"report"},
+    {"doctor"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from climafuse.cli.handler import JsonOption, print_json, print_table
+from climafuse.cli.handler import JsonOption, print_json, print_table, progress_line
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from climafuse.data.pairs import Pair
 
 app = typer.Typer(no_args_is_help=True, help="Look into climate files, describe them, make training stores.")
 
@@ -24,9 +28,9 @@ Variables = Annotated[
 @app.command()
 def inspect(source: Source, variables: Variables = None, as_json: JsonOption = False) -> None:
     """Show times, grid, variables, units and missing values of a source once it is canonical."""
-    from climafuse.data import open_climate
+    from climafuse.data.sources import open_climate
 
-    found = summarize(open_climate(source, variables=variables))
+    found = summarize(open_climate(source_path(source), variables=variables))
     if as_json:
         print_json({"source": source, **found})
         return
@@ -52,22 +56,99 @@ def describe(
     output: Annotated[Path, typer.Argument(help="Where the pairs go: .jsonl, .csv or .parquet.")],
     variables: Variables = None,
     windows: Annotated[int, typer.Option("--windows", min=1, help="How many windows to describe.")] = 100,
+    box_degrees: Annotated[float, typer.Option("--box-degrees", help="Height and width of a window.")] = 16.0,
+    history: Annotated[int, typer.Option("--history", min=1, help="Times in a window.")] = 1,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind", help="Kind of fact, such as mean or mean/t2m; may be repeated.", show_default=False
+        ),
+    ] = None,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Texts for each window.")] = 4,
+    bulletins: Annotated[float, typer.Option("--bulletins", help="Share of bulletins among them.")] = 0.0,
+    abstentions: Annotated[
+        float, typer.Option("--abstentions", help="Share of questions that the fields cannot answer.")
+    ] = 0.1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of places, times and wording.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Write climate-text pairs made from facts that are computed from the fields."""
-    raise NotImplementedError
+    import numpy as np
+
+    from climafuse import facts
+    from climafuse.data.batch import sample_boxes
+    from climafuse.data.pairs import write_pairs
+    from climafuse.data.sources import open_climate
+    from climafuse.data.window import select_window
+
+    dataset = open_climate(source_path(source), variables=variables)
+    times = dataset["time"].values
+    chosen = sample_boxes(
+        np.arange(history - 1, len(times)), windows, size=(box_degrees, box_degrees), seed=seed
+    )
+    pairs = facts.describe(
+        (
+            (sample, select_window(dataset, time=times[step], box=box, history=history))
+            for sample, (step, box) in enumerate(chosen)
+        ),
+        seed=seed,
+        kinds=kinds,
+        questions_per_window=questions,
+        bulletins=bulletins,
+        abstentions=abstentions,
+    )
+    count = 0
+
+    def counted() -> Iterator[Pair]:
+        nonlocal count
+        for count, pair in enumerate(pairs, start=1):  # noqa: B007 told after the last
+            yield pair
+
+    write_pairs(counted(), output)
+    if as_json:
+        print_json({"output": output, "pairs": count, "windows": windows})
+    else:
+        typer.echo(f"{output}: {count} pairs about {windows} windows")
 
 
 @app.command()
 def prepare(
     source: Source,
-    destination: Annotated[Path, typer.Argument(help="Directory of the training store.")],
+    destination: Annotated[Path, typer.Argument(help="Folder of the training store; must not exist.")],
     variables: Variables = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option("--pairs", help="File of climate-text pairs to keep with it.", show_default=False),
+    ] = None,
+    gap_hours: Annotated[
+        float, typer.Option("--gap-hours", min=0, help="Hours left out between splits.")
+    ] = 24.0,
     as_json: JsonOption = False,
 ) -> None:
     """Make a training store: canonical fields, splits with a gap, training statistics."""
-    raise NotImplementedError
+    from climafuse.data.store import prepare as prepare_store
+
+    store = prepare_store(
+        source_path(source),
+        destination,
+        variables=variables,
+        pairs=pairs,
+        gap=timedelta(hours=gap_hours),
+        progress=None if as_json else progress_line("times written"),
+    )
+    splits = {name: len(getattr(store.splits, name)) for name in ("train", "validation", "test")}
+    if as_json:
+        print_json({"store": destination, "variables": store.variables, "times": splits})
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in splits.items())
+        typer.echo(f"{destination}: {', '.join(store.variables)}; times: {counts}")
+
+
+def source_path(source: str) -> str:
+    """A source as `open_climate` takes it: the name of a bundled sample stands for its file."""
+    from climafuse.data.samples import SAMPLES, sample_path
+
+    return str(sample_path(source)) if source in SAMPLES and not Path(source).exists() else source  # type: ignore[arg-type]
 
 
 def summarize(dataset: xr.Dataset) -> dict[str, Any]:
@@ -77,12 +158,12 @@ def summarize(dataset: xr.Dataset) -> dict[str, Any]:
         dataset: Canonical; values are read at its last time only.
 
     Returns:
-        `dimensions`: name → size, first, last, spacing (None where uneven); `variables`: one row each, values in
-        SI units.
+        `dimensions`: name → size, first, last, spacing (None where uneven); `variables`: one row each, values
+        in SI units.
     """
     import numpy as np
 
-    weights = np.cos(np.deg2rad(dataset["latitude"]))
+    weights = dataset["latitude"].copy(data=np.cos(np.deg2rad(dataset["latitude"].values)))
     rows = []
     for name, array in dataset.data_vars.items():
         last = array.isel(time=-1).load() if "time" in array.dims else array.load()
@@ -92,7 +173,7 @@ def summarize(dataset: xr.Dataset) -> dict[str, Any]:
                 "name": str(name),
                 "long_name": array.attrs.get("long_name", ""),
                 "units": array.attrs.get("units", ""),
-                "cell_method": array.attrs.get("cell_methods", "").removeprefix("time: "),
+                "cell_method": array.attrs.get("cell_methods", "").removeprefix("time: ").partition(" (")[0],
                 "minimum": float(last.min()) if holds_any else None,
                 "mean": float(last.astype(np.float64).weighted(weights).mean()) if holds_any else None,
                 "maximum": float(last.max()) if holds_any else None,

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from enum import Enum
 from pathlib import Path
@@ -49,10 +51,36 @@ def print_table(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> N
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def progress_line(label: str) -> Callable[[int, int], None]:
+    """A callback that shows how far a job is and how long it may take, on standard error.
+
+    On a terminal the line is rewritten in place; elsewhere a new line is written every few seconds.
+    """
+    start = last = time.monotonic()
+    terminal = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < (0.1 if terminal else 5.0):
+            return
+        last = now
+        left = (now - start) / max(done, 1) * (total - done)
+        line = f"{done} of {total} {label}, {left:.0f} s left"
+        if terminal:
+            typer.echo(f"\r\033[K{line}" + ("\n" if done == total else ""), nl=False, err=True)
+        else:
+            typer.echo(line, err=True)
+
+    return show
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"  # pressures read 101325, not 1.013e+05
+    return str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from climafuse.cli.data import source_path
 from climafuse.cli.handler import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def infer(
 
     model = load_model(checkpoint)
     start = clock.perf_counter()
-    found = answer(model, climate, time=time, location=location, prompt=prompt, attention=map_ is not None)
+    found = answer(
+        model, source_path(climate), time=time, location=location, prompt=prompt, attention=map_ is not None
+    )
     seconds = clock.perf_counter() - start
 
     checks = check_facts(found.text, found.window)
