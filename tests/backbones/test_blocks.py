@@ -381,6 +381,17 @@ def test_gathered_logits_are_those_of_the_full_run_at_the_labels(architecture):
     assert _hooks(model) == before
 
 
+def test_a_forward_that_another_library_has_wrapped_is_kept_and_used():
+    model, inputs, calls = tiny_model("llama"), _inputs("llama"), []
+    head = model.lm_head
+    inner = head.forward
+    head.forward = wrapped = lambda hidden: calls.append(tuple(hidden.shape)) or inner(hidden)
+    with gather(model, inputs["attention_mask"].bool()):
+        model(**inputs)
+    assert calls == [(1, int(inputs["attention_mask"].sum()), 32)]
+    assert head.forward is wrapped
+
+
 def test_a_function_at_the_output_sees_every_position_whichever_was_first():
     model, inputs, shapes = _model("gemma3"), _inputs("gemma3"), []
     positions = inputs["attention_mask"].bool()

@@ -310,6 +310,18 @@ def test_a_hub_that_does_not_answer_does_not_hang(online, monkeypatch):
         assert time.monotonic() - started < 3
 
 
+def test_a_name_server_that_does_not_answer_does_not_hang(online, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(hub, "HUB_TIMEOUT", 0.2)
+    # Looking up a name knows no timeout of the client's.
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: time.sleep(2))
+    started = time.monotonic()
+    with pytest.raises(BackboneNotFoundError, match="no answer from the hub within"):
+        fetch_backbone("some-org/some-model")
+    assert time.monotonic() - started < 1.5
+
+
 def test_a_hub_that_refuses_connections_is_one_line(online, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

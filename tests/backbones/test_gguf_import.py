@@ -66,7 +66,8 @@ def test_the_tokenizer_splits_joins_and_chats_as_the_original(tmp_path, director
     for text in ("The temperature is 12 °C.", "1013.25 hPa, ½ ², 北", "<|im_start|>user\n-8<|im_end|>"):
         assert tokenizer(text)["input_ids"] == original(text)["input_ids"]
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer.tokenize("1013") == ["1", "0", "1", "3"]
+    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("is 1013 hPa")
+    assert [piece for piece, _ in pieces] == ["is", "Ġ", "1", "0", "1", "3", "ĠhPa"]
     assert tokenizer.special_tokens_map == original.special_tokens_map
     chat = [{"role": "user", "content": "Hot?"}]
     expected = "<|im_start|>user\nHot?<|im_end|>\n<|im_start|>assistant\n"

@@ -79,6 +79,7 @@ def test_hash_of_parameters_sees_names_types_and_shapes():
         module("b"),
         module(tensor=torch.zeros(3, 2)),
         module(tensor=torch.zeros(2, 3, dtype=torch.bfloat16)),
+        module(tensor=torch.zeros(2, 3, dtype=torch.float16)),  # the same bytes
         module(tensor=-torch.zeros(2, 3)),  # equal by value, not by bits
     ]
     assert len({hash_parameters(variant) for variant in variants}) == len(variants)
