@@ -5,6 +5,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ import climafuse
 from climafuse.cli import handler
 from climafuse.cli.app import app
 from climafuse.data.pairs import read_pairs
+from climafuse.data.places import Place
+from climafuse.data.window import Window
 from climafuse.errors import ClimateFileError, ConfigurationError
 
 runner = CliRunner()
@@ -162,6 +165,75 @@ def test_train_refuses_an_unknown_key_before_anything_is_written(tmp_path):
 
 def test_train_refuses_a_missing_configuration(tmp_path):
     _one_line_error(runner.invoke(app, ["train", str(tmp_path / "none.yaml")]), 2)
+
+
+def test_train_hands_over_the_configuration(tmp_path, monkeypatch):
+    seen = {}
+    pipeline = types.ModuleType("climafuse.training.pipeline")
+
+    def run(config, *, resume, dry_run):
+        seen.update(config=config, resume=resume, dry_run=dry_run)
+        return {"steps": config.training.steps}
+
+    pipeline.run = run
+    monkeypatch.setitem(sys.modules, "climafuse.training.pipeline", pipeline)
+    arguments = [
+        "train",
+        "--set",
+        "training.steps=30",
+        "--output",
+        str(tmp_path / "a b"),
+        "--dry-run",
+        "--json",
+    ]
+    result = runner.invoke(app, arguments)
+    assert json.loads(result.stdout) == {"steps": 30}
+    assert seen["config"].output.directory == str(tmp_path / "a b")
+    assert seen["dry_run"]
+    assert not seen["resume"]
+
+
+@pytest.fixture
+def inference(monkeypatch):
+    """A model that always says the same, about 10 °C, 1013.25 hPa and a west wind of 8 m/s everywhere."""
+    fields = np.zeros((1, 4, 4, 4), dtype="float32")
+    for index, value in enumerate((283.15, 101325, 8.0, 0.0)):
+        fields[0, index] = value
+    coordinate = np.arange(4.0)
+    time = np.array(["2026-03-29T12:00"], dtype="datetime64[s]")
+    window = Window(fields, ("t2m", "msl", "u10", "v10"), time, coordinate, coordinate)
+    answer = types.SimpleNamespace(
+        prompt="Describe the weather.",
+        text="Mean temperature 10 °C. Mean dew point 5 °C. Mean pressure 990 hPa.",
+        window=window,
+        place=Place("Paris", "FR", 1.0, 2.0),
+        attention=(np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.array([0.5, 0.5])),
+    )
+    module = types.ModuleType("climafuse.model.inference")
+    module.load_model = lambda path: path
+    module.answer = lambda model, climate, **options: answer
+    monkeypatch.setitem(sys.modules, "climafuse.model.inference", module)
+    return ["infer", "model", "--climate", "fields.nc", "--time", "2026-03-29T12:00"]
+
+
+def test_infer_sets_what_is_said_beside_what_the_fields_say(inference):
+    result = runner.invoke(app, inference)
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0].startswith("Mean temperature 10 °C.")
+    assert "mean temperature 10 °C 10 °C right" in lines
+    assert "mean pressure 990 hPa 1013 hPa wrong" in lines
+    assert "mean dew point 5 °C – not in the fields" in lines
+
+
+def test_infer_as_json_with_a_map(inference, tmp_path):
+    result = runner.invoke(app, [*inference, "--json", "--map", str(tmp_path / "map.png")])
+    found = json.loads(result.stdout)
+    assert [fact["right"] for fact in found["facts"]] == [True, None, False]
+    assert found["place"] == "Paris, FR"
+    assert found["time"] == "2026-03-29T12:00"
+    assert found["map"] == str(tmp_path / "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 10_000
 
 
 @pytest.fixture

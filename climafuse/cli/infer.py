@@ -43,6 +43,7 @@ def infer(
     as_json: JsonOption = False,
 ) -> None:
     """Ask about fields, and see the same facts computed from them."""
+    from climafuse.data.times import format_time
     from climafuse.model.inference import answer, load_model
 
     model = load_model(checkpoint)
@@ -53,6 +54,7 @@ def infer(
     seconds = clock.perf_counter() - start
 
     checks = check_facts(found.text, found.window)
+    place = None if found.place is None else str(found.place)
     if map_ is not None:
         from climafuse.report import draw_map
 
@@ -61,16 +63,17 @@ def infer(
             drawn_variables(found.window.variables),
             path=map_,
             attention=found.attention,
-            title=found.place,
+            title=place,
             caption=found.text,
+            place=None if found.place is None else (found.place.latitude, found.place.longitude),
         )
     if as_json:
         print_json(
             {
                 "prompt": found.prompt,
                 "answer": found.text,
-                "place": found.place,
-                "time": found.time,
+                "place": place,
+                "time": format_time(found.window.time[-1]),
                 "facts": checks,
                 "seconds": seconds,
                 "map": map_,
