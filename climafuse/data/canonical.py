@@ -16,6 +16,7 @@ from xarray.core import indexing
 from climafuse.data.coords import (
     Axis,
     check_experiment_version,
+    check_grid,
     latitude_axis,
     level_axis,
     longitude_axis,
@@ -165,7 +166,7 @@ def _spoken(names: Sequence[str]) -> str:
     return _join(
         name
         for group in channels.values()
-        for name in (group if len(group) < 4 else [group[0], f"{group[1]} to {group[-1]}"])
+        for name in (group if len(group) < 7 else [group[0], f"{group[1]} to {group[-1]}"])
     )
 
 
@@ -201,17 +202,11 @@ class _File:
         self.dataset = dataset
         with reading(where):
             check_experiment_version(dataset, where=where)
+            check_grid(dataset, where=where)
             self.latitude = latitude_axis(dataset, where=where)
             self.longitude = longitude_axis(dataset, where=where)
             self.time = time_axis(dataset, where=where)
         horizontal = [a.dimension for a in (self.latitude, self.longitude) if a.dimension is not None]
-        if len(horizontal) > len(set(horizontal)):
-            raise CanonicalizationError(
-                where,
-                expected="a grid of latitudes and longitudes",
-                received=f"points along {horizontal[0]!r}",
-                remedy="Grid the points, or regrid the unstructured mesh, to latitude and longitude first.",
-            )
         self.matches: dict[str, list[Hashable]] = {}
         """Canonical name -> names in the file that mean it."""
         self.ignored: list[str] = []

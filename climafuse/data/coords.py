@@ -75,6 +75,14 @@ _LONGITUDE = _Kind(
 )
 _DEGREES = ("degrees", "degree", "deg")
 
+# Words before "since" -> seconds.
+_TIME_STEPS = {
+    ("days", "day", "d"): 86400.0,
+    ("hours", "hour", "hrs", "hr", "h"): 3600.0,
+    ("minutes", "minute", "mins", "min"): 60.0,
+    ("seconds", "second", "secs", "sec", "s"): 1.0,
+}
+
 # Pressure levels: names in use and, for those that imply it, the unit (ARCO-ERA5 and WeatherBench write
 # none).
 _LEVEL_NAMES = {"level": "hPa", "pressure_level": "hPa", "isobaricInhPa": "hPa", "lev": None, "plev": None}
@@ -228,6 +236,26 @@ def level_axis(dataset: xr.Dataset, dimension: Hashable | None, *, where: str) -
     return None
 
 
+def check_grid(dataset: xr.Dataset, *, where: str) -> None:
+    """Refuse points: stations and unstructured meshes have latitude and longitude along one dimension.
+
+    Args:
+        dataset: As opened.
+        where: The file, for errors.
+
+    Raises:
+        CanonicalizationError: They lie along the same dimension.
+    """
+    dims = [dataset.variables[_find(dataset, kind, where)].dims for kind in (_LATITUDE, _LONGITUDE)]
+    if dims[0] == dims[1] and len(dims[0]) == 1:
+        raise CanonicalizationError(
+            where,
+            expected="a grid of latitudes and longitudes",
+            received=f"points along {dims[0][0]!r}",
+            remedy="Grid the points, or regrid the unstructured mesh, to latitude and longitude first.",
+        )
+
+
 def check_experiment_version(dataset: xr.Dataset, *, where: str) -> None:
     """Refuse a mix of ERA5 (``expver`` 0001) and its preliminary release ERA5T (0005).
 
@@ -326,44 +354,52 @@ def _degrees(dataset: xr.Dataset, kind: _Kind, where: str) -> tuple[Hashable | N
 
 def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
     """[T] datetime64[s] or cftime dates, to the nearest second."""
-    units = variable.attrs.get("units")
     values = np.atleast_1d(variable.values)
-    decoded = values.dtype.kind == "M" or (values.size and isinstance(values.flat[0], cftime.datetime))
-    if not decoded:
-        attributes = {
-            key: value for key, value in variable.attrs.items() if key in ("units", "calendar", "_FillValue")
-        }
-        if values.dtype.kind not in "iuf" or " since " not in str(units):
-            raise CanonicalizationError(
-                argument,
-                expected="numbers with units such as 'hours since 1900-01-01', or dates",
-                received=f"{values.dtype} values with {'no units' if units is None else f'units {units!r}'}",
-                remedy="Add the units attribute, and calendar if it is not the standard one.",
-            )
-        try:
-            raw = xr.Dataset({"time": xr.Variable("time", values, attributes)})
-            # Seconds reach from the Big Bang to long after us; nanoseconds end in 2262.
-            values = xr.decode_cf(raw, decode_times=xr.coders.CFDatetimeCoder(time_unit="s"))["time"].values
-        except (ValueError, OverflowError) as error:
-            raise CanonicalizationError(
-                argument,
-                expected="a time that can be decoded",
-                received=f"units {units!r}, calendar {variable.attrs.get('calendar', 'standard')!r} "
-                f"({str(error).splitlines()[0]})",
-                remedy="Correct the units or calendar attribute.",
-            ) from error
-    if values.size == 0 or (values.dtype.kind == "M" and np.isnat(values).any()):
+    kind = values.dtype.kind
+    missing = (
+        np.isnat(values) if kind in "mM" else np.isnan(values) if kind == "f" else np.zeros(1, dtype=bool)
+    )
+    if values.size == 0 or missing.any() or (values == variable.attrs.get("_FillValue", None)).any():
         raise CanonicalizationError(
             argument,
             expected="a time for every step",
             received="missing times" if values.size else "no times",
             remedy="Correct the coordinate of the file.",
         )
-    return as_time_axis(_to_second(values))
+    if kind == "M" or isinstance(values[0], cftime.datetime):
+        return as_time_axis(_to_second(values))
+    units, calendar = variable.attrs.get("units"), variable.attrs.get("calendar", "standard")
+    if kind not in "iuf" or " since " not in str(units):
+        raise CanonicalizationError(
+            argument,
+            expected="numbers with units such as 'hours since 1900-01-01', or dates",
+            received=f"{values.dtype} values with {'no units' if units is None else f'units {units!r}'}",
+            remedy="Add the units attribute, and calendar if it is not the standard one.",
+        )
+    step, _, reference = str(units).strip().partition(" since ")
+    seconds = next((number for names, number in _TIME_STEPS.items() if step in names), None)
+    if seconds is not None:
+        # Whole seconds: fractions of a day are never exact, and xarray warns of them.
+        values, units = (
+            np.round(values.astype(np.float64) * seconds).astype(np.int64),
+            f"seconds since {reference}",
+        )
+    try:
+        raw = xr.Dataset({"time": ("time", values, {"units": units, "calendar": calendar})})
+        # Counted in seconds, datetime64 reaches billions of years; in nanoseconds it ends in 2262.
+        decoded = xr.decode_cf(raw, decode_times=xr.coders.CFDatetimeCoder(time_unit="s"))["time"].values
+    except (ValueError, OverflowError) as error:
+        raise CanonicalizationError(
+            argument,
+            expected="a time that can be decoded",
+            received=f"units {variable.attrs['units']!r}, calendar {calendar!r}",
+            remedy="Correct the units or calendar attribute.",
+        ) from error
+    return as_time_axis(_to_second(decoded))
 
 
 def _to_second(values: np.ndarray) -> np.ndarray:
-    """Nearest second: days stored as fractions decode to 05:59:59.999999."""
+    """Nearest second, for times that were decoded elsewhere: fractions of a day end in 05:59:59.999999."""
     if values.dtype.kind == "M":
         if values.dtype == np.dtype("datetime64[s]"):
             return values

@@ -1,0 +1,267 @@
+"""Axes: found, ordered, checked. Expected values are worked out by hand or by calendar arithmetic."""
+
+import cftime
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from climafuse.data.coords import (
+    check_experiment_version,
+    latitude_axis,
+    level_axis,
+    longitude_axis,
+    time_axis,
+)
+from climafuse.errors import CanonicalizationError
+
+
+def _along(name, values, **attributes):
+    return xr.Dataset(coords={name: (name, values, attributes)})
+
+
+def _time(values, **attributes):
+    return time_axis(_along("time", values, **attributes), where="file")
+
+
+# --- time ---
+
+
+@pytest.mark.parametrize(
+    ("values", "units", "calendar", "expected"),
+    [
+        ([0, 21600], "seconds since 1970-01-01", "proleptic_gregorian", "1970-01-01T06:00:00"),
+        ([0, 1], "hours since 1900-01-01 00:00:00.0", "gregorian", "1900-01-01T01:00:00"),
+        ([30, 90], "minutes since 1980-01-01 00:00:00", "standard", "1980-01-01T01:30:00"),
+        ([0.0, 59.25], "days since 2020-01-01", "standard", "2020-02-29T06:00:00"),  # 31 + 28 days
+        ([0.0, 0.041666667], "days since 2020-01-01", "standard", "2020-01-01T01:00:00"),  # 1/24, rounded
+        ([1, 2], "hours since 2020-01-01 00:00:00 -05:00", "standard", "2020-01-01T07:00:00"),
+    ],
+)
+def test_time_is_decoded_to_the_second(values, units, calendar, expected):
+    axis = _time(np.array(values), units=units, calendar=calendar)
+    assert axis.values.dtype == "datetime64[s]"
+    assert str(axis.values[1]) == expected
+
+
+def test_reference_dates_before_the_gregorian_calendar():
+    # 730119 days of the proleptic Gregorian calendar (datetime.date.toordinal), and two more of the mixed
+    # one.
+    axis = _time(np.array([730119.0 + 2]), units="days since 0001-01-01 00:00:00", calendar="standard")
+    assert str(axis.values[0]) == "2000-01-01T00:00:00"
+
+
+def test_other_calendars_stay_cftime():
+    axis = _time(np.array([59, 29]), units="days since 2001-01-01", calendar="360_day")
+    assert axis.values[1] == cftime.datetime(2001, 2, 30, calendar="360_day")  # day 60 of 30-day months
+    assert axis.positions.tolist() == [1, 0]
+
+
+def test_decoded_datasets_are_taken_as_they_are():
+    times = np.array(["2020-01-02", "2020-01-01"], dtype="datetime64[ns]")
+    axis = _time(times)
+    assert axis.values.astype(str).tolist() == ["2020-01-01T00:00:00", "2020-01-02T00:00:00"]
+    assert axis.positions.tolist() == [1, 0]
+    noleap = np.array([cftime.DatetimeNoLeap(2000, 3, 1)], dtype=object)
+    assert _time(noleap).values[0] == noleap[0]
+
+
+def test_valid_time_goes_before_the_time_a_forecast_was_made():
+    # As cfgrib writes: time is the reference, valid_time lies along it.
+    dataset = xr.Dataset(
+        coords={
+            "time": (
+                "time",
+                [0],
+                {"standard_name": "forecast_reference_time", "units": "hours since 2020-01-01"},
+            ),
+            "valid_time": ("time", [6], {"standard_name": "time", "units": "hours since 2020-01-01"}),
+        }
+    )
+    axis = time_axis(dataset, where="file")
+    assert str(axis.values[0]) == "2020-01-01T06:00:00"
+    assert axis.dimension == "time"
+
+
+@pytest.mark.parametrize(
+    ("values", "attributes", "match"),
+    [
+        ([0, 1], {}, "no units"),
+        ([0, 1], {"units": "hours"}, "units 'hours'"),
+        ([0, 1], {"units": "hours since yesterday"}, "cannot|decoded"),
+        ([3, 3], {"units": "hours since 2020-01-01"}, "2020-01-01T03:00 more than once"),
+        ([0.0, np.nan], {"units": "hours since 2020-01-01"}, "missing times"),
+        ([], {"units": "hours since 2020-01-01"}, "no times"),
+        (["a", "b"], {"units": "hours since 2020-01-01"}, "values"),
+    ],
+)
+def test_times_that_would_need_a_guess(values, attributes, match):
+    with pytest.raises(CanonicalizationError, match=match):
+        _time(np.array(values), **attributes)
+
+
+def test_no_time_at_all():
+    with pytest.raises(CanonicalizationError, match="a time coordinate"):
+        time_axis(_along("latitude", [0.0]), where="file")
+
+
+def test_two_dimensions_of_time():
+    dataset = xr.Dataset(
+        coords={"valid_time": (("init", "lead"), [[0, 6]], {"units": "hours since 2020-01-01"})}
+    )
+    with pytest.raises(CanonicalizationError, match="init, lead"):
+        time_axis(dataset, where="file")
+
+
+# --- latitude and longitude ---
+
+
+@pytest.mark.parametrize(
+    ("source", "expected", "positions"),
+    [
+        ([0, 90, 180, 270], [0, 90, 180, 270], [0, 1, 2, 3]),
+        ([-180, -90, 0, 90], [0, 90, 180, 270], [2, 3, 0, 1]),
+        ([270, 180, 90, 0], [0, 90, 180, 270], [3, 2, 1, 0]),
+        ([-10.5, 0.0, 10.5], [0, 10.5, 349.5], [1, 2, 0]),
+        ([340.0, 350.0, 360.0, 370.0], [0, 10, 340, 350], [2, 3, 0, 1]),
+        ([-0.1, 0.1], [0.1, 359.9], [1, 0]),  # -0.1 % 360 is 359.90000000000003 otherwise
+        ([-1e-9, 1.0], [0.0, 1.0], [0, 1]),  # not 360
+    ],
+)
+def test_longitudes(source, expected, positions):
+    axis = longitude_axis(_along("lon", np.array(source, dtype=float)), where="file")
+    assert axis.values.tolist() == expected
+    assert axis.positions.tolist() == positions
+    assert axis.twins == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected", "twins"),
+    [
+        ([0, 120, 240, 360], [0, 120, 240], ((0, 3),)),
+        ([-180, -60, 60, 180], [60, 180, 300], ((0, 3),)),
+    ],
+)
+def test_a_meridian_that_is_there_twice(source, expected, twins):
+    axis = longitude_axis(_along("lon", np.array(source, dtype=float)), where="file")
+    assert axis.values.tolist() == expected
+    assert axis.twins == twins
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 40), st.integers(-360, 360), st.booleans())
+def test_longitudes_keep_their_meridians(num, start, backwards):
+    """Whatever the convention: ascending in [0, 360), and every value is the meridian of its position."""
+    source = start + np.arange(num) * (360.0 / num)
+    source = source[::-1] if backwards else source
+    axis = longitude_axis(_along("lon", source), where="file")
+    assert (np.diff(axis.values) > 0).all()
+    assert axis.values[0] >= 0
+    assert axis.values[-1] < 360
+    turned = source[axis.positions] - axis.values
+    np.testing.assert_allclose(turned, np.round(turned / 360) * 360, atol=1e-5)
+
+
+def test_latitudes_south_to_north():
+    axis = latitude_axis(_along("latitude", np.array([90.0, 0.0, -90.0])), where="file")
+    assert axis.values.tolist() == [-90, 0, 90]
+    assert axis.positions.tolist() == [2, 1, 0]
+
+
+def test_coordinates_are_found_by_attributes_before_names():
+    dataset = xr.Dataset(
+        coords={
+            "y": ("rows", [10.0, 20.0], {"standard_name": "latitude"}),
+            "lat": ("other", [1.0], {}),
+            "x": ("columns", [5.0, 6.0], {"units": "degreeE"}),
+        }
+    )
+    assert latitude_axis(dataset, where="file").dimension == "rows"
+    assert longitude_axis(dataset, where="file").values.tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "match"),
+    [
+        (_along("lat", [0.0, 0.0]), "0 twice"),
+        (_along("lat", [0.0, 95.0]), "-90 to 90"),
+        (_along("lat", [0.0, np.nan]), "missing"),
+        (_along("lat", [0.0, 1.0], units="radians"), "radians"),
+        (_along("y", [0.0, 1e6], axis="Y", units="m"), "units 'm'"),
+        (_along("row", [0.0]), "a latitude coordinate"),
+        (xr.Dataset(coords={"lat": (("y", "x"), np.zeros((2, 2)))}), "curvilinear"),
+        (
+            xr.Dataset(coords={n: (n, [0.0], {"standard_name": "latitude"}) for n in ("lat_u", "lat_v")}),
+            "lat_u, lat_v",
+        ),
+    ],
+)
+def test_latitudes_that_would_need_a_guess(dataset, match):
+    with pytest.raises(CanonicalizationError, match=match):
+        latitude_axis(dataset, where="file")
+
+
+@pytest.mark.parametrize("source", [[0.0, 5.0, 5.0], [0.0, 200.0, 400.0], [0.0, np.inf], [1000.0]])
+def test_longitudes_that_would_need_a_guess(source):
+    with pytest.raises(CanonicalizationError):
+        longitude_axis(_along("lon", np.array(source)), where="file")
+
+
+# --- level, experiment version ---
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "attributes", "expected"),
+    [
+        ("plev", [85000.0, 50000.0], {"units": "Pa"}, [500, 850]),
+        ("lev", [850.0, 500.0], {"units": "hPa"}, [500, 850]),
+        ("pressure_level", [1000.0, 850.0], {"units": "hPa"}, [850, 1000]),
+        ("level", [500, 850], {}, [500, 850]),  # ARCO-ERA5
+        ("height", [500.0], {"standard_name": "air_pressure", "units": "millibars"}, [500]),
+    ],
+)
+def test_levels_in_hectopascal(name, values, attributes, expected):
+    axis = level_axis(_along(name, values, **attributes), name, where="file")
+    assert axis.values.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [("lev", {"units": "layer"}), ("lev", {}), ("height", {"units": "m"}), ("level", {"units": "1"})],
+)
+def test_model_levels_and_heights_are_no_pressure(name, attributes):
+    assert level_axis(_along(name, [1.0, 2.0], **attributes), name, where="file") is None
+
+
+def test_a_single_level_without_dimension():
+    dataset = xr.Dataset(coords={"level": ((), 850, {"units": "hPa"})})
+    axis = level_axis(dataset, None, where="file")
+    assert (axis.dimension, axis.values.tolist()) == (None, [850])
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        xr.Dataset({"expver": ("valid_time", ["0001", "0005"])}),
+        xr.Dataset({"expver": (("valid_time", "n"), np.array([[b"1"], [b"5"]], dtype="S1"))}),
+        xr.Dataset({"tp": (("expver", "time"), np.zeros((2, 1)))}, coords={"expver": [1, 5]}),
+        xr.Dataset({"tp": (("expver", "time"), np.zeros((2, 1)))}),
+    ],
+)
+def test_mixed_experiment_versions_are_refused(dataset):
+    with pytest.raises(CanonicalizationError, match="expver"):
+        check_experiment_version(dataset, where="file")
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        xr.Dataset({"expver": ("valid_time", ["0001", "0001"])}),
+        xr.Dataset({"expver": (("valid_time", "n"), np.array([list("0001")] * 2, dtype="S1"))}),
+        xr.Dataset({"expver": ((), "0005")}),
+        xr.Dataset(),
+    ],
+)
+def test_one_experiment_version_is_fine(dataset):
+    check_experiment_version(dataset, where="file")

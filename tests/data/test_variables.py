@@ -1,0 +1,179 @@
+"""The table of variables, against names and units written out by hand."""
+
+import numpy as np
+import pytest
+
+from climafuse.data.variables import (
+    QUANTITIES,
+    VARIABLES,
+    cell_methods,
+    check_standard_name,
+    find_variable,
+    match_variable,
+    unit_conversion,
+)
+from climafuse.errors import CanonicalizationError, VariableNotFoundError
+
+# From the documentation of the products, not from the table.
+PRODUCT_NAMES = {
+    "ERA5": {"t2m": "t2m", "2t": "t2m", "d2m": "d2m", "u10": "u10", "10u": "u10", "v10": "v10", "msl": "msl",
+             "sp": "sp", "tp": "tp", "avg_tprate": "tprate", "mtpr": "tprate", "sst": "sst", "skt": "skt"},
+    "MERRA-2": {"T2M": "t2m", "T2MDEW": "d2m", "QV2M": "q2m", "U10M": "u10", "V10M": "v10", "SLP": "msl",
+                "PS": "sp", "TS": "skt", "PRECTOT": "tprate", "PRECTOTCORR": "tprate_corrected",
+                "T850": "t850", "U850": "u850", "V250": "v250", "Q850": "q850", "H500": "zg500", "OMEGA500": "w500",
+                "T": "t", "QV": "q", "H": "zg", "TQV": "tcwv"},
+    "ARCO-ERA5": {"2m_temperature": "t2m", "10m_u_component_of_wind": "u10", "surface_pressure": "sp",
+                  "mean_sea_level_pressure": "msl", "total_precipitation": "tp", "geopotential": "z",
+                  "sea_surface_temperature": "sst", "u_component_of_wind": "u", "temperature": "t"},
+    "CMIP": {"tas": "t2m", "psl": "msl", "pr": "tprate", "uas": "u10", "sfcWind": "ws10",
+             "tos": "sst", "ta850": "t850", "zg500": "zg500", "hus": "q"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [pair for names in PRODUCT_NAMES.values() for pair in names.items()]
+)
+def test_product_names(name, expected):
+    assert find_variable(name, {}).name == expected
+
+
+def test_no_name_means_two_variables():
+    names = [name for variable in VARIABLES.values() for name in (variable.name, *variable.aliases)]
+    assert len(names) == len(set(names))
+
+
+def test_case_counts_and_likeness_does_not():
+    assert find_variable("T").name == "t"
+    for name in ("t2M", "2m temperature", "temp", "PRECTOT2", ""):
+        with pytest.raises(VariableNotFoundError, match="t2m"):
+            find_variable(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "value", "si"),
+    [
+        ("t2m", "degC", 25.0, 298.15),
+        ("t2m", "Celsius", -273.15, 0.0),
+        ("t2m", "degF", 77.0, 298.15),  # 77 °F = 25 °C
+        ("sst_anomaly", "degC", 1.5, 1.5),  # a difference: no zero point
+        ("sst_anomaly", "degF", 1.8, 1.0),
+        ("msl", "hPa", 1013.25, 101325.0),
+        ("sp", "millibars", 1000.0, 100000.0),
+        ("tp", "mm", 2.5, 0.0025),
+        ("tp", "kg m-2", 2.5, 0.0025),  # 1 kg of water on 1 m² is 1 mm deep
+        ("u10", "km h-1", 36.0, 10.0),
+        ("u10", "kt", 1.0, 1852 / 3600),
+        ("u10", "m s**-1", 3.0, 3.0),
+        ("u10", "m s^-1", 3.0, 3.0),
+        ("u10", "m/s", 3.0, 3.0),
+        ("tprate", "mm/day", 86.4, 0.001),
+        ("tprate", "kg m**-2 s**-1", 0.001, 0.001),
+        ("q850", "g/kg", 8.0, 0.008),
+        ("tcc", "%", 50.0, 0.5),
+        ("tcc", "(0 - 1)", 0.5, 0.5),
+        ("z500", "m**2 s**-2", 55000.0, 55000.0),
+    ],
+)
+def test_units_by_hand(name, units, value, si):
+    scale, offset = unit_conversion(VARIABLES[name], units, argument="test")
+    assert scale * value + offset == pytest.approx(si, rel=1e-12, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [("tp", "kg m-2 s-1"), ("tprate", "m"), ("z500", "m"), ("zg500", "m2 s-2"), ("t2m", "1"), ("t2m", None),
+     ("u10", "")],
+)  # fmt: skip
+def test_a_unit_of_another_quantity_is_refused(name, units):
+    with pytest.raises(CanonicalizationError, match="units"):
+        unit_conversion(VARIABLES[name], units, argument="test")
+
+
+def test_si_units_of_all_variables_convert_to_themselves():
+    for variable in VARIABLES.values():
+        assert unit_conversion(variable, variable.units, argument="test") == (1.0, 0.0)
+    assert VARIABLES["tp"].units == "m"
+    assert VARIABLES["tprate"].units == "kg m-2 s-1"
+    assert all(len(quantity.spellings) > 0 for quantity in QUANTITIES.values())
+
+
+def test_sums_and_means_of_precipitation_are_two_variables():
+    assert VARIABLES["tp"].cell_method == "sum"
+    assert VARIABLES["tprate"].cell_method == "mean"
+    assert find_variable("PRECTOT") is not find_variable("tp")
+
+
+def test_channels():
+    t850 = VARIABLES["t850"]
+    assert (t850.parent, t850.level, t850.units) == ("t", 850.0, "K")
+    assert VARIABLES["u10"].level is None  # 10 m, not 10 hPa
+    assert VARIABLES["u10"].long_name.startswith("10 meter")
+
+
+def test_derived_wind_speed():
+    derive = VARIABLES["ws10"].derive
+    assert derive.inputs == ("u10", "v10")
+    assert derive.function(np.array([3.0]), np.array([-4.0])) == 5.0  # 3-4-5
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "has_level", "expected"),
+    [
+        ("field", {"standard_name": "air_pressure_at_mean_sea_level"}, False, "msl"),
+        ("field", {"standard_name": "air_temperature"}, True, "t"),
+        ("field", {"standard_name": "air_temperature"}, False, None),  # of which height?
+        ("field", {"standard_name": "surface_temperature_anomaly"}, False, None),  # land too
+        ("z", {}, False, None),  # ERA5's single-level z is the ground
+        ("z", {}, True, "z"),
+        ("field", {}, False, None),
+    ],
+)
+def test_matching_by_attributes(name, attributes, has_level, expected):
+    variable = match_variable(name, attributes, has_level=has_level)
+    assert (variable and variable.name) == expected
+
+
+def test_contradicting_standard_name_is_refused():
+    with pytest.raises(CanonicalizationError, match="precipitation_flux"):
+        check_standard_name(VARIABLES["tp"], {"standard_name": "precipitation_flux"}, argument="tp")
+    for harmless in ("unknown", "2-meter_air_temperature", "air_temperature"):
+        check_standard_name(VARIABLES["t2m"], {"standard_name": harmless}, argument="t2m")
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "collection", "expected"),
+    [
+        ("t2m", {}, {}, "time: point"),
+        ("t2m", {"cell_methods": "time: mean"}, {}, "time: mean"),
+        ("t2m", {"cell_methods": "area: time: mean"}, {}, "area: time: mean"),  # CMIP
+        ("t2m", {"GRIB_stepType": "instant"}, {}, "time: point"),
+        ("t2m", {"GRIB_stepType": "avgua"}, {}, "time: mean"),  # ERA5 monthly means
+        ("t2m", {}, {"ShortName": "M2T1NXSLV"}, "time: mean"),
+        ("t2m", {}, {"ShortName": "M2I1NXASM"}, "time: point"),
+        ("t2m", {}, {"ShortName": "M2IMNPASM"}, "time: mean"),
+        ("tp", {"GRIB_stepType": "accum"}, {}, "time: sum"),
+        ("tp", {"cell_methods": "time: sum (interval: 1 hour)"}, {}, "time: sum (interval: 1 hour)"),
+        ("tprate", {}, {"ShortName": "M2T1NXFLX"}, "time: mean"),
+    ],
+)
+def test_cell_methods_are_kept(name, attributes, collection, expected):
+    assert cell_methods(VARIABLES[name], attributes, collection, argument="test") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [
+        (
+            "tp",
+            {"GRIB_stepType": "avgad"},
+        ),  # monthly means of ERA5: meters a day, under the name and unit of a sum
+        ("tp", {"cell_methods": "time: mean"}),
+        ("tprate", {"cell_methods": "time: sum"}),
+        ("tprate", {"GRIB_stepType": "instant"}),
+        ("t2m", {"cell_methods": "time: maximum"}),
+        ("t2m", {"cell_methods": "time: maximum within days time: mean over days"}),
+    ],
+)
+def test_other_cell_methods_are_refused(name, attributes):
+    with pytest.raises(CanonicalizationError, match="cell method"):
+        cell_methods(VARIABLES[name], attributes, {}, argument="test")
