@@ -1,0 +1,64 @@
+"""The head of a language model, called on what was already computed, or for some tokens of the vocabulary only.
+
+Both go through the model's own forward call, as everything in `blocks` does: what an architecture does to logits
+after its head (scaling, capping) happens here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from climafuse.backbones.blocks import find_blocks, replaced_forward, resume
+from climafuse.errors import BackboneError
+
+
+def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Compute logits of hidden states that stand at the output site; no block runs.
+
+    Args:
+        model: A causal language model.
+        states: [P, D], what would enter the head, in the model's type.
+
+    Returns:
+        Logits [P, V].
+    """
+    # P texts of one token each: nothing in the model then depends on the neighbors, and no mask is built.
+    ids = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
+    with resume(model, "output", states.unsqueeze(1)):
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits[:, 0]
+
+
+@contextlib.contextmanager
+def narrowed(model: PreTrainedModel, tokens: Tensor) -> Iterator[None]:
+    """Let the head compute logits of some tokens only: while this lasts, logits are [..., K].
+
+    Args:
+        model: A causal language model.
+        tokens: [K] token numbers, each once.
+
+    Raises:
+        BackboneError: The head is no linear layer, so that a part of it cannot be taken.
+    """
+    head = find_blocks(model).head
+    if not isinstance(head, nn.Linear):
+        raise BackboneError(
+            type(model).__name__,
+            expected="a linear head",
+            received=type(head).__name__,
+            remedy="Train with the whole vocabulary: training.sampled_vocabulary=null.",
+        )
+    weight = head.weight[tokens]
+    bias = None if head.bias is None else head.bias[tokens]
+
+    def narrow(hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, weight, bias)
+
+    with replaced_forward(head, narrow):
+        yield

@@ -1,0 +1,155 @@
+"""Summary tokens: the statistics of each variable over the box, each as one climate token.
+
+Patches tell where things are; a statement such as "the mean temperature is 8 °C" is about the whole box, and a
+language model must find its digits somewhere. Each summary token holds one statistic of one variable as a number
+whose digits can be read (`number_features`). The statistics are computed from the fields in the forward pass,
+weighted with the cosine of latitude over valid cells; nothing in them comes from the text.
+
+Statistics at the valid time, for each variable: mean, highest and lowest value with latitude and longitude of
+each, north half minus south half, east half minus west half; and the change of the mean since the first time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from climafuse.climate_tokens import ClimateTokens
+from climafuse.encoders.base import Channels
+from climafuse.encoders.numbers import NUM_FEATURES, number_features
+
+STATISTICS = (
+    "mean",
+    "maximum",
+    "latitude of maximum",
+    "longitude of maximum",
+    "minimum",
+    "latitude of minimum",
+    "longitude of minimum",
+    "north minus south",
+    "east minus west",
+    "change",
+)
+
+
+class SummaryTokens(nn.Module):
+    """Turns each statistic of each variable into a climate token.
+
+    Args:
+        channels: What the fields hold.
+        width: C, the width of a token.
+    """
+
+    def __init__(self, channels: Channels, width: int) -> None:
+        super().__init__()
+        # Constants of the model's configuration, not state: they are not in the checkpoint twice.
+        self.register_buffer("scale", torch.tensor(channels.scale), persistent=False)  # [V]
+        self.register_buffer("offset", torch.tensor(channels.offset), persistent=False)  # [V]
+        self.number = nn.Linear(NUM_FEATURES, width)
+        self.variable = nn.Parameter(0.5 * torch.randn(len(channels.names), 1, width))  # [V, 1, C]
+        self.statistic = nn.Parameter(0.5 * torch.randn(len(STATISTICS), width))  # [statistics, C]
+        self.labels = tuple(f"{name} {statistic}" for name in channels.names for statistic in STATISTICS)
+
+    def forward(
+        self, fields: Tensor, mask: Tensor, latitude: Tensor, longitude: Tensor, time: Tensor
+    ) -> ClimateTokens:
+        """Summarize windows; arguments as of `ClimateEncoder.forward`.
+
+        Returns:
+            V * len(STATISTICS) tokens.
+        """
+        values, valid, place = summarize(
+            fields * self.scale[:, None, None] + self.offset[:, None, None], mask, latitude, longitude
+        )
+        states = (
+            self.number(number_features(values)) + self.variable + self.statistic
+        )  # [B, V, statistics, C]
+        return ClimateTokens(
+            states=states.flatten(1, 2),
+            mask=valid.flatten(1, 2),
+            latitude=place[0].flatten(1, 2),
+            longitude=place[1].flatten(1, 2),
+            time=time[:, -1:].expand(-1, states.shape[1] * states.shape[2]),
+            labels=self.labels,
+        )
+
+
+def summarize(
+    fields: Tensor, mask: Tensor, latitude: Tensor, longitude: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Statistics of fields over their box.
+
+    Args:
+        fields: [B, T, V, H, W] in natural units.
+        mask: [B, T, V, H, W] bool.
+        latitude: [B, H] degrees north, ascending, padding repeated at the end.
+        longitude: [B, W] degrees east in [0, 360), west to east, padding repeated at the end.
+
+    Returns:
+        values [B, V, statistics]; valid [B, V, statistics] bool; (latitude, longitude) [B, V, statistics] of
+        where a statistic was found, NaN where it is about the whole box. Longitudes are in [-180, 180).
+    """
+    last, valid = fields[:, -1], mask[:, -1]  # [B, V, H, W]
+    weight = torch.cos(torch.deg2rad(latitude)).clamp(min=1e-12)[:, None, :, None]  # [B, 1, H, 1]
+    east = (longitude + 180) % 360 - 180  # [B, W]
+
+    mean, any_valid = _mean(last, valid * weight)  # [B, V]
+    rows, columns = _position(latitude), _position(longitude)  # [B, H], [B, W] in [-1, 1], NaN in padding
+    north = weight * (rows > 1e-4)[:, None, :, None]
+    south = weight * (rows < -1e-4)[:, None, :, None]
+    right = weight * (columns > 1e-4)[:, None, None, :]
+    left = weight * (columns < -1e-4)[:, None, None, :]
+    halves = [_mean(last, valid * half) for half in (north, south, right, left)]
+    both = mask[:, 0] & valid
+    change, changed = _mean(last - fields[:, 0], both * weight)
+    if fields.shape[1] == 1:
+        changed = torch.zeros_like(changed)  # one time tells of no change
+
+    infinity = torch.finfo(last.dtype).max
+    highest, highest_at = last.masked_fill(~valid, -infinity).flatten(2).max(dim=2)  # [B, V]
+    lowest, lowest_at = last.masked_fill(~valid, infinity).flatten(2).min(dim=2)
+    width = fields.shape[-1]
+    place = {
+        key: (latitude.gather(1, at // width), east.gather(1, at % width))
+        for key, at in (("highest", highest_at), ("lowest", lowest_at))
+    }
+    nowhere = torch.full_like(mean, torch.nan)
+    whole = (nowhere, nowhere)
+    table = {
+        "mean": (mean, any_valid, whole),
+        "maximum": (highest, any_valid, place["highest"]),
+        "latitude of maximum": (place["highest"][0], any_valid, place["highest"]),
+        "longitude of maximum": (place["highest"][1], any_valid, place["highest"]),
+        "minimum": (lowest, any_valid, place["lowest"]),
+        "latitude of minimum": (place["lowest"][0], any_valid, place["lowest"]),
+        "longitude of minimum": (place["lowest"][1], any_valid, place["lowest"]),
+        "north minus south": (halves[0][0] - halves[1][0], halves[0][1] & halves[1][1], whole),
+        "east minus west": (halves[2][0] - halves[3][0], halves[2][1] & halves[3][1], whole),
+        "change": (change, changed, whole),
+    }
+    values = torch.stack([table[name][0] for name in STATISTICS], dim=-1)
+    known = torch.stack([table[name][1] for name in STATISTICS], dim=-1)
+    found_at = (
+        torch.stack([table[name][2][0] for name in STATISTICS], dim=-1),
+        torch.stack([table[name][2][1] for name in STATISTICS], dim=-1),
+    )
+    return values.masked_fill(~known, 0.0), known, found_at
+
+
+def _mean(fields: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean over cells [B, V], and where there is any weight."""
+    total = weight.sum(dim=(-2, -1))
+    # About 1000 hPa in float32: summing departures from a valid value keeps what a plain sum would round away.
+    reference = fields.flatten(2).mean(dim=2)[..., None, None]
+    mean = ((fields - reference) * weight).sum(dim=(-2, -1)) / total.clamp(min=1e-12) + reference[..., 0, 0]
+    return mean, (total > 0).expand_as(mean)
+
+
+def _position(coordinate: Tensor) -> Tensor:
+    """Place of each row or column in its box, from -1 (first) to 1 (last), NaN in padding; [B, N]."""
+    step = coordinate.diff(dim=1) != 0
+    fresh = torch.cat([torch.ones_like(step[:, :1]), step], dim=1)  # [B, N], False in padding
+    last = fresh.sum(dim=1, keepdim=True).clamp(min=2) - 1
+    index = torch.arange(coordinate.shape[1], device=coordinate.device)
+    position = 2 * index / last - 1
+    return position.masked_fill(~fresh, torch.nan)

@@ -1,0 +1,7 @@
+"""Fusions: how text states look at climate tokens."""
+
+from climafuse.fusion.base import Fusion
+from climafuse.fusion.cross_attention import CrossAttentionFusion
+from climafuse.fusion.gated import GatedAdditionFusion
+
+__all__ = ["CrossAttentionFusion", "Fusion", "GatedAdditionFusion"]

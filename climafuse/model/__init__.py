@@ -1,0 +1,17 @@
+"""The composite model in Hugging Face shape."""
+
+from climafuse.model.configuration import ClimateTextConfig
+from climafuse.model.modeling import ClimateTextForCausalLM, ClimateTextOutput
+from climafuse.model.objective import SampledVocabulary
+from climafuse.model.processing import ClimateFeatureExtractor, ClimateTextProcessor
+from climafuse.model.reuse import PrefixStore
+
+__all__ = [
+    "ClimateFeatureExtractor",
+    "ClimateTextConfig",
+    "ClimateTextForCausalLM",
+    "ClimateTextOutput",
+    "ClimateTextProcessor",
+    "PrefixStore",
+    "SampledVocabulary",
+]

@@ -1,0 +1,98 @@
+"""Configuration of a climate-text model: which backbone, which encoder, which fusion at which sites.
+
+Everything needed to build the model again is here, the statistics of the fields included: absolute values could
+otherwise not be recovered, and a text with degrees in it not be learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from climafuse.data.normalization import statistics_from_dict
+from climafuse.encoders import Channels
+from climafuse.errors import ConfigurationError
+from climafuse.facts import SPOKEN_VARIABLES
+
+
+@strict
+class ClimateTextConfig(PreTrainedConfig):
+    """Configuration of `ClimateTextForCausalLM`.
+
+    Args:
+        text_config: Configuration of the backbone, as transformers knows it.
+        backbone: Identity of the backbone: id, revision, content hash, architecture, number of parameters.
+        backbone_dtype: Type of the frozen weights.
+        variables: Canonical names of the V channels, in order.
+        statistics: Mean and standard deviation of each over the training times, as `statistics_to_dict` writes them.
+        history: Time steps of a window the model was trained on.
+        box_degrees: Height and width of the boxes the model was trained on, in degrees.
+        encoder: Registered name of the encoder.
+        encoder_options: Its arguments.
+        fusion: Registered name of the fusion.
+        fusion_options: Its arguments.
+        sites: Where fusion sits: "input", "output", block indices, {"last": n}, {"every": n}, or a list of these.
+        weights_sha256: Checksum of the trained weights beside a saved configuration.
+    """
+
+    model_type = "climate_text"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+
+    text_config: dict | PreTrainedConfig | None = None
+    backbone: dict | None = None
+    backbone_dtype: str = "bfloat16"
+    variables: list | tuple = ()
+    statistics: dict | None = None
+    history: int = 1
+    box_degrees: float | int = 16.0
+    encoder: str = "grid_transformer"
+    encoder_options: dict | None = None
+    fusion: str = "cross_attention"
+    fusion_options: dict | None = None
+    sites: Any = "output"
+    weights_sha256: str | None = None
+    tie_word_embeddings: bool = False  # the backbone ties its own; nothing of it is saved here
+
+    def normalization(self) -> xr.Dataset:
+        """Return the statistics of the channels, in the order of `variables`.
+
+        Raises:
+            ConfigurationError: A variable has no statistics.
+        """
+        held = (self.statistics or {}).get("variables", {})
+        missing = [name for name in self.variables if name not in held]
+        if missing or not self.variables:
+            raise ConfigurationError(
+                "statistics",
+                expected="mean and standard deviation of each of one or more variables",
+                received=f"none of {', '.join(missing) or 'any variable'}",
+                remedy="Take them from the training store, or from compute_statistics.",
+            )
+        # JSON sorts the keys; the order of the channels is that of the list.
+        return statistics_from_dict(
+            {**(self.statistics or {}), "variables": {name: held[name] for name in self.variables}}
+        )
+
+    def channels(self) -> Channels:
+        """Return the channels with their natural units: those a variable is spoken in, else SI.
+
+        Raises:
+            ConfigurationError: A variable has no statistics.
+        """
+        statistics = self.normalization()
+        scale, offset = [], []
+        for name, mean, std in zip(
+            self.variables, statistics["mean"].values, statistics["std"].values, strict=True
+        ):
+            spoken = SPOKEN_VARIABLES.get(name)
+            factor, shift = (1.0, 0.0) if spoken is None else (spoken.scale, spoken.offset)
+            scale.append(float(std) * factor)
+            offset.append(float(mean) * factor + shift)
+        return Channels(tuple(self.variables), tuple(scale), tuple(offset))
+
+
+AutoConfig.register(ClimateTextConfig.model_type, ClimateTextConfig)

@@ -1,0 +1,631 @@
+"""The climate-text model: a frozen causal language model with a climate encoder and fusions at its sites.
+
+    climate fields -> encoder -> climate tokens
+    text tokens -> backbone, whose states meet the climate tokens at each site -> its own head -> logits
+
+Nothing replaces the language model: all its blocks run, its own head makes the logits, and none of its weights
+change. Before training every gate is zero and the model is the bare backbone, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import xarray as xr
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.utils import CONFIG_NAME, ModelOutput
+
+from climafuse.backbones import (
+    LoadedBackbone,
+    Site,
+    attach,
+    check_identity,
+    find_blocks,
+    gather,
+    load_backbone,
+    prefix_states,
+    resolve_sites,
+    resume,
+)
+from climafuse.backbones.head import head_logits, narrowed
+from climafuse.climate_tokens import ClimateTokens
+from climafuse.data.normalization import statistics_to_dict
+from climafuse.encoders import ClimateEncoder
+from climafuse.errors import CheckpointError, ModelInputError
+from climafuse.fusion import Fusion
+from climafuse.manifest import MANIFEST_NAME, sha256, verify_checkpoint
+from climafuse.model.configuration import ClimateTextConfig
+from climafuse.model.objective import SampledVocabulary, cross_entropy, labeled_positions
+from climafuse.model.reuse import PrefixStore
+from climafuse.registry import ENCODERS, FUSIONS
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass
+class ClimateTextOutput(ModelOutput):
+    """What a forward call returns.
+
+    Attributes:
+        loss: Cross-entropy on answer tokens, if labels were given.
+        logits: [N, S, V]; with labels [P, V] of the labeled positions only, and in training with a sampled
+            vocabulary of its tokens only.
+        past_key_values: Cache of the backbone.
+        climate_mask: [B, M], which climate tokens are valid.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    climate_mask: Tensor | None = None
+
+
+class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
+    """A frozen causal language model that reads climate fields.
+
+    Make one with `from_backbone` (untrained) or `from_pretrained` (a checkpoint).
+
+    Args:
+        config: Configuration.
+        backbone: The frozen language model; it is not part of a checkpoint.
+        encoder: An encoder of your own; None makes the one the configuration names.
+        fusion: Makes a fusion of your own from (hidden_size, climate_width); None makes those the configuration
+            names.
+    """
+
+    config_class = ClimateTextConfig
+    base_model_prefix = "climate_text"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: ClimateTextConfig,
+        backbone: LoadedBackbone,
+        *,
+        encoder: ClimateEncoder | None = None,
+        fusion: Callable[[int, int], Fusion] | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.backbone_identity = backbone.identity
+        self.backbone = backbone.model
+        self.tokenizer = backbone.tokenizer
+        layout = find_blocks(backbone.model)
+        if encoder is None:
+            encoder = ENCODERS.get(config.encoder)(config.channels(), **(config.encoder_options or {}))
+        if fusion is None:
+            kind = FUSIONS.get(config.fusion)
+            options = config.fusion_options or {}
+
+            def fusion(hidden_size: int, climate_width: int) -> Fusion:
+                return cast("Fusion", kind(hidden_size, climate_width, **options))
+
+        self.encoder = encoder
+        self.sites: tuple[Site, ...] = resolve_sites(config.sites, layout.num_blocks)
+        self.fusions = nn.ModuleDict(
+            {str(site): fusion(layout.hidden_size, encoder.width) for site in self.sites}
+        )
+        self.prefix_store: PrefixStore | None = None
+        self.sampled_vocabulary: SampledVocabulary | None = None
+
+    # ---- Making, saving, loading
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: LoadedBackbone | str | Path,
+        *,
+        statistics: xr.Dataset,
+        encoder: str | ClimateEncoder = "grid_transformer",
+        fusion: str | Callable[[int, int], Fusion] = "cross_attention",
+        sites: Any = "output",
+        dtype: str = "bfloat16",
+        **options: Any,
+    ) -> ClimateTextForCausalLM:
+        """Make an untrained model around a language model.
+
+        Args:
+            backbone: A loaded backbone, or what `load_backbone` takes.
+            statistics: Of the fields, from training times (`compute_statistics`); its variables are the channels.
+            encoder: Registered name, or an instance of your own.
+            fusion: Registered name, or a class (or function) of your own taking (hidden_size, climate_width).
+            sites: As for `resolve_sites`.
+            dtype: Type of the frozen weights, where the backbone is loaded here.
+            **options: Other keys of `ClimateTextConfig`: `encoder_options`, `fusion_options`, `history`, ….
+        """
+        if not isinstance(backbone, LoadedBackbone):
+            backbone = load_backbone(backbone, dtype=dtype)
+        config = ClimateTextConfig(
+            # A copy: transformers sets attention options on the sub-configurations of a model it makes.
+            text_config=copy.deepcopy(backbone.model.config),
+            backbone=dict(backbone.identity),
+            backbone_dtype=str(backbone.model.dtype).removeprefix("torch."),
+            variables=[str(name) for name in statistics["variable"].values],
+            statistics=statistics_to_dict(statistics),
+            encoder=encoder if isinstance(encoder, str) else ENCODERS.name_of(type(encoder)),
+            fusion=fusion if isinstance(fusion, str) else FUSIONS.name_of(cast("type", fusion)),
+            sites=sites,
+            **options,
+        )
+        return cls(
+            config,
+            backbone,
+            encoder=None if isinstance(encoder, str) else encoder,
+            fusion=None if isinstance(fusion, str) else fusion,
+        )
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Return the weights a checkpoint holds: encoder and fusions, nothing of the frozen backbone."""
+        return {
+            name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")
+        }
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write configuration and trainable weights; the configuration holds the weights' checksum.
+
+        Args:
+            save_directory: Folder; made if need be. `training.write_folder` around this saves all or nothing.
+            **kwargs: For compatibility with transformers; unused.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous().cpu() for name, tensor in self.trainable_state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        config = copy.deepcopy(self.config)
+        config.architectures = [type(self).__name__]
+        config.weights_sha256 = sha256(folder / WEIGHTS_FILE)
+        config.save_pretrained(folder)
+
+    def load_trainable(self, folder: str | Path) -> None:
+        """Load trainable weights, strictly: every tensor, no other tensor, each of the right shape and type.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or holds other weights; the model is unchanged then.
+        """
+        path = Path(folder) / WEIGHTS_FILE
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                str(path),
+                expected="a file of trained weights",
+                received=f"{type(error).__name__}: {error}",
+                remedy="Give the folder of a saved model, or copy it again.",
+            ) from error
+        expected = self.trainable_state_dict()
+        wrong = [f"no {name}" for name in expected.keys() - weights.keys()]
+        wrong += [f"an unknown {name}" for name in weights.keys() - expected.keys()]
+        wrong += [
+            f"{name} {tuple(weights[name].shape)} {weights[name].dtype}"
+            for name in expected.keys() & weights.keys()
+            if (weights[name].shape, weights[name].dtype) != (expected[name].shape, expected[name].dtype)
+        ]
+        if wrong:
+            raise CheckpointError(
+                str(path),
+                expected=f"exactly the {len(expected)} trained tensors of this model",
+                received="; ".join(sorted(wrong)[:3])
+                + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""),
+                remedy="Load it into the model it was saved from: same encoder, fusion and sites.",
+            )
+        self.load_state_dict(weights, strict=False)  # strict above; the frozen backbone is not in it
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        backbone: LoadedBackbone | str | Path | None = None,
+        config: ClimateTextConfig | None = None,
+        encoder: ClimateEncoder | None = None,
+        fusion: Callable[[int, int], Fusion] | None = None,
+        verify: bool = False,
+        **kwargs: Any,
+    ) -> ClimateTextForCausalLM:
+        """Load a saved model onto its backbone.
+
+        Args:
+            pretrained_model_name_or_path: Folder written by `save_pretrained` or `train`.
+            *args: For compatibility with transformers; unused.
+            backbone: The backbone, where it lies elsewhere than its recorded id says; it must be the same one.
+            config: Its configuration, if already read.
+            encoder: An encoder of your own, where the class is not registered.
+            fusion: Makes a fusion of your own, where the class is not registered.
+            verify: Hash all weights of the backbone again.
+            **kwargs: For compatibility with transformers; unused.
+
+        Raises:
+            CheckpointError: The folder is incomplete or altered.
+            BackboneMismatchError: The backbone is another one than the model was trained on.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        config = check_folder(folder) if config is None else config
+        if not config.backbone:
+            raise CheckpointError(
+                str(folder),
+                expected="a configuration that names its backbone",
+                received="none",
+                remedy="Give the folder of a saved climate-text model.",
+            )
+        if not isinstance(backbone, LoadedBackbone):
+            backbone = load_backbone(
+                config.backbone["id"] if backbone is None else backbone,
+                dtype=config.backbone_dtype,
+                verify=verify,
+            )
+        check_identity(config.backbone, backbone.identity)
+        model = cls(config, backbone, encoder=encoder, fusion=fusion)
+        model.load_trainable(folder)
+        return model.eval()
+
+    def gate_values(self) -> dict[str, float]:
+        """Return the mean absolute value of each gate, by site and name; all zero before training."""
+        return {
+            name: float(parameter.detach().abs().mean())
+            for name, parameter in self.fusions.named_parameters()
+            if name.endswith("gate")
+        }
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the backbone's embeddings."""
+        return cast("nn.Module", self.backbone.get_input_embeddings())
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the backbone's head."""
+        return cast("nn.Module", self.backbone.get_output_embeddings())
+
+    # ---- Climate
+
+    def encode_climate(
+        self,
+        climate_fields: Tensor,
+        climate_mask: Tensor,
+        climate_latitude: Tensor,
+        climate_longitude: Tensor,
+        climate_time: Tensor,
+    ) -> ClimateTokens:
+        """Encode windows of climate fields; arguments as of `ClimateEncoder.forward`."""
+        tokens: ClimateTokens = self.encoder(
+            climate_fields, climate_mask, climate_latitude, climate_longitude, climate_time
+        )
+        return tokens
+
+    def _climate(
+        self, states: Tensor | None, states_mask: Tensor | None, fields: dict[str, Tensor | None]
+    ) -> ClimateTokens:
+        """Climate tokens of a call: given as states, or encoded from the fields."""
+        if states is not None:
+            if states_mask is None:
+                states_mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+            nowhere = states.new_full(states.shape[:2], torch.nan)
+            return ClimateTokens(states, states_mask, nowhere, nowhere, nowhere)
+        missing = [name for name, tensor in fields.items() if tensor is None]
+        if missing:
+            raise ModelInputError(
+                ", ".join(missing),
+                expected="the climate of each text",
+                received="nothing",
+                remedy="Make the inputs with ClimateTextProcessor, windows included.",
+            )
+        return self.encode_climate(**cast("dict[str, Tensor]", fields))
+
+    # ---- Forward
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        climate_fields: Tensor | None = None,
+        climate_mask: Tensor | None = None,
+        climate_latitude: Tensor | None = None,
+        climate_longitude: Tensor | None = None,
+        climate_time: Tensor | None = None,
+        climate_index: Tensor | None = None,
+        climate_states: Tensor | None = None,
+        climate_states_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> ClimateTextOutput:
+        """Read climate and text, predict text.
+
+        Args:
+            input_ids: [N, S].
+            attention_mask: [N, S].
+            labels: [N, S], the input's own tokens where they are to be predicted (the shift is made here), -100
+                elsewhere.
+            climate_fields: [B, T, V, H, W] normalized.
+            climate_mask: [B, T, V, H, W] bool.
+            climate_latitude: [B, H] degrees north.
+            climate_longitude: [B, W] degrees east.
+            climate_time: [B, T] days since 1970-01-01.
+            climate_index: [N], which window each text is about; None where text n is about window n.
+            climate_states: [B, M, C] encoded before, instead of fields.
+            climate_states_mask: [B, M] bool.
+            num_items_in_batch: Number of labels by which the summed loss is divided; None for those of this call.
+            **kwargs: For the backbone: `past_key_values`, `use_cache`, `position_ids`, ….
+
+        Returns:
+            Loss and logits.
+
+        Raises:
+            ModelInputError: Text and climate do not fit together, or there is nothing to predict.
+        """
+        climate = self._climate(
+            climate_states,
+            climate_states_mask,
+            {
+                "climate_fields": climate_fields,
+                "climate_mask": climate_mask,
+                "climate_latitude": climate_latitude,
+                "climate_longitude": climate_longitude,
+                "climate_time": climate_time,
+            },
+        )
+        _check_rows(len(input_ids), len(climate.states), climate_index)
+        if labels is None:
+            rows = None if climate_index is None else climate_index
+            with attach(self.backbone, list(self.sites), self._fuse_with(climate, rows)):
+                output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return ClimateTextOutput(
+                logits=output.logits, past_key_values=output.past_key_values, climate_mask=climate.mask
+            )
+        positions, targets = labeled_positions(labels)
+        sampled = self.sampled_vocabulary if self.training else None
+        tokens = None if sampled is None else sampled.draw()
+        with contextlib.nullcontext() if tokens is None else narrowed(self.backbone, tokens):
+            logits = self._labeled_logits(
+                input_ids, attention_mask, positions, climate, climate_index, kwargs
+            )
+        total = cross_entropy(logits, targets) if sampled is None else sampled.loss(logits, targets)
+        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        return ClimateTextOutput(loss=total / count, logits=logits, climate_mask=climate.mask)
+
+    def _labeled_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        climate: ClimateTokens,
+        climate_index: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """Logits [P, V] at the labeled positions; blocks below the first site run without a graph, or not at all."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        first = self.sites[0]
+        index = (
+            climate_index
+            if climate_index is not None
+            else torch.arange(len(input_ids), device=input_ids.device)
+        )
+        store = self.prefix_store
+        if first == "output":
+            # Nothing follows but the head, position by position: only labeled ones need be fused.
+            if store is not None:
+                states = store.lookup(input_ids, attention_mask)[positions]
+            else:
+                states = prefix_states(
+                    self.backbone, first, input_ids=input_ids, attention_mask=attention_mask, **kwargs
+                )[positions]  # [P, D]
+            rows = index.unsqueeze(1).expand_as(positions)[positions]  # [P]
+            fused = fuse_flat(cast("Fusion", self.fusions["output"]), states, climate, rows)
+            return head_logits(self.backbone, fused)
+        reuse = (
+            contextlib.nullcontext()
+            if store is None
+            else resume(self.backbone, first, store.lookup(input_ids, attention_mask))
+        )
+        with reuse, attach(self.backbone, list(self.sites), self._fuse_with(climate, climate_index)):
+            with gather(self.backbone, positions):
+                output = self.backbone(
+                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
+                )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _fuse_with(self, climate: ClimateTokens, index: Tensor | None) -> Callable[[Site, Tensor], Tensor]:
+        """The function attached to the backbone's sites."""
+
+        def fuse(site: Site, hidden: Tensor) -> Tensor:
+            fusion = cast("Fusion", self.fusions[str(site)])
+            if index is None:
+                tokens = expand_rows(climate, len(hidden))
+                fused: Tensor = fusion(hidden, tokens)
+                return fused
+            rows = index.unsqueeze(1).expand(hidden.shape[:2]).reshape(-1)
+            return fuse_flat(fusion, hidden.flatten(0, 1), climate, rows).view_as(hidden)
+
+        return fuse
+
+    @contextlib.contextmanager
+    def conditioned(self, climate: ClimateTokens) -> Iterator[PreTrainedModel]:
+        """Let the backbone itself read climate: while this lasts, it is fused in each of its forward calls.
+
+        For whatever works with a causal language model of transformers. Row n of a call reads row n of the
+        climate; a call with a multiple of its rows (beams, several answers) reads each row as often.
+        """
+        with attach(self.backbone, list(self.sites), self._fuse_with(climate, None)):
+            yield self.backbone
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        climate_fields: Tensor | None = None,
+        climate_mask: Tensor | None = None,
+        climate_latitude: Tensor | None = None,
+        climate_longitude: Tensor | None = None,
+        climate_time: Tensor | None = None,
+        climate_index: Tensor | None = None,
+        climate_states: Tensor | None = None,
+        climate_states_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate text about climate; the climate is encoded once.
+
+        Args:
+            input_ids: [N, S] prompts, padded on the left where their lengths differ.
+            attention_mask: [N, S].
+            climate_fields: As of `forward`, like the other climate arguments.
+            climate_mask: See `forward`.
+            climate_latitude: See `forward`.
+            climate_longitude: See `forward`.
+            climate_time: See `forward`.
+            climate_index: See `forward`.
+            climate_states: See `forward`.
+            climate_states_mask: See `forward`.
+            **kwargs: As of `generate` of transformers: `max_new_tokens`, `num_beams`, `do_sample`, ….
+
+        Returns:
+            What the backbone's `generate` returns: [N, S + new] token numbers, or a dictionary.
+
+        Raises:
+            ModelInputError: Text and climate do not fit together.
+        """
+        climate = self._climate(
+            climate_states,
+            climate_states_mask,
+            {
+                "climate_fields": climate_fields,
+                "climate_mask": climate_mask,
+                "climate_latitude": climate_latitude,
+                "climate_longitude": climate_longitude,
+                "climate_time": climate_time,
+            },
+        )
+        _check_rows(len(input_ids), len(climate.states), climate_index)
+        if climate_index is not None:
+            climate = select_rows(climate, climate_index)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        with self.conditioned(climate) as backbone:
+            return backbone.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+def check_folder(folder: Path) -> ClimateTextConfig:
+    """Check a folder of a saved model before anything is built, and read its configuration.
+
+    Raises:
+        CheckpointError: No saved model, or one that is incomplete or altered.
+    """
+    if not (folder / CONFIG_NAME).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            str(folder),
+            expected=f"the folder of a saved model, with {CONFIG_NAME} and {WEIGHTS_FILE}",
+            received="no such folder" if not folder.is_dir() else "a folder without them",
+            remedy="Give the folder that `climafuse train` or save_pretrained wrote.",
+        )
+    if (folder / MANIFEST_NAME).is_file():
+        verify_checkpoint(folder)
+    try:
+        config = ClimateTextConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            str(folder / CONFIG_NAME),
+            expected="the configuration of a climate-text model",
+            received=f"{type(error).__name__}: {error}",
+            remedy="Copy the folder again from its source.",
+        ) from error
+    if config.weights_sha256 is not None and sha256(folder / WEIGHTS_FILE) != config.weights_sha256:
+        raise CheckpointError(
+            str(folder / WEIGHTS_FILE),
+            expected=f"SHA-256 {config.weights_sha256[:16]}…, as {CONFIG_NAME} has it",
+            received="another content",
+            remedy="The file is damaged or of another model: copy the folder again from its source.",
+        )
+    return cast("ClimateTextConfig", config)
+
+
+def fuse_flat(fusion: Fusion, states: Tensor, climate: ClimateTokens, rows: Tensor) -> Tensor:
+    """Fuse single positions, each with the window it belongs to.
+
+    Positions of one window are put side by side, so that keys and values are made once a window and never copied.
+
+    Args:
+        fusion: The fusion.
+        states: [P, D].
+        climate: B rows.
+        rows: [P], which window each position belongs to.
+
+    Returns:
+        [P, D].
+    """
+    batch = len(climate.states)
+    counts = torch.bincount(rows, minlength=batch)
+    longest = int(counts.max())
+    order = torch.argsort(rows, stable=True)
+    start = counts.cumsum(0) - counts
+    sorted_rows = rows[order]
+    slot = sorted_rows * longest + torch.arange(len(rows), device=rows.device) - start[sorted_rows]
+    slots = torch.empty_like(slot)
+    slots[order] = slot
+    padded = states.new_zeros(batch * longest, states.shape[-1]).index_copy(0, slots, states)
+    fused = fusion(padded.view(batch, longest, -1), climate)
+    result: Tensor = fused.flatten(0, 1)[slots]
+    return result
+
+
+def select_rows(climate: ClimateTokens, index: Tensor) -> ClimateTokens:
+    """Take rows of climate tokens, [B, …] to [N, …]."""
+    return replace(
+        climate,
+        states=climate.states[index],
+        mask=climate.mask[index],
+        latitude=climate.latitude[index],
+        longitude=climate.longitude[index],
+        time=climate.time[index],
+    )
+
+
+def expand_rows(climate: ClimateTokens, rows: int) -> ClimateTokens:
+    """Repeat each row of climate tokens for its beams, as transformers repeats the text.
+
+    Raises:
+        ModelInputError: The number of rows is no multiple.
+    """
+    batch = len(climate.states)
+    if rows == batch:
+        return climate
+    if rows % batch:
+        raise ModelInputError(
+            "input_ids",
+            expected=f"a multiple of {batch} texts, as many as windows",
+            received=rows,
+            remedy="Give climate_index to say which window each text is about.",
+        )
+    index = torch.arange(batch, device=climate.states.device).repeat_interleave(rows // batch)
+    return select_rows(climate, index)
+
+
+def _check_rows(num_texts: int, num_windows: int, index: Tensor | None) -> None:
+    if index is None:
+        if num_texts != num_windows:
+            raise ModelInputError(
+                "climate",
+                expected=f"a window for each of {num_texts} texts",
+                received=f"{num_windows} windows",
+                remedy="Give climate_index to say which window each text is about.",
+            )
+    elif index.shape != (num_texts,) or int(index.min()) < 0 or int(index.max()) >= num_windows:
+        raise ModelInputError(
+            "climate_index",
+            expected=f"{num_texts} numbers from 0 to {num_windows - 1}",
+            received=f"shape {tuple(index.shape)}, from {int(index.min())} to {int(index.max())}",
+            remedy="Make it with ClimateTextProcessor.",
+        )
+
+
+AutoModelForCausalLM.register(ClimateTextConfig, ClimateTextForCausalLM)

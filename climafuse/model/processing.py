@@ -1,0 +1,186 @@
+"""From windows and words to what the model takes, and back.
+
+The feature extractor knows the channels and their statistics; it calls `data.batch`, the only way from fields to
+tensors. The processor adds the tokenizer and knows how a prompt is put to this backbone: through its chat template
+where it has one, else as "Question: …" and "Answer:".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+import xarray as xr
+from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+from climafuse.data.batch import collate_windows
+from climafuse.data.window import Window
+from climafuse.errors import ModelInputError
+from climafuse.model.configuration import ClimateTextConfig
+from climafuse.model.objective import IGNORED
+
+
+class ClimateFeatureExtractor(FeatureExtractionMixin):
+    """Windows of climate fields to tensors.
+
+    Args:
+        variables: Canonical names of the channels, in order.
+        statistics: Of each over the training times, as `statistics_to_dict` writes them.
+        **kwargs: For transformers.
+    """
+
+    model_input_names = [  # noqa: RUF012
+        "climate_fields", "climate_mask", "climate_latitude", "climate_longitude", "climate_time",
+    ]  # fmt: skip
+
+    def __init__(
+        self, variables: Sequence[str] = (), statistics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.variables = list(variables)
+        self.statistics = statistics
+
+    def __call__(self, windows: Sequence[Window], **kwargs: Any) -> BatchFeature:
+        """Make tensors of windows.
+
+        Args:
+            windows: B windows of any size and place, each with variables of the model. One that a window lacks
+                is all missing there: the model was trained to say so.
+            **kwargs: For transformers; unused.
+
+        Raises:
+            ModelInputError: No windows, or a window with a variable that the model does not know.
+        """
+        return BatchFeature(collate_windows(windows, self._normalization))
+
+    @cached_property
+    def _normalization(self) -> xr.Dataset:
+        return ClimateTextConfig(variables=self.variables, statistics=self.statistics).normalization()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; what is computed from them is left out."""
+        content: dict[str, Any] = super().to_dict()
+        content.pop("_normalization", None)
+        return content
+
+
+class ClimateTextProcessor(ProcessorMixin):
+    """Windows, prompts and answers to a batch for `ClimateTextForCausalLM`.
+
+    Args:
+        feature_extractor: For the fields.
+        tokenizer: Of the backbone.
+        **kwargs: For transformers.
+    """
+
+    def __init__(self, feature_extractor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        super().__init__(feature_extractor, tokenizer, **kwargs)
+        # A few thousand short texts come again and again, in training millions of times.
+        self._encoded = lru_cache(maxsize=65536)(self._encode)
+
+    @classmethod
+    def of(cls, config: ClimateTextConfig, tokenizer: Any) -> ClimateTextProcessor:
+        """Make the processor of a model.
+
+        Args:
+            config: The model's configuration.
+            tokenizer: Of its backbone.
+        """
+        return cls(ClimateFeatureExtractor(config.variables, config.statistics), tokenizer)
+
+    def __call__(  # type: ignore[override]
+        self,
+        windows: Sequence[Window] | None = None,
+        prompts: Sequence[str] | None = None,
+        answers: Sequence[str] | None = None,
+        *,
+        climate_index: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Make a batch.
+
+        Args:
+            windows: B windows.
+            prompts: N prompts; as many as windows unless `climate_index` tells which belongs to which.
+            answers: N answers to learn; None to generate.
+            climate_index: N numbers of windows.
+            **kwargs: For transformers; unused.
+
+        Returns:
+            Tensors for `forward` (with answers: padded on the right, `labels` set) or `generate` (padded on
+            the left).
+
+        Raises:
+            ModelInputError: The numbers of windows, prompts and answers do not fit together.
+        """
+        batch: dict[str, Any] = {}
+        if windows is not None:
+            batch.update(self.feature_extractor(windows))
+        if prompts is None:
+            return BatchFeature(batch)
+        expected = len(prompts) if climate_index is None or windows is None else len(climate_index)
+        pairs_fit = answers is None or len(answers) == len(prompts)
+        windows_fit = windows is None or climate_index is not None or len(windows) == len(prompts)
+        if not prompts or not pairs_fit or not windows_fit or expected != len(prompts):
+            raise ModelInputError(
+                "prompts",
+                expected="one for each answer, and for each window or entry of climate_index",
+                received=f"{len(prompts)} prompts, {len(answers) if answers is not None else 'no'} answers, "
+                f"{len(windows) if windows is not None else 'no'} windows",
+                remedy="Give lists of equal length, or climate_index.",
+            )
+        batch.update(self._texts(prompts, answers))
+        if climate_index is not None:
+            batch["climate_index"] = torch.as_tensor(climate_index)
+        return BatchFeature(batch)
+
+    def encode(self, prompt: str, answer: str | None) -> tuple[tuple[int, ...], int]:
+        """Tokens of one text and how many of them are the prompt's.
+
+        The answer is tokenized apart from the prompt and ends with the end-of-text token, so that what is
+        learned is what is generated.
+        """
+        return self._encoded(prompt, answer)
+
+    def decode_answers(self, generated: torch.Tensor, prompt_length: int) -> list[str]:
+        """Text of what was generated after the prompts; generated [N, S + new]."""
+        texts = self.tokenizer.batch_decode(generated[:, prompt_length:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _encode(self, prompt: str, answer: str | None) -> tuple[tuple[int, ...], int]:
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template:
+            message = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            tokens = tokenizer(text, add_special_tokens=False).input_ids
+            lead = ""
+        else:
+            tokens = tokenizer(f"Question: {prompt}\nAnswer:").input_ids
+            lead = " "
+        length = len(tokens)
+        if answer is not None:
+            tokens = tokens + tokenizer(lead + answer, add_special_tokens=False).input_ids
+            tokens = [*tokens, tokenizer.eos_token_id]
+        return tuple(tokens), length
+
+    def _texts(self, prompts: Sequence[str], answers: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        given: Sequence[str | None] = [None] * len(prompts) if answers is None else answers
+        encoded = [self.encode(prompt, answer) for prompt, answer in zip(prompts, given, strict=True)]
+        longest = max(len(tokens) for tokens, _ in encoded)
+        ids = torch.full((len(encoded), longest), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        labels = torch.full_like(ids, IGNORED)
+        for row, (tokens, length) in enumerate(encoded):
+            here = slice(0, len(tokens)) if answers is not None else slice(longest - len(tokens), longest)
+            ids[row, here] = torch.tensor(tokens)
+            mask[row, here] = 1
+            labels[row, length : len(tokens)] = ids[row, length : len(tokens)]
+        batch = {"input_ids": ids, "attention_mask": mask}
+        return {**batch, "labels": labels} if answers is not None else batch
+
+
+AutoFeatureExtractor.register(ClimateTextConfig, ClimateFeatureExtractor)
+AutoProcessor.register(ClimateTextConfig, ClimateTextProcessor)
