@@ -331,9 +331,9 @@ def test_sea_surface_temperature_with_a_climatology_has_an_index_too() -> None:
 def test_nino34_of_december_1997() -> None:
     """Real monthly anomalies against 1981-2010 around the box, on a T30 grid, rounded to 0.01 K.
 
-    Oracle: worked out before, the index of that month on this grid is +2.85 with the rows strictly inside 5
-    degrees and +2.14 with the rows at 5.57 degrees. The weights of the two inner rows are equal, so the index is
-    the plain mean of the 28 values from 191.25 to 240 degrees east.
+    Oracle: worked out before, the index of that month on this grid is +2.85 with the rows strictly inside
+    5 degrees and +2.14 with the rows at 5.57 degrees. The weights of the two inner rows are equal, so the
+    index is the plain mean of the 28 values from 191.25 to 240 degrees east.
     """
     rows = [-5.567, -1.856, 1.856, 5.567]
     columns = 187.5 + 3.75 * np.arange(16)

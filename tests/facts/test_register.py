@@ -110,3 +110,15 @@ def test_an_event_of_ones_own() -> None:
         register_event("tropical", EVENTS["tropical"])
     with pytest.raises(UsageError, match="at least one"):
         register_kind(FactKind("empty", "number", "", {}), ranges, [])
+
+
+def test_the_longer_of_two_statements_that_overlap_is_read() -> None:
+    register_kind(
+        FactKind("median", "number", "median {name}", {"t2m": Rule("°C", tolerance=1.0)}),
+        lambda summary: [],
+        [Wording("What about the middle {name}?", "Not the mean {name} {number} but the median.")],
+    )
+    fact = Fact("median", "t2m", 8.0)
+    answer = question_answer(fact, np.random.default_rng(0))[1]
+    assert answer == "Not the mean temperature 8 °C but the median."
+    assert parse(answer) == [fact]
