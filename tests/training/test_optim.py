@@ -109,7 +109,9 @@ def test_schedule_by_seconds_follows_what_is_further_ahead() -> None:
 
 
 def test_scheduler_scales_every_group_and_reads_the_clock_only_by_seconds(toolbox: SimpleNamespace) -> None:
-    config = TrainingConfig(steps=10, warmup_steps=2, learning_rate=0.1, schedule="linear")
+    config = TrainingConfig(
+        steps=10, warmup_steps=2, learning_rate=0.1, gate_learning_rate_scale=10.0, schedule="linear"
+    )
     optimizer = make_optimizer(toolbox.StandIn(), config)
 
     def clock() -> float:
@@ -121,7 +123,7 @@ def test_scheduler_scales_every_group_and_reads_the_clock_only_by_seconds(toolbo
 
     config = TrainingConfig(
         steps=10, warmup_steps=0, learning_rate=0.1, schedule="linear", schedule_by="seconds", max_seconds=60,
-        minimum_learning_rate=0.0,
+        minimum_learning_rate=0.0, gate_learning_rate_scale=10.0,
     )  # fmt: skip
     optimizer = make_optimizer(toolbox.StandIn(), config)
     scheduler = make_scheduler(optimizer, config, lambda: 45.0)
