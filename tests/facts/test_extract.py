@@ -12,7 +12,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from climafuse.data.window import Window
+from climafuse.data.samples import sample_path
+from climafuse.data.sources import open_climate
+from climafuse.data.window import Window, select_window
 from climafuse.errors import CanonicalizationError, OutOfRangeError
 from climafuse.facts import Climatology, Fact, extract
 from tests.facts.windows import KELVIN, random_window, window
@@ -370,3 +372,11 @@ def test_nino34_of_december_1997() -> None:
     assert outer == pytest.approx(
         2.14, abs=0.01
     )  # these are the values of the notes, and the outer rows matter
+
+
+def test_nino34_of_the_bundled_sample() -> None:
+    """The same month from the whole file, through every step from the file to the fact."""
+    anomalies = select_window(open_climate(sample_path("sst_anomaly")), time="1997-12")
+    facts = values(extract(anomalies, kinds=["nino34", "enso"]))
+    assert facts["nino34", "sst"] == pytest.approx(2.85, abs=0.005)
+    assert facts["enso", "sst"] == "El Niño"
