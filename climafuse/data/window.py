@@ -347,10 +347,10 @@ class Grid:
                 received=f"{box.height:g} by {box.width:g} degrees around {_spoken(box)}",
                 remedy=f"Make the box larger than the grid spacing, about {self._spacing[0]:g} degrees.",
             )
+        if start == len(columns):  # the western edge lies between the last column and the first
+            start, stop = 0, stop - len(columns)
         if stop <= len(columns):
             return slice(first, last), (slice(start, stop),)
-        if start == len(columns):
-            return slice(first, last), (slice(0, stop - len(columns)),)
         return slice(first, last), (slice(start, len(columns)), slice(0, stop - len(columns)))
 
     def _check_covered(self, box: Box) -> None:

@@ -83,6 +83,11 @@ def test_forms_of_time_and_place(tmp_path: Path) -> None:
     assert box.place == Box(60, 355, 10, 20)
 
 
+def test_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert read_pairs(tmp_path / "pairs.jsonl")[0].text == "8 °C"
+
+
 def test_rows_about_one_window_share_a_sample_number(tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "time": "2026-03-26"}, {**GOOD, "text": "mild"}, {**GOOD, "place": None}]
     assert [pair.sample for pair in read_pairs(write(tmp_path / "pairs.jsonl", rows))] == [0, 1, 0, 2]

@@ -306,6 +306,15 @@ def test_other_calendars(tmp_path: Path) -> None:
     assert store.window(10).time[0] == cftime.datetime(2000, 2, 30, 12, calendar="360_day")
 
 
+def test_step_without_any_value_is_kept(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    for name in dataset:
+        dataset[name][3] = np.nan
+    store = prepare(dataset, tmp_path / "store")
+    assert TrainingStore.open(tmp_path / "store", memory_bytes=0).window(3).available() == ()
+    assert store.window(4, history=2).available() == store.variables
+
+
 def test_progress_counts_every_step(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "BLOCK_BYTES", 4 * 3 * 19 * 36 * 8)  # eight steps
     seen: list[tuple[int, int]] = []
