@@ -142,7 +142,26 @@ class StoredField:
         return values
 
 
-class LazyField(BackendArray):
+class _LazyArray(BackendArray):
+    """An array that xarray reads by index."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Values at an xarray index."""
+        if isinstance(key, indexing.VectorizedIndexer):
+            return indexing.explicit_indexing_adapter(
+                key, self.shape, indexing.IndexingSupport.OUTER, self._read
+            )
+        # Directly: the adapter fails at empty slices with a negative step (xarray 2026.9).
+        return self._read(key.tuple)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        """Values at one integer, slice or integer array for each dimension, independent of each other."""
+        raise NotImplementedError
+
+
+class LazyField(_LazyArray):
     """One canonical variable over all files, read on use: the array behind a canonical dataset.
 
     Args:
@@ -157,10 +176,6 @@ class LazyField(BackendArray):
         self.step = step
         self.shape = (len(owner), *(len(axis.values) for axis in fields[0].axes[1:]))
         self.dtype = np.dtype(np.float32)
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Values at an xarray index."""
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         picks = [np.atleast_1d(np.arange(size)[k]) for size, k in zip(self.shape, key, strict=True)]
@@ -179,7 +194,7 @@ class LazyField(BackendArray):
         self._read((0, *(slice(None) for _ in self.shape[1:])))
 
 
-class DerivedField(BackendArray):
+class DerivedField(_LazyArray):
     """A variable computed from others on use, cell by cell."""
 
     def __init__(self, function: Callable[..., np.ndarray], inputs: Sequence[xr.Variable]) -> None:
@@ -187,10 +202,6 @@ class DerivedField(BackendArray):
         self.inputs = inputs
         self.shape = inputs[0].shape
         self.dtype = np.dtype(np.float32)
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Values at an xarray index."""
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         picked = [

@@ -1,4 +1,4 @@
-"""Opening files: whatever the disguise, the same fields come out; what is broken is said in one typed line."""
+"""Opening files: whatever the disguise, the same fields come out; what is broken is said in one line."""
 
 import pickle
 import re
@@ -149,6 +149,16 @@ def test_any_selection_equals_the_selection_of_the_whole(how, data):
             )
         )
     np.testing.assert_array_equal(opened.isel(selection).values, whole.isel(selection).values)
+
+
+def test_empty_and_pointwise_selections():
+    known = truth("t2m")
+    opened = open_climate(era5(known))["t2m"]
+    assert opened.isel(time=slice(0, 0, -1)).values.shape == (0, 7, 8)
+    pointwise = opened.isel(
+        latitude=xr.DataArray([1, 5], dims="place"), longitude=xr.DataArray([6, 0], dims="place")
+    )
+    np.testing.assert_array_equal(pointwise.values, known.fields["t2m"][:, [1, 5], [6, 0]])
 
 
 def test_opening_a_canonical_dataset_changes_nothing(tmp_path):
