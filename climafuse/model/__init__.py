@@ -1,6 +1,6 @@
 """The composite model in Hugging Face shape."""
 
-from climafuse.model.configuration import ClimateTextConfig
+from climafuse.model.configuration import ClimateTextConfig, channels_of
 from climafuse.model.modeling import ClimateTextForCausalLM, ClimateTextOutput
 from climafuse.model.objective import SampledVocabulary
 from climafuse.model.processing import ClimateFeatureExtractor, ClimateTextProcessor
@@ -14,4 +14,5 @@ __all__ = [
     "ClimateTextProcessor",
     "PrefixStore",
     "SampledVocabulary",
+    "channels_of",
 ]

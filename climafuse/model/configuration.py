@@ -1,7 +1,7 @@
 """Configuration of a climate-text model: which backbone, which encoder, which fusion at which sites.
 
-Everything needed to build the model again is here, the statistics of the fields included: absolute values could
-otherwise not be recovered, and a text with degrees in it not be learned.
+Everything needed to build the model again is here, the statistics of the fields included: absolute values
+could otherwise not be recovered, and a text with degrees in it not be learned.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from climafuse.data.normalization import statistics_from_dict
+from climafuse.data.normalization import moments, statistics_from_dict
 from climafuse.encoders import Channels
 from climafuse.errors import ConfigurationError
 from climafuse.facts import SPOKEN_VARIABLES
@@ -28,14 +28,16 @@ class ClimateTextConfig(PreTrainedConfig):
         backbone: Identity of the backbone: id, revision, content hash, architecture, number of parameters.
         backbone_dtype: Type of the frozen weights.
         variables: Canonical names of the V channels, in order.
-        statistics: Mean and standard deviation of each over the training times, as `statistics_to_dict` writes them.
+        statistics: Mean and standard deviation of each over the training times, as `statistics_to_dict` writes
+            them.
         history: Time steps of a window the model was trained on.
         box_degrees: Height and width of the boxes the model was trained on, in degrees.
-        encoder: Registered name of the encoder.
+        encoder: Registered name of the encoder; of one that is not registered, where it is defined.
         encoder_options: Its arguments.
-        fusion: Registered name of the fusion.
+        fusion: Registered name of the fusion; of one that is not registered, where it is defined.
         fusion_options: Its arguments.
-        sites: Where fusion sits: "input", "output", block indices, {"last": n}, {"every": n}, or a list of these.
+        sites: Where fusion sits: "input", "output", block indices, {"last": n}, {"every": n}, or a list of
+            these.
         weights_sha256: Checksum of the trained weights beside a saved configuration.
     """
 
@@ -56,6 +58,20 @@ class ClimateTextConfig(PreTrainedConfig):
     sites: Any = "output"
     weights_sha256: str | None = None
     tie_word_embeddings: bool = False  # the backbone ties its own; nothing of it is saved here
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a configuration; objects for the model pass through.
+
+        The Auto classes let keyword arguments that are named as a key replace its value. Of these, the model
+        takes objects: they must reach it, and leave the names in the configuration alone.
+        """
+        objects = {name: kwargs.pop(name) for name in ("backbone", "encoder", "fusion") if name in kwargs}
+        returned = super().from_dict(config_dict, **kwargs)
+        if not kwargs.get("return_unused_kwargs"):
+            return returned
+        config, unused = returned
+        return config, {**unused, **objects}
 
     def normalization(self) -> xr.Dataset:
         """Return the statistics of the channels, in the order of `variables`.
@@ -78,21 +94,31 @@ class ClimateTextConfig(PreTrainedConfig):
         )
 
     def channels(self) -> Channels:
-        """Return the channels with their natural units: those a variable is spoken in, else SI.
+        """Return the channels with their natural units, see `channels_of`.
 
         Raises:
             ConfigurationError: A variable has no statistics.
         """
-        statistics = self.normalization()
-        scale, offset = [], []
-        for name, mean, std in zip(
-            self.variables, statistics["mean"].values, statistics["std"].values, strict=True
-        ):
-            spoken = SPOKEN_VARIABLES.get(name)
-            factor, shift = (1.0, 0.0) if spoken is None else (spoken.scale, spoken.offset)
-            scale.append(float(std) * factor)
-            offset.append(float(mean) * factor + shift)
-        return Channels(tuple(self.variables), tuple(scale), tuple(offset))
+        return channels_of(self.normalization())
+
+
+def channels_of(statistics: xr.Dataset) -> Channels:
+    """Return the channels of fields normalized with some statistics, for making an encoder.
+
+    Args:
+        statistics: From `compute_statistics`; its variables are the channels, in their order.
+
+    Returns:
+        The channels with their natural units: those a variable is spoken in, else SI.
+    """
+    names, means, stds = moments(statistics)
+    scale, offset = [], []
+    for name, mean, std in zip(names, means, stds, strict=True):
+        spoken = SPOKEN_VARIABLES.get(name)
+        factor, shift = (1.0, 0.0) if spoken is None else (spoken.scale, spoken.offset)
+        scale.append(float(std) * factor)
+        offset.append(float(mean) * factor + shift)
+    return Channels(names, tuple(scale), tuple(offset))
 
 
 AutoConfig.register(ClimateTextConfig.model_type, ClimateTextConfig)

@@ -3,8 +3,8 @@
     climate fields -> encoder -> climate tokens
     text tokens -> backbone, whose states meet the climate tokens at each site -> its own head -> logits
 
-Nothing replaces the language model: all its blocks run, its own head makes the logits, and none of its weights
-change. Before training every gate is zero and the model is the bare backbone, bit for bit.
+Nothing replaces the language model: all its blocks run, its own head makes the logits, and none of its
+weights change. Before training every gate is zero and the model is the bare backbone, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any, cast
 
 import torch
 import xarray as xr
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from climafuse.backbones import (
@@ -40,15 +41,19 @@ from climafuse.backbones.head import head_logits, narrowed
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.normalization import statistics_to_dict
 from climafuse.encoders import ClimateEncoder
-from climafuse.errors import CheckpointError, ModelInputError
+from climafuse.errors import CheckpointError, ConfigurationError, ModelInputError
 from climafuse.fusion import Fusion
 from climafuse.manifest import MANIFEST_NAME, sha256, verify_checkpoint
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.objective import SampledVocabulary, cross_entropy, labeled_positions
 from climafuse.model.reuse import PrefixStore
-from climafuse.registry import ENCODERS, FUSIONS
+from climafuse.registry import ENCODERS, FUSIONS, Registry
 
 WEIGHTS_FILE = "model.safetensors"
+# Options of transformers' from_pretrained that would have to change something and do not.
+_REFUSED = frozenset(
+    {"dtype", "torch_dtype", "device_map", "quantization_config", "attn_implementation", "state_dict"}
+)
 
 
 @dataclass
@@ -78,10 +83,14 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         config: Configuration.
         backbone: The frozen language model; it is not part of a checkpoint.
         encoder: An encoder of your own; None makes the one the configuration names.
-        fusion: Makes a fusion of your own from (hidden_size, climate_width); None makes those the configuration
-            names.
+        fusion: Makes a fusion of your own from (hidden_size, climate_width, **config.fusion_options); None makes
+            those the configuration names.
+
+    Raises:
+        ConfigurationError: Sites, names or options do not make sense, or the encoder has other channels.
     """
 
+    config: ClimateTextConfig
     config_class = ClimateTextConfig
     base_model_prefix = "climate_text"
     main_input_name = "input_ids"
@@ -97,6 +106,10 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         encoder: ClimateEncoder | None = None,
         fusion: Callable[[int, int], Fusion] | None = None,
     ) -> None:
+        if config.text_config is backbone.model.config:
+            # transformers writes into the configuration of a model it makes (the kind of attention, say), and
+            # what stands in its parts then changes how the backbone computes.
+            config = copy.deepcopy(config)
         super().__init__(config)
         self.backbone_identity = backbone.identity
         self.backbone = backbone.model
@@ -104,17 +117,13 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         layout = find_blocks(backbone.model)
         if encoder is None:
             encoder = ENCODERS.get(config.encoder)(config.channels(), **(config.encoder_options or {}))
-        if fusion is None:
-            kind = FUSIONS.get(config.fusion)
-            options = config.fusion_options or {}
-
-            def fusion(hidden_size: int, climate_width: int) -> Fusion:
-                return cast("Fusion", kind(hidden_size, climate_width, **options))
-
+        _check_channels(encoder, config)
+        make = FUSIONS.get(config.fusion) if fusion is None else fusion
+        options = config.fusion_options or {}
         self.encoder = encoder
         self.sites: tuple[Site, ...] = resolve_sites(config.sites, layout.num_blocks)
         self.fusions = nn.ModuleDict(
-            {str(site): fusion(layout.hidden_size, encoder.width) for site in self.sites}
+            {str(site): make(layout.width(site), encoder.width, **options) for site in self.sites}
         )
         self.prefix_store: PrefixStore | None = None
         self.sampled_vocabulary: SampledVocabulary | None = None
@@ -137,15 +146,30 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             backbone: A loaded backbone, or what `load_backbone` takes.
-            statistics: Of the fields, from training times (`compute_statistics`); its variables are the channels.
+            statistics: Of the fields, from training times (`compute_statistics`); its variables are the
+                channels.
             encoder: Registered name, or an instance of your own.
-            fusion: Registered name, or a class (or function) of your own taking (hidden_size, climate_width).
+            fusion: Registered name, or a class (or function) of your own taking (hidden_size, climate_width,
+                **fusion_options).
             sites: As for `resolve_sites`.
             dtype: Type of the frozen weights, where the backbone is loaded here.
             **options: Other keys of `ClimateTextConfig`: `encoder_options`, `fusion_options`, `history`, ….
+
+        Raises:
+            ConfigurationError: Sites, names or options do not make sense.
+            BackboneError: The backbone cannot be used.
         """
         if not isinstance(backbone, LoadedBackbone):
             backbone = load_backbone(backbone, dtype=dtype)
+        if isinstance(encoder, ClimateEncoder):
+            if options.get("encoder_options"):
+                raise ConfigurationError(
+                    "encoder_options",
+                    expected="options of an encoder that is given by name",
+                    received="options beside an encoder that is already made",
+                    remedy="Make the encoder with these options.",
+                )
+            options["encoder_options"] = encoder.options
         config = ClimateTextConfig(
             # A copy: transformers sets attention options on the sub-configurations of a model it makes.
             text_config=copy.deepcopy(backbone.model.config),
@@ -153,8 +177,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             backbone_dtype=str(backbone.model.dtype).removeprefix("torch."),
             variables=[str(name) for name in statistics["variable"].values],
             statistics=statistics_to_dict(statistics),
-            encoder=encoder if isinstance(encoder, str) else ENCODERS.name_of(type(encoder)),
-            fusion=fusion if isinstance(fusion, str) else FUSIONS.name_of(cast("type", fusion)),
+            encoder=encoder if isinstance(encoder, str) else _name(ENCODERS, type(encoder)),
+            fusion=fusion if isinstance(fusion, str) else _name(FUSIONS, fusion),
             sites=sites,
             **options,
         )
@@ -171,7 +195,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")
         }
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, **kwargs: Any
+    ) -> None:
         """Write configuration and trainable weights; the configuration holds the weights' checksum.
 
         Args:
@@ -191,7 +217,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         """Load trainable weights, strictly: every tensor, no other tensor, each of the right shape and type.
 
         Raises:
-            CheckpointError: The file is missing, damaged, or holds other weights; the model is unchanged then.
+            CheckpointError: The file is missing, damaged, or holds other weights; the model is unchanged.
         """
         path = Path(folder) / WEIGHTS_FILE
         try:
@@ -222,7 +248,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         self.load_state_dict(weights, strict=False)  # strict above; the frozen backbone is not in it
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | Path,
         *args: Any,
@@ -237,34 +263,38 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             pretrained_model_name_or_path: Folder written by `save_pretrained` or `train`.
-            *args: For compatibility with transformers; unused.
-            backbone: The backbone, where it lies elsewhere than its recorded id says; it must be the same one.
+            *args: What the Auto classes pass on; unused.
+            backbone: The backbone, where it lies elsewhere than its recorded id says; the same one.
             config: Its configuration, if already read.
-            encoder: An encoder of your own, where the class is not registered.
-            fusion: Makes a fusion of your own, where the class is not registered.
+            encoder: The encoder it was made with, where the class is not registered.
+            fusion: What made its fusions, where the class is not registered.
             verify: Hash all weights of the backbone again.
-            **kwargs: For compatibility with transformers; unused.
+            **kwargs: What the Auto classes pass on; unused.
 
         Raises:
             CheckpointError: The folder is incomplete or altered.
             BackboneMismatchError: The backbone is another one than the model was trained on.
+            ConfigurationError: An option that this method does not have, such as another type.
         """
-        folder = Path(pretrained_model_name_or_path)
-        config = check_folder(folder) if config is None else config
-        if not config.backbone:
-            raise CheckpointError(
-                str(folder),
-                expected="a configuration that names its backbone",
-                received="none",
-                remedy="Give the folder of a saved climate-text model.",
+        for name in kwargs.keys() & _REFUSED:
+            raise ConfigurationError(
+                name,
+                expected="the options of this method",
+                received=f"{name}={kwargs[name]!r}",
+                remedy="Load the backbone as you want it with load_backbone, and give it as backbone=.",
             )
+        folder = Path(pretrained_model_name_or_path)
+        saved = check_folder(folder)
+        identity = saved.backbone
+        assert identity is not None  # check_folder has looked
+        config = saved if config is None else config
         if not isinstance(backbone, LoadedBackbone):
             backbone = load_backbone(
-                config.backbone["id"] if backbone is None else backbone,
+                identity["id"] if backbone is None else backbone,
                 dtype=config.backbone_dtype,
                 verify=verify,
             )
-        check_identity(config.backbone, backbone.identity)
+        check_identity(identity, backbone.identity)
         model = cls(config, backbone, encoder=encoder, fusion=fusion)
         model.load_trainable(folder)
         return model.eval()
@@ -279,7 +309,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the backbone's embeddings."""
-        return cast("nn.Module", self.backbone.get_input_embeddings())
+        return self.backbone.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the backbone's head."""
@@ -343,8 +373,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: [N, S].
             attention_mask: [N, S].
-            labels: [N, S], the input's own tokens where they are to be predicted (the shift is made here), -100
-                elsewhere.
+            labels: [N, S], the input's own tokens where they are to be predicted (the shift is made here), else
+                -100.
             climate_fields: [B, T, V, H, W] normalized.
             climate_mask: [B, T, V, H, W] bool.
             climate_latitude: [B, H] degrees north.
@@ -353,7 +383,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             climate_index: [N], which window each text is about; None where text n is about window n.
             climate_states: [B, M, C] encoded before, instead of fields.
             climate_states_mask: [B, M] bool.
-            num_items_in_batch: Number of labels by which the summed loss is divided; None for those of this call.
+            num_items_in_batch: Number of labels by which the summed loss is divided; None for those of this
+                call.
             **kwargs: For the backbone: `past_key_values`, `use_cache`, `position_ids`, ….
 
         Returns:
@@ -381,6 +412,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             return ClimateTextOutput(
                 logits=output.logits, past_key_values=output.past_key_values, climate_mask=climate.mask
             )
+        kwargs.pop("use_cache", None)  # nothing follows a call with labels
         positions, targets = labeled_positions(labels)
         sampled = self.sampled_vocabulary if self.training else None
         tokens = None if sampled is None else sampled.draw()
@@ -401,7 +433,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         climate_index: Tensor | None,
         kwargs: dict[str, Any],
     ) -> Tensor:
-        """Logits [P, V] at the labeled positions; blocks below the first site run without a graph, or not at all."""
+        """Logits [P, V] at the labeled positions; below the first site there is no graph, or nothing runs."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         first = self.sites[0]
@@ -411,6 +443,13 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             else torch.arange(len(input_ids), device=input_ids.device)
         )
         store = self.prefix_store
+        if store is not None and kwargs.keys() & {"position_ids", "past_key_values"}:
+            raise ModelInputError(
+                ", ".join(sorted(kwargs)),
+                expected="whole texts from their first position on, whose states are stored",
+                received="positions or a cache of the caller's own",
+                remedy="Leave these arguments out, or set prefix_store to None.",
+            )
         if first == "output":
             # Nothing follows but the head, position by position: only labeled ones need be fused.
             if store is not None:
@@ -427,36 +466,67 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             if store is None
             else resume(self.backbone, first, store.lookup(input_ids, attention_mask))
         )
-        with reuse, attach(self.backbone, list(self.sites), self._fuse_with(climate, climate_index)):
-            with gather(self.backbone, positions):
-                output = self.backbone(
-                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
-                )
+        fusing = attach(self.backbone, list(self.sites), self._fuse_with(climate, climate_index))
+        with reuse, fusing, gather(self.backbone, positions):
+            output = self.backbone(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
+            )
         logits: Tensor = output.logits[0]
         return logits
 
     def _fuse_with(self, climate: ClimateTokens, index: Tensor | None) -> Callable[[Site, Tensor], Tensor]:
         """The function attached to the backbone's sites."""
+        expanded: dict[int, ClimateTokens] = {}  # the same at every site, and at every step of generation
 
         def fuse(site: Site, hidden: Tensor) -> Tensor:
             fusion = cast("Fusion", self.fusions[str(site)])
             if index is None:
-                tokens = expand_rows(climate, len(hidden))
-                fused: Tensor = fusion(hidden, tokens)
+                if len(hidden) not in expanded:
+                    expanded[len(hidden)] = expand_rows(climate, len(hidden))
+                fused: Tensor = fusion(hidden, expanded[len(hidden)])
                 return fused
             rows = index.unsqueeze(1).expand(hidden.shape[:2]).reshape(-1)
             return fuse_flat(fusion, hidden.flatten(0, 1), climate, rows).view_as(hidden)
 
         return fuse
 
+    @torch.no_grad()
+    def likely_tokens(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, count: int) -> Tensor:
+        """Find what the bare backbone would say at labeled positions, for a `SampledVocabulary`.
+
+        Args:
+            input_ids: [N, S], padded on the right.
+            attention_mask: [N, S].
+            labels: [N, S].
+            count: How many tokens a position.
+
+        Returns:
+            [P, count] tokens.
+        """
+        positions, _ = labeled_positions(labels)
+        states = (
+            prefix_states(self.backbone, "output", input_ids=input_ids, attention_mask=attention_mask)
+            if self.prefix_store is None or self.sites[0] != "output"
+            else self.prefix_store.lookup(input_ids, attention_mask)
+        )
+        return head_logits(self.backbone, states[positions]).topk(count, dim=-1).indices
+
     @contextlib.contextmanager
     def conditioned(self, climate: ClimateTokens) -> Iterator[PreTrainedModel]:
         """Let the backbone itself read climate: while this lasts, it is fused in each of its forward calls.
 
         For whatever works with a causal language model of transformers. Row n of a call reads row n of the
-        climate; a call with a multiple of its rows (beams, several answers) reads each row as often.
+        climate; a call with a multiple of its rows (beams, several answers) reads each row as often. What the
+        fusions make of the climate alone is kept meanwhile, so their weights must not change.
         """
-        with attach(self.backbone, list(self.sites), self._fuse_with(climate, None)):
+        climate = replace(climate, memory={})
+        with self.watched(self._fuse_with(climate, None)) as backbone:
+            yield backbone
+
+    @contextlib.contextmanager
+    def watched(self, function: Callable[[Site, Tensor], Tensor]) -> Iterator[PreTrainedModel]:
+        """Let a function of (site, hidden states) stand in the fusions' places while this lasts."""
+        with attach(self.backbone, list(self.sites), function):
             yield self.backbone
 
     @torch.no_grad()
@@ -512,7 +582,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         with self.conditioned(climate) as backbone:
-            return backbone.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return cast("Any", backbone).generate(
+                input_ids=input_ids, attention_mask=attention_mask, **kwargs
+            )
 
 
 def check_folder(folder: Path) -> ClimateTextConfig:
@@ -531,8 +603,14 @@ def check_folder(folder: Path) -> ClimateTextConfig:
     if (folder / MANIFEST_NAME).is_file():
         verify_checkpoint(folder)
     try:
-        config = ClimateTextConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if not isinstance(config, ClimateTextConfig):
+            raise TypeError(f"a configuration of {config.model_type}")
+        identity = config.backbone or {}
+        absent = {"id", "content_hash", "architecture"} - identity.keys()
+        if absent:
+            raise ValueError(f"no {', '.join(sorted(absent))} of its backbone")
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(
             str(folder / CONFIG_NAME),
             expected="the configuration of a climate-text model",
@@ -546,13 +624,33 @@ def check_folder(folder: Path) -> ClimateTextConfig:
             received="another content",
             remedy="The file is damaged or of another model: copy the folder again from its source.",
         )
-    return cast("ClimateTextConfig", config)
+    return config
+
+
+def _name(registry: Registry, part: Any) -> str:
+    """Name of a part for the configuration: the registered one, else where it is defined, for the reader."""
+    try:
+        return registry.name_of(part)
+    except (ConfigurationError, AttributeError):  # a function, or a class that loading must be given again
+        return f"{part.__module__}:{getattr(part, '__qualname__', type(part).__qualname__)}"
+
+
+def _check_channels(encoder: ClimateEncoder, config: ClimateTextConfig) -> None:
+    """Refuse an encoder whose channels or units are not those of the statistics."""
+    expected = config.channels()
+    if encoder.channels != expected:
+        raise ConfigurationError(
+            "encoder.channels",
+            expected=f"those of the statistics, {expected}",
+            received=str(encoder.channels),
+            remedy="Make the encoder with channels_of(statistics).",
+        )
 
 
 def fuse_flat(fusion: Fusion, states: Tensor, climate: ClimateTokens, rows: Tensor) -> Tensor:
     """Fuse single positions, each with the window it belongs to.
 
-    Positions of one window are put side by side, so that keys and values are made once a window and never copied.
+    Positions of one window are put side by side: keys and values are made once a window and never copied.
 
     Args:
         fusion: The fusion.
@@ -582,6 +680,7 @@ def select_rows(climate: ClimateTokens, index: Tensor) -> ClimateTokens:
     """Take rows of climate tokens, [B, …] to [N, …]."""
     return replace(
         climate,
+        memory=None if climate.memory is None else {},
         states=climate.states[index],
         mask=climate.mask[index],
         latitude=climate.latitude[index],

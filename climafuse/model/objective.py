@@ -55,7 +55,7 @@ class SampledVocabulary:
         num_sampled: How many of the others are drawn at each step.
 
     Raises:
-        ModelInputError: A token is outside the vocabulary.
+        ModelInputError: A token is outside the vocabulary, or the number negative.
     """
 
     def __init__(self, kept: Tensor, size: int, num_sampled: int) -> None:
@@ -67,6 +67,11 @@ class SampledVocabulary:
                 received="others",
                 remedy="Check the tokenizer.",
             )
+        if num_sampled < 0:
+            raise ModelInputError(
+                "num_sampled", expected="0 or more", received=num_sampled, remedy="Check the configuration."
+            )
+        kept = kept.cpu()
         column = torch.full((size,), -1, dtype=torch.long)
         column[kept] = torch.arange(len(kept))
         self.kept = kept
@@ -91,12 +96,12 @@ class SampledVocabulary:
         Raises:
             ModelInputError: A target is not among the kept tokens.
         """
-        columns = self._column[targets]
+        columns = self._column[targets.cpu()]
         if (columns < 0).any():
             raise ModelInputError(
                 "labels",
                 expected="tokens that occur in the training texts",
-                received=f"token {int(targets[columns < 0][0])}",
+                received=f"token {int(targets.cpu()[columns < 0][0])}",
                 remedy="Make the sampled vocabulary from all texts the model is trained on.",
             )
         logits = logits.float()
@@ -105,7 +110,7 @@ class SampledVocabulary:
             logits = logits + torch.cat(
                 [logits.new_zeros(len(self.kept)), logits.new_full((self.num_sampled,), stands_for)]
             )
-        return functional.cross_entropy(logits, columns, reduction="sum")
+        return functional.cross_entropy(logits, columns.to(logits.device), reduction="sum")
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

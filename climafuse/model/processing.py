@@ -1,13 +1,13 @@
 """From windows and words to what the model takes, and back.
 
 The feature extractor knows the channels and their statistics; it calls `data.batch`, the only way from fields to
-tensors. The processor adds the tokenizer and knows how a prompt is put to this backbone: through its chat template
-where it has one, else as "Question: …" and "Answer:".
+tensors. The processor adds the tokenizer and knows how a prompt is put to this backbone: through its chat
+template where it has one, else as "Question: …" and "Answer:".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -47,8 +47,8 @@ class ClimateFeatureExtractor(FeatureExtractionMixin):
         """Make tensors of windows.
 
         Args:
-            windows: B windows of any size and place, each with variables of the model. One that a window lacks
-                is all missing there: the model was trained to say so.
+            windows: B windows of any size and place, each with variables of the model. One that a window
+                lacks is all missing there: the model was trained to say so.
             **kwargs: For transformers; unused.
 
         Raises:
@@ -78,8 +78,15 @@ class ClimateTextProcessor(ProcessorMixin):
 
     def __init__(self, feature_extractor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(feature_extractor, tokenizer, **kwargs)
-        # A few thousand short texts come again and again, in training millions of times.
-        self._encoded = lru_cache(maxsize=65536)(self._encode)
+        self._encoded = _remembering_encode()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled for the workers of a loader: everything but the memory of texts."""
+        return {name: value for name, value in self.__dict__.items() if name != "_encoded"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._encoded = _remembering_encode()
 
     @classmethod
     def of(cls, config: ClimateTextConfig, tokenizer: Any) -> ClimateTextProcessor:
@@ -91,7 +98,7 @@ class ClimateTextProcessor(ProcessorMixin):
         """
         return cls(ClimateFeatureExtractor(config.variables, config.statistics), tokenizer)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         windows: Sequence[Window] | None = None,
         prompts: Sequence[str] | None = None,
@@ -143,30 +150,21 @@ class ClimateTextProcessor(ProcessorMixin):
         The answer is tokenized apart from the prompt and ends with the end-of-text token, so that what is
         learned is what is generated.
         """
-        return self._encoded(prompt, answer)
+        tokenizer = self.tokenizer
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        return self._encoded(tokenizer, template, prompt, answer)
 
     def decode_answers(self, generated: torch.Tensor, prompt_length: int) -> list[str]:
         """Text of what was generated after the prompts; generated [N, S + new]."""
         texts = self.tokenizer.batch_decode(generated[:, prompt_length:], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _encode(self, prompt: str, answer: str | None) -> tuple[tuple[int, ...], int]:
-        tokenizer = self.tokenizer
-        if tokenizer.chat_template:
-            message = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            tokens = tokenizer(text, add_special_tokens=False).input_ids
-            lead = ""
-        else:
-            tokens = tokenizer(f"Question: {prompt}\nAnswer:").input_ids
-            lead = " "
-        length = len(tokens)
-        if answer is not None:
-            tokens = tokens + tokenizer(lead + answer, add_special_tokens=False).input_ids
-            tokens = [*tokens, tokenizer.eos_token_id]
-        return tuple(tokens), length
-
     def _texts(self, prompts: Sequence[str], answers: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        for name, texts in (("prompts", prompts), ("answers", answers or ())):
+            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+                raise ModelInputError(
+                    name, expected="a list of texts", received=repr(texts)[:80], remedy="Give a list of str."
+                )
         given: Sequence[str | None] = [None] * len(prompts) if answers is None else answers
         encoded = [self.encode(prompt, answer) for prompt, answer in zip(prompts, given, strict=True)]
         longest = max(len(tokens) for tokens, _ in encoded)
@@ -180,6 +178,32 @@ class ClimateTextProcessor(ProcessorMixin):
             labels[row, length : len(tokens)] = ids[row, length : len(tokens)]
         batch = {"input_ids": ids, "attention_mask": mask}
         return {**batch, "labels": labels} if answers is not None else batch
+
+
+def _encode(
+    tokenizer: Any, chat_template: str | None, prompt: str, answer: str | None
+) -> tuple[tuple[int, ...], int]:
+    """See `ClimateTextProcessor.encode`."""
+    if chat_template:
+        message = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(
+            message, chat_template=chat_template, tokenize=False, add_generation_prompt=True
+        )
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        lead = ""
+    else:
+        tokens = tokenizer(f"Question: {prompt}\nAnswer:").input_ids
+        lead = " "
+    length = len(tokens)
+    if answer is not None:
+        tokens = tokens + tokenizer(lead + answer, add_special_tokens=False).input_ids
+        tokens = [*tokens, tokenizer.eos_token_id]
+    return tuple(tokens), length
+
+
+def _remembering_encode() -> Callable[..., tuple[tuple[int, ...], int]]:
+    """`_encode` with a memory: a few thousand short texts come again and again, in training millions of times."""
+    return lru_cache(maxsize=65536)(_encode)
 
 
 AutoFeatureExtractor.register(ClimateTextConfig, ClimateFeatureExtractor)

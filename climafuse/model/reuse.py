@@ -1,16 +1,19 @@
 """Frozen-prefix reuse: what the blocks below the first fusion site make of a text, computed once.
 
-Those blocks see only text, and they are frozen: their states are the same in every epoch and for every climate. A
-store keeps them by the tokens of the text. Texts that begin alike (the same question, the same first words of the
-answer) share the states of that beginning, so it is computed and kept once.
+Those blocks see only text, and they are frozen: their states are the same in every epoch and for every climate.
+A store keeps them by the tokens of the text. Texts that begin alike (the same question, the same first words of
+the answer) share the states of that beginning, so it is computed and kept once.
 
-States equal those of a full forward pass up to the rounding of the backbone's type (other shapes, other order of
-sums): within 2 % of the states' size in bfloat16, 1e-5 in float32, as the tests hold it.
+States equal those of a full forward pass up to the rounding of the backbone's type (other shapes, other order
+of sums): within 2 % of the states' size in bfloat16, 1e-5 in float32, as the tests hold it.
 """
 
 from __future__ import annotations
 
+import math
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,10 +21,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from climafuse.backbones import Site, prefix_states
+from climafuse.backbones import Site, find_blocks, num_blocks_below, prefix_states
+from climafuse.errors import ModelInputError
 
 Tokens = tuple[int, ...]
-ALIKE = 0.6  # a group that shared less would compute what it shares too often in its members
+PASS = 64  # what a pass through the backbone costs beside its tokens, in tokens: its weights are read anew
 
 
 class PrefixStore:
@@ -37,9 +41,9 @@ class PrefixStore:
         self.backbone = backbone
         self.site = site
         self.batch = batch
-        self._states: dict[
-            Tokens, tuple[Tensor, Tensor]
-        ] = {}  # text -> (states of its beginning, of its rest)
+        self._any_block = num_blocks_below(site, find_blocks(backbone).num_blocks) > 0
+        # Text -> states of its beginning, which other texts share, and of its rest.
+        self._states: dict[Tokens, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._states)
@@ -53,11 +57,12 @@ class PrefixStore:
         """
         missing = sorted({text for text in texts if text not in self._states})
         done = 0
-        for group in _alike(missing, self.batch):
-            self._compute(group)
-            done += len(group)
-            if progress is not None:
-                progress(done, len(missing))
+        with _evaluating(self.backbone):
+            for group in _alike(missing, self.batch):
+                self._compute(group)
+                done += len(group)
+                if progress is not None:
+                    progress(done, len(missing))
 
     def lookup(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the states of a batch; texts that are not in the store are computed and kept.
@@ -68,7 +73,18 @@ class PrefixStore:
 
         Returns:
             [N, S, D], zero in the padding.
+
+        Raises:
+            ModelInputError: A text is padded on the left, or has no token.
         """
+        mask = attention_mask.bool()
+        if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
+            raise ModelInputError(
+                "attention_mask",
+                expected="texts of one token or more, padded on the right",
+                received="other padding",
+                remedy="Make training batches with ClimateTextProcessor, or set prefix_store to None.",
+            )
         lengths = attention_mask.sum(dim=1).tolist()
         texts = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
         missing = [text for text in texts if text not in self._states]
@@ -82,18 +98,18 @@ class PrefixStore:
     def _compute(self, texts: Sequence[Tokens]) -> None:
         """Compute the states of sorted texts; what they begin with alike is run once for all of them."""
         device = self.backbone.device
-        # Sorted: what the first and the last have in common, all have. Each text keeps a rest of its own.
-        shared = (
-            min(_common(texts[0], texts[-1]), *(len(text) - 1 for text in texts)) if len(texts) > 1 else 0
-        )
+        shared = 0
+        # Embeddings are not worth sharing, and a cache that no block has filled would not know its length.
+        if len(texts) > 1 and self._any_block:
+            # Sorted: what the first and the last have in common, all have. Each text keeps a rest of its own.
+            shared = min(_common(texts[0], texts[-1]), *(len(text) - 1 for text in texts))
         inputs: dict[str, Any] = {}
         beginning = None
         if shared:
             cache = DynamicCache(config=self.backbone.config)
             first = torch.tensor([texts[0][:shared]], device=device)
-            beginning = prefix_states(self.backbone, self.site, input_ids=first, past_key_values=cache)[
-                0
-            ].clone()
+            states = prefix_states(self.backbone, self.site, input_ids=first, past_key_values=cache)
+            beginning = states[0].clone()
             cache.batch_repeat_interleave(len(texts))
             inputs["past_key_values"] = cache
         rests = [torch.tensor(text[shared:], device=device) for text in texts]
@@ -108,16 +124,41 @@ class PrefixStore:
             self._states[text] = (own[:0] if beginning is None else beginning, own)
 
 
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode for a while: in training with recomputed activations, blocks drop the cache they get."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def _alike(texts: Sequence[Tokens], most: int) -> Iterator[list[Tokens]]:
-    """Cut sorted texts into groups that have at least `ALIKE` of their tokens in common."""
-    group: list[Tokens] = []
-    for text in texts:
-        if group and (len(group) == most or _common(group[0], text) < ALIKE * len(text)):
-            yield group
-            group = []
-        group.append(text)
-    if group:
-        yield group
+    """Cut sorted texts into the groups that cost least, by dynamic programming.
+
+    A group costs its common beginning once, the rest of each text padded to the longest, and two passes.
+    """
+    neighbors = [0, *(_common(one, other) for one, other in pairwise(texts))]
+    best = [0.0]  # least cost of the first n texts
+    starts = [0]  # where the last of their groups begins
+    for end in range(1, len(texts) + 1):
+        shared = longest = len(texts[end - 1])
+        least, start = math.inf, end - 1
+        for first in range(end - 1, max(end - most, 0) - 1, -1):
+            longest = max(longest, len(texts[first]))
+            cost = best[first] + shared + (end - first) * (longest - shared) + 2 * PASS
+            if cost < least:
+                least, start = cost, first
+            shared = min(shared, neighbors[first])
+        best.append(least)
+        starts.append(start)
+    ends = [len(texts)]
+    while ends[-1]:
+        ends.append(starts[ends[-1]])
+    for start, end in pairwise(reversed(ends)):
+        yield list(texts[start:end])
 
 
 def _common(one: Tokens, other: Tokens) -> int:

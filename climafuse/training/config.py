@@ -31,7 +31,7 @@ import yaml
 from climafuse.errors import ConfigurationError
 
 T = TypeVar("T")
-Sites = str | tuple[int, ...] | dict[str, int]
+Sites = str | int | dict[str, int] | tuple[str | int | dict[str, int], ...]
 
 
 def setting(default: Any, meaning: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
@@ -56,11 +56,13 @@ class DataConfig:
     """Which fields, which windows of them, and which texts."""
 
     source: str = setting("era5", "name of a bundled sample, or a file, glob, Zarr store or URI")
-    variables: tuple[str, ...] = setting(("t2m", "msl", "u10", "v10"), "canonical names, in channel order")
+    variables: tuple[str, ...] = setting(
+        ("t2m", "u10", "v10", "msl", "tp", "ws10"), "canonical names, in channel order"
+    )
     history: int = setting(2, "time steps in a window, the last one being described", minimum=1)
     box_degrees: float = setting(16.0, "side of a window's box in degrees", minimum=0.0, maximum=180.0)
-    train_windows: int = setting(6400, "training windows drawn from the training times", minimum=1)
-    validation_windows: int = setting(256, "windows drawn from the validation times", minimum=1)
+    train_windows: int = setting(4000, "training windows drawn from the training times", minimum=1)
+    validation_windows: int = setting(128, "windows drawn from the validation times", minimum=1)
     test_windows: int = setting(256, "windows drawn from the test times", minimum=1)
     fractions: tuple[float, float, float] = setting(
         (0.6, 0.2, 0.2), "share of the times in training, validation and test, in that order in time"
@@ -87,12 +89,21 @@ class DataConfig:
             )
 
 
+# Means most often, as people ask. Positions seldom: nearly every one is another text.
+DEFAULT_KINDS = (
+    "mean", "mean", "mean", "maximum", "maximum", "minimum", "direction", "direction",
+    "tendency", "change", "comparison", "event", "maximum_position",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class FactsConfig:
     """What is said about a window when texts are made from facts."""
 
-    kinds: tuple[str, ...] | None = setting(None, "kinds of fact; null: all that the variables allow")
-    questions_per_window: int = setting(4, "question-answer pairs for a window", minimum=1)
+    kinds: tuple[str, ...] | None = setting(
+        DEFAULT_KINDS, "kinds of fact, one named twice being asked twice as often; null: all kinds"
+    )
+    questions_per_window: int = setting(6, "question-answer pairs for a window", minimum=1)
     bulletin_fraction: float = setting(0.0, "share of the texts that are bulletins", minimum=0.0, maximum=1.0)
     abstention_fraction: float = setting(
         0.05, "share of the questions about what the fields do not hold", minimum=0.0, maximum=1.0
@@ -103,7 +114,7 @@ class FactsConfig:
 class BackboneConfig:
     """The frozen language model."""
 
-    name: str = setting("HuggingFaceTB/SmolLM2-135M-Instruct", "hub id or folder")
+    name: str = setting("smollm2-135m-instruct-q4_1", "name of the catalog, hub id or folder")
     dtype: Literal["bfloat16", "float16", "float32"] = setting("bfloat16", "type of the frozen weights")
     num_threads: int | None = setting(None, "threads torch may use; null: torch decides", minimum=1)
 
@@ -121,7 +132,7 @@ class FusionConfig:
     """How and where climate tokens enter the backbone."""
 
     name: str = setting("cross_attention", "a registered fusion")
-    sites: Sites = setting({"last": 2}, "input | output | a list of block indices | {last: n} | {every: n}")
+    sites: Sites = setting("output", "input | output | a list of block indices | {last: n} | {every: n}")
     options: dict[str, Any] = setting({}, "arguments of that fusion")
 
 
@@ -129,9 +140,9 @@ class FusionConfig:
 class TrainingConfig:
     """The optimization: how long, how fast, and when to look, save and stop."""
 
-    steps: int = setting(600, "optimizer steps", minimum=1)
+    steps: int = setting(2400, "optimizer steps", minimum=1)
     windows_per_step: int = setting(
-        16, "climate windows in an optimizer step, over all microbatches", minimum=1
+        24, "climate windows in an optimizer step, over all microbatches", minimum=1
     )
     accumulation: int = setting(1, "microbatches a step is cut into; divides windows_per_step", minimum=1)
     learning_rate: float = setting(1e-3, "peak learning rate", minimum=0.0)
@@ -139,7 +150,7 @@ class TrainingConfig:
         10.0, "learning rate of gates relative to the rest", minimum=0.0
     )
     weight_decay: float = setting(0.01, "AdamW decay of matrices; none on biases, norms, gates", minimum=0.0)
-    betas: tuple[float, float] = setting((0.9, 0.95), "AdamW decay rates of the moments")
+    betas: tuple[float, float] = setting((0.9, 0.98), "AdamW decay rates of the moments")
     schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "after the warmup")
     warmup_steps: int | None = setting(None, "steps of linear warmup; null: a twentieth of steps", minimum=0)
     minimum_learning_rate: float = setting(
@@ -153,7 +164,7 @@ class TrainingConfig:
         None, "wall-clock limit over all resumptions: evaluate, save and stop in time", minimum=0.0
     )
     max_gradient_norm: float | None = setting(1.0, "clip above this norm; null: never", minimum=1e-9)
-    evaluation_interval: int = setting(100, "steps between evaluations", minimum=1)
+    evaluation_interval: int = setting(400, "steps between evaluations", minimum=1)
     patience: int | None = setting(
         None, "stop after so many evaluations without improvement; null: never", minimum=1
     )
@@ -162,8 +173,17 @@ class TrainingConfig:
         "loss", "evaluation metric that names the best step; higher is better but for losses"
     )
     keep_best: bool = setting(True, "end with the weights of the best step, not of the last")
-    logging_interval: int = setting(10, "steps between log lines", minimum=1)
+    logging_interval: int = setting(20, "steps between log lines", minimum=1)
     workers: int = setting(0, "processes that load data; 0: the training process itself", minimum=0)
+    reuse_prefix: bool = setting(
+        True, "compute the states of a text below the first fusion site once, and keep them in memory"
+    )
+    sampled_vocabulary: int | None = setting(
+        512, "tokens drawn for the softmax of a training step beside the likely ones; null: all", minimum=1
+    )
+    labels_decided_by_words: float = setting(
+        0.15, "share kept of the labels that the words before them decide alone", minimum=0.0, maximum=1.0
+    )
     checkpoint_activations: bool = setting(False, "recompute activations in the backward pass to save memory")
     seed: int = setting(0, "seed of the initial weights, dropout and data order", minimum=0)
 
@@ -218,7 +238,7 @@ class OutputConfig:
 
     directory: str = setting("runs/train", "folder of the run")
     overwrite: bool = setting(False, "delete the checkpoints and logs of an earlier run in that folder")
-    save_interval: int = setting(200, "steps between checkpoints; the last step is always saved", minimum=1)
+    save_interval: int = setting(400, "steps between checkpoints; the last step is always saved", minimum=1)
     keep_checkpoints: int = setting(2, "newest checkpoints to keep, besides the best", minimum=1)
     tensorboard: bool = setting(True, "write TensorBoard event files beside log.jsonl")
 

@@ -1,0 +1,192 @@
+"""Ask a trained model about fields: the way of `climafuse infer`, in two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from climafuse.backbones import LoadedBackbone
+from climafuse.climate_tokens import ClimateTokens
+from climafuse.data.places import Place, find_place
+from climafuse.data.sources import open_climate
+from climafuse.data.window import Box, Window, select_window
+from climafuse.errors import MissingValuesError
+from climafuse.fusion import CrossAttentionFusion
+from climafuse.model.modeling import ClimateTextForCausalLM
+from climafuse.model.processing import ClimateTextProcessor
+
+DEFAULT_PROMPT = "Describe the weather."
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model with its processor: fields and prompts in, text out.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        max_new_tokens: Longest answer, in text tokens.
+    """
+
+    model: ClimateTextForCausalLM
+    processor: ClimateTextProcessor
+    max_new_tokens: int = 64
+
+    def answer(
+        self, windows: Sequence[Window], prompts: Sequence[str], *, index: Sequence[int] | None = None
+    ) -> list[str]:
+        """Answer prompts about windows, greedily.
+
+        Args:
+            windows: B windows.
+            prompts: N prompts.
+            index: Which window each prompt is about; None where prompt n is about window n.
+
+        Returns:
+            N answers.
+        """
+        batch = self.processor(windows, prompts, climate_index=index)
+        batch = {name: tensor.to(self.model.backbone.device) for name, tensor in batch.items()}
+        self.model.eval()
+        generated = self.model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=False)
+        return self.processor.decode_answers(generated, batch["input_ids"].shape[1])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it is about.
+
+    Args:
+        prompt: What was asked.
+        text: What the model said.
+        window: The fields it was shown.
+        place: The place asked about; None for the whole file.
+        attention: Latitude [M], longitude [M] and weight [M] of the climate tokens the words attended to, those
+            that have a place; None if not asked for, or if the fusion does not attend.
+        attended: (description, weight) of the climate tokens with the largest weights.
+    """
+
+    prompt: str
+    text: str
+    window: Window
+    place: Place | None
+    attention: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    attended: tuple[tuple[str, float], ...] = ()
+
+
+def load_model(
+    checkpoint: str | Path, *, backbone: LoadedBackbone | str | Path | None = None, verify: bool = False
+) -> Reader:
+    """Load a saved model and its processor.
+
+    Args:
+        checkpoint: Folder that `climafuse train` wrote.
+        backbone: Where its backbone is, if not where its recorded id says.
+        verify: Hash all weights of the backbone again.
+
+    Raises:
+        CheckpointError: The folder is incomplete or altered.
+        BackboneError: The backbone is not there, or another one.
+    """
+    model = ClimateTextForCausalLM.from_pretrained(checkpoint, backbone=backbone, verify=verify)
+    return Reader(model, ClimateTextProcessor.of(model.config, model.tokenizer))
+
+
+def answer(
+    reader: Reader,
+    source: Any,
+    *,
+    time: Any,
+    location: str | None = None,
+    prompt: str | None = None,
+    attention: bool = False,
+) -> Answer:
+    """Ask about a file.
+
+    Args:
+        reader: From `load_model`.
+        source: What `open_climate` takes.
+        time: Valid time, matched exactly.
+        location: "latitude,longitude" or a place name; None for all of the file.
+        prompt: The question; None for a description.
+        attention: Whether to say where the model attended.
+
+    Raises:
+        DataError: The file, the time, the place or a variable is at fault.
+        PlaceError: The place is unknown or ambiguous.
+    """
+    config = reader.model.config
+    dataset = open_climate(source, variables=config.variables)
+    place = None if location is None else find_place(location)
+    box = None
+    if place is not None:
+        box = Box(place.latitude, place.longitude, config.box_degrees, config.box_degrees)
+    window = select_window(dataset, time=time, box=box, history=config.history)
+    if not window.available():
+        raise MissingValuesError(
+            str(source),
+            expected=f"values of {' or '.join(config.variables)} there and then",
+            received="missing values only",
+            remedy="Choose another time or place.",
+        )
+    prompt = prompt or DEFAULT_PROMPT
+    (text,) = reader.answer([window], [prompt])
+    found = attended_tokens(reader, window, prompt, text) if attention else None
+    if found is None:
+        return Answer(prompt, text, window, place)
+    tokens, weights = found
+    latitude, longitude = tokens.latitude[0].numpy(), tokens.longitude[0].numpy()
+    somewhere = np.isfinite(latitude) & np.isfinite(longitude)
+    top = np.argsort(weights)[::-1][:5]
+    return Answer(
+        prompt,
+        text,
+        window,
+        place,
+        attention=(latitude[somewhere], longitude[somewhere], weights[somewhere]),
+        attended=tuple((tokens.labels[index], float(weights[index])) for index in top if tokens.labels),
+    )
+
+
+@torch.no_grad()
+def attended_tokens(
+    reader: Reader, window: Window, prompt: str, text: str
+) -> tuple[ClimateTokens, np.ndarray] | None:
+    """Find where the words of an answer attended.
+
+    Args:
+        reader: Model and processor.
+        window: The fields.
+        prompt: The question.
+        text: The answer.
+
+    Returns:
+        The climate tokens and the weight of each [M], mean over the answer's words, heads and sites; None where
+        no fusion of the model attends.
+    """
+    model = reader.model
+    batch = reader.processor([window], [prompt], [text])
+    climate = model.encode_climate(
+        **{name: tensor for name, tensor in batch.items() if name.startswith("climate_")}
+    )
+    weights: list[torch.Tensor] = []
+    words = batch["labels"][0, 1:] != -100  # positions that predict a word of the answer
+
+    def watch(site: object, hidden: torch.Tensor) -> torch.Tensor:
+        fusion = model.fusions[str(site)]
+        if isinstance(fusion, CrossAttentionFusion):
+            attention = fusion.attention(hidden, climate)  # [1, heads, S, M]
+            weights.append(attention[0][:, :-1][:, words].mean(dim=(0, 1)))
+        fused: torch.Tensor = fusion(hidden, climate)
+        return fused
+
+    with model.watched(watch) as backbone:
+        backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    if not weights:
+        return None
+    return climate, torch.stack(weights).mean(dim=0).numpy()

@@ -1,0 +1,262 @@
+"""A run from configuration to saved model: fields, texts, backbone, model, trainer. `climafuse train` calls `run`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from climafuse.backbones import load_backbone
+from climafuse.data.store import TrainingStore
+from climafuse.errors import ConfigurationError
+from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
+from climafuse.model.card import model_card
+from climafuse.registry import ENCODERS, FUSIONS
+from climafuse.training.config import RunConfig
+from climafuse.training.dataset import (
+    Example,
+    ExampleCollator,
+    ExampleDataset,
+    make_examples,
+    open_store,
+    texts_of,
+    window_statistics,
+)
+from climafuse.training.thinning import LabelThinning
+from climafuse.training.trainer import ClimateTextTrainer
+
+LIKELY_TOKENS = 8  # tokens the bare language model would say, kept for each label
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run trains, ready to be trained.
+
+    Args:
+        config: The configuration.
+        store: The fields.
+        train: Training examples.
+        validation: Validation examples.
+        model: The model, with its prefix store and sampled vocabulary.
+        processor: Its processor.
+        thinning: Which labels are left out of a training step.
+    """
+
+    config: RunConfig
+    store: TrainingStore
+    train: list[Example]
+    validation: list[Example]
+    model: ClimateTextForCausalLM
+    processor: ClimateTextProcessor
+    thinning: LabelThinning | None
+
+
+def run(
+    config: RunConfig, *, resume: bool = False, dry_run: bool = False, say: Say | None = None
+) -> dict[str, Any]:
+    """Train a model as configured and save it.
+
+    Args:
+        config: The run.
+        resume: Go on from the newest checkpoint that verifies.
+        dry_run: Check everything up to the first step, and train nothing.
+        say: Told one line at each stage; None prints to standard error.
+
+    Returns:
+        What was trained on what, how long, the best validation loss, and where the model is.
+
+    Raises:
+        ClimafuseError: Something does not fit; nothing was written then, or the newest checkpoint stands.
+    """
+    say = say or _print
+    begin = time.perf_counter()
+    setup = assemble(config, say=say)
+    trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
+    result: dict[str, Any] = {
+        "backbone": dict(setup.model.backbone_identity),
+        "trainable_parameters": trainable,
+        "sites": [str(site) for site in setup.model.sites],
+        "train": window_statistics(setup.train),
+        "validation": window_statistics(setup.validation),
+    }
+    say(
+        f"model: {setup.model.backbone_identity['id']}, frozen; {trainable:,} trainable parameters; "
+        f"{config.fusion.name} at {', '.join(result['sites'])}"
+    )
+    if dry_run:
+        print(config.to_yaml(comments=True), end="")
+        return result
+    prepare_reuse(setup, say=say)
+    trainer = make_trainer(setup)
+    outcome = trainer.train(resume_from_checkpoint=resume)
+    folder = Path(config.output.directory) / "model"
+    trainer.save_model(folder)
+    result |= {
+        "model": str(folder),
+        "steps": trainer.state.global_step,
+        "stopped_by": trainer.stopped_by,
+        "training_loss": outcome.training_loss,
+        "validation_loss": trainer.state.best_metric,
+        "train_seconds": time.perf_counter() - begin,
+    }
+    loss = result["validation_loss"]
+    say(
+        f"trained {result['steps']} steps in {result['train_seconds']:.0f} s, all preparation included; "
+        f"best validation loss {'-' if loss is None else format(loss, '.4f')}; model in {folder}"
+    )
+    return result
+
+
+def assemble(config: RunConfig, *, say: Say | None = None) -> Run:
+    """Make all that a run needs, up to the untrained model.
+
+    Args:
+        config: The run.
+        say: Told one line at each stage.
+
+    Raises:
+        ClimafuseError: The data, the backbone or the configuration is at fault.
+    """
+    say = say or _print
+    if config.backbone.num_threads is not None:
+        torch.set_num_threads(config.backbone.num_threads)
+    store = open_store(config)
+    train = make_examples(store, "train", config)
+    validation = make_examples(store, "validation", config)
+    counts = window_statistics(train)
+    say(
+        f"data: {config.data.source}, {counts['windows']:,} windows of "
+        f"{len(store.splits.train)} training times, {counts['texts']:,} texts, {counts['distinct']:,} distinct"
+    )
+    backbone = load_backbone(config.backbone.name, dtype=config.backbone.dtype, progress=say)
+    torch.manual_seed(config.training.seed)
+    model = _make_model(config, store, backbone)
+    processor = ClimateTextProcessor.of(model.config, backbone.tokenizer)
+    settings = config.training
+    thinning = None
+    if settings.labels_decided_by_words < 1:
+        encoded = [processor.encode(prompt, answer) for prompt, answer in texts_of(train)]
+        thinning = LabelThinning(encoded, kept=settings.labels_decided_by_words, seed=settings.seed)
+    return Run(config, store, train, validation, model, processor, thinning)
+
+
+def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> ClimateTextForCausalLM:
+    for registry, part in ((ENCODERS, config.encoder), (FUSIONS, config.fusion)):
+        registry.get(part.name)  # an unknown name before anything else
+    try:
+        return ClimateTextForCausalLM.from_backbone(
+            backbone,
+            statistics=store.statistics,
+            encoder=config.encoder.name,
+            fusion=config.fusion.name,
+            sites=_plain(config.fusion.sites),
+            encoder_options=dict(config.encoder.options),
+            fusion_options=dict(config.fusion.options),
+            history=config.data.history,
+            box_degrees=config.data.box_degrees,
+        )
+    except TypeError as error:  # an option that the class does not take
+        raise ConfigurationError(
+            "encoder.options or fusion.options",
+            expected="arguments of the chosen encoder and fusion",
+            received=str(error),
+            remedy="See the docstring of the class.",
+        ) from error
+
+
+def prepare_reuse(setup: Run, *, say: Say) -> None:
+    """Compute what frozen blocks make of the texts, and choose the vocabulary of the training steps."""
+    settings, model, processor = setup.config.training, setup.model, setup.processor
+    texts = [
+        processor.encode(prompt, answer)[0]
+        for prompt, answer in dict.fromkeys(texts_of(setup.train) + texts_of(setup.validation))
+    ]
+    if settings.reuse_prefix:
+        begin = time.perf_counter()
+        model.prefix_store = PrefixStore(model.backbone, model.sites[0])
+        model.prefix_store.add(
+            texts, progress=_every(5.0, lambda done, all_: say(f"texts: {done:,} of {all_:,}"))
+        )
+        say(
+            f"texts: states of {len(texts):,} distinct texts below site {model.sites[0]} stored in "
+            f"{time.perf_counter() - begin:.0f} s"
+        )
+    if settings.sampled_vocabulary is not None:
+        model.sampled_vocabulary = _vocabulary(setup, settings.sampled_vocabulary)
+        say(
+            f"softmax: {len(model.sampled_vocabulary.kept):,} likely tokens and "
+            f"{model.sampled_vocabulary.num_sampled:,} drawn anew each step, of {_vocabulary_size(model):,}"
+        )
+
+
+def _vocabulary(setup: Run, num_sampled: int) -> SampledVocabulary:
+    model, processor = setup.model, setup.processor
+    distinct = list(dict.fromkeys(texts_of(setup.train)))
+    kept = [
+        torch.tensor([token for text in distinct for token in processor.encode(*text)[0]]).unique(),
+    ]
+    # Of the bare model's own choices a sample of texts shows nearly all; every prompt is in it.
+    sample = list({prompt: (prompt, answer) for prompt, answer in distinct}.values())
+    for first in range(0, len(sample), 64):
+        batch = processor(
+            prompts=[p for p, _ in sample[first : first + 64]],
+            answers=[a for _, a in sample[first : first + 64]],
+        )
+        kept.append(model.likely_tokens(**batch, count=LIKELY_TOKENS).flatten())
+    return SampledVocabulary(torch.cat(kept), _vocabulary_size(model), num_sampled)
+
+
+def _vocabulary_size(model: ClimateTextForCausalLM) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def make_trainer(setup: Run, *, progress: bool = True) -> ClimateTextTrainer:
+    """Make the trainer of a run."""
+
+    def card() -> str:
+        counts = window_statistics(setup.train)
+        return model_card(
+            setup.model.config,
+            {
+                "Trained on": f"{setup.config.data.source}: {counts['texts']:,} texts about "
+                f"{counts['windows']:,} windows",
+                "License of the data": setup.store.provenance.get("license", "see the source"),
+            },
+        )
+
+    return ClimateTextTrainer(
+        setup.model,
+        setup.config,
+        train_dataset=ExampleDataset(setup.train),
+        eval_dataset=ExampleDataset(setup.validation),
+        data_collator=ExampleCollator(setup.processor, setup.thinning),
+        processing_class=setup.processor,
+        card=card,
+        progress=progress,
+    )
+
+
+def _plain(sites: Any) -> Any:
+    return [_plain(site) for site in sites] if isinstance(sites, tuple) else sites
+
+
+def _every(seconds: float, tell: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            tell(done, total)
+
+    return progress
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
