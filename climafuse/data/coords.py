@@ -187,8 +187,7 @@ def longitude_axis(dataset: xr.Dataset, *, where: str) -> Axis:
             received=f"{source.min():g} to {source.max():g}",
             remedy="Give longitudes in degrees east.",
         )
-    values = np.round(source % 360.0, 6)
-    values[values >= 360.0] = 0.0  # -1e-9 % 360 rounds to 360
+    values = np.round(source % 360.0, 6)  # 370.1 % 360 is 10.100000000000023
     positions = np.argsort(values, kind="stable")
     repeated = np.flatnonzero(np.diff(values[positions]) < SAME_PLACE)
     twins = tuple((int(positions[i]), int(positions[i + 1])) for i in repeated)

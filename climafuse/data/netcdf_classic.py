@@ -99,9 +99,8 @@ def _expected_size(header: _Header) -> int:
             fixed_ends.append(begin + math.prod(shape) * size)
     # Records lie one after the other, each holding one step of every record variable. A single record
     # variable is not padded.
-    stride = (
-        sum(_padded(size) for _, size in records) if len(records) > 1 else sum(size for _, size in records)
-    )
+    sizes = [size for _, size in records]
+    stride = sum(map(_padded, sizes)) if len(sizes) > 1 else sum(sizes)
     record_ends = [begin + (num_records - 1) * stride + size for begin, size in records if num_records]
     return max(fixed_ends + record_ends)
 

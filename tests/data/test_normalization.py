@@ -207,6 +207,13 @@ def test_refusals(values, times, error, match):
         compute_statistics(_dataset(values), times)
 
 
+def test_rounding_is_no_variance():
+    """The mean of a constant is off by its last digit, and the deviations from it are not exactly zero."""
+    constant = np.full((3, 7, 5), 287.65)
+    with pytest.raises(DataError, match="everywhere"):
+        compute_statistics(_dataset(constant, latitude=np.linspace(-77, 83, 7)), [0, 1, 2])
+
+
 def test_levels_must_be_chosen():
     dataset = _dataset(np.arange(12).reshape(2, 2, 3)).expand_dims(level=[500.0, 850.0])
     with pytest.raises(CanonicalizationError, match="t850"):

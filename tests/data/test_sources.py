@@ -209,6 +209,14 @@ def test_packed_integers_are_unpacked_by_hand():
     assert values[2:4].tolist() == [np.float32(-50 + 280 + 273.15), np.float32(50 + 280 + 273.15)]
 
 
+def test_packing_and_unit_are_both_undone():
+    dataset = era5(truth("msl", num_times=1))
+    packed = np.full((1, 7, 8), 100, dtype=np.int16)
+    attributes = {"scale_factor": 0.1, "add_offset": 1000.0, "units": "hPa"}
+    dataset["msl"] = (dataset["msl"].dims, packed, attributes)
+    assert (open_climate(dataset)["msl"].values == 101000).all()  # (0.1 · 100 + 1000) hPa
+
+
 def test_unsigned_integers_in_disguise():
     dataset = era5(truth("t2m", num_times=1))
     stored = np.full((1, 7, 8), 44, dtype=np.int8)
