@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class ClimateTokens:
         longitude: [B, M] degrees east, likewise.
         time: [B, M] days since 1970-01-01.
         labels: M descriptions such as "t2m mean", the same for every sample; for reading, not for computing.
+        memory: What fusions made of these tokens, by fusion, while text is generated; None where nothing is
+            kept.
     """
 
     states: Tensor
@@ -27,6 +30,7 @@ class ClimateTokens:
     longitude: Tensor
     time: Tensor
     labels: tuple[str, ...] = ()
+    memory: dict[Any, Any] | None = None
 
 
 def concatenate(parts: list[ClimateTokens]) -> ClimateTokens:

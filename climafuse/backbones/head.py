@@ -1,7 +1,7 @@
-"""The head of a language model, called on what was already computed, or for some tokens of the vocabulary only.
+"""The head of a language model: called on what was already computed, or for some tokens only.
 
-Both go through the model's own forward call, as everything in `blocks` does: what an architecture does to logits
-after its head (scaling, capping) happens here too.
+Both go through the model's own forward call, as everything in `blocks` does: what an architecture does to
+logits after its head (scaling, capping) happens here too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def narrowed(model: PreTrainedModel, tokens: Tensor) -> Iterator[None]:
 
     Args:
         model: A causal language model.
-        tokens: [K] token numbers, each once.
+        tokens: [K] token numbers, in any order; one may come more than once.
 
     Raises:
         BackboneError: The head is no linear layer, so that a part of it cannot be taken.

@@ -1,7 +1,7 @@
 """What an encoder is: fields on a grid in, climate tokens out.
 
-Positions come from real coordinates and missing values from a mask, so that one set of weights serves any box,
-resolution and history. A new encoder is a subclass of `ClimateEncoder` in one file; see
+Positions come from real coordinates and missing values from a mask, so that one set of weights serves any
+box, resolution and history. A new encoder is a subclass of `ClimateEncoder` in one file; see
 `examples/own_encoder.py`.
 """
 
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from climafuse.climate_tokens import ClimateTokens
@@ -47,7 +50,26 @@ class ClimateEncoder(nn.Module, ABC):
     Args:
         channels: What the fields hold.
         width: C, the width of the climate tokens.
+
+    Attributes:
+        options: Arguments that the subclass was made with beside the channels; a configuration records them,
+            so that an encoder that was passed as an instance can be made again.
     """
+
+    options: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note down the arguments. Copies are made without any and bring theirs along."""
+        encoder = super().__new__(cls)
+        given = signature(cls.__init__).bind_partial(encoder, *args, **kwargs)
+        given.apply_defaults()
+        options = dict(list(given.arguments.items())[1:])  # without the encoder itself
+        for parameter in given.signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                options |= options.pop(parameter.name, {})
+        options.pop("channels", None)
+        object.__setattr__(encoder, "options", options)
+        return encoder
 
     def __init__(self, channels: Channels, width: int) -> None:
         super().__init__()
@@ -65,7 +87,7 @@ class ClimateEncoder(nn.Module, ABC):
             mask: [B, T, V, H, W] bool, True where valid.
             latitude: [B, H] degrees north, ascending; repeated values are padding.
             longitude: [B, W] degrees east in [0, 360), west to east; repeated values are padding.
-            time: [B, T] days since 1970-01-01.
+            time: [B, T] days since 1970-01-01, ascending; repeated values are padding.
 
         Returns:
             Climate tokens.
@@ -75,7 +97,7 @@ class ClimateEncoder(nn.Module, ABC):
         """Refuse inputs that do not fit together; called first by every encoder.
 
         Raises:
-            ModelInputError: A shape or the number of channels is wrong.
+            ModelInputError: A shape, the number of channels or the type of the mask is wrong.
         """
         if fields.ndim != 5 or fields.shape[2] != len(self.channels.names):
             raise ModelInputError(
@@ -83,6 +105,13 @@ class ClimateEncoder(nn.Module, ABC):
                 expected=f"[B, T, {len(self.channels.names)}, H, W] with {', '.join(self.channels.names)}",
                 received=str(tuple(fields.shape)),
                 remedy="Select the variables the model was trained on, in this order.",
+            )
+        if mask.dtype != torch.bool:
+            raise ModelInputError(
+                "climate_mask",
+                expected="bool, True where a value is valid",
+                received=str(mask.dtype),
+                remedy="Make the tensors with climafuse.data.collate_windows.",
             )
         batch, steps, _, height, width = fields.shape
         expected = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from climafuse.climate_tokens import ClimateTokens, concatenate
 from climafuse.encoders.base import Channels, ClimateEncoder
-from climafuse.encoders.patches import PatchGrid, check_pooling, padded_channels
+from climafuse.encoders.patches import PatchGrid, check_options, padded_channels
 from climafuse.encoders.positions import NUM_PLACE_FEATURES, NUM_TIME_FEATURES, place_features, time_features
 from climafuse.encoders.summary import SummaryTokens
 
@@ -36,7 +36,7 @@ class ConvEncoder(ClimateEncoder):
         self, channels: Channels, width: int = 128, pooling: str = "time", summary: bool = False
     ) -> None:
         super().__init__(channels, width)
-        check_pooling(pooling)
+        check_options(pooling=pooling, width=width // 2)
         self.pooling = pooling
         self.convolutions = nn.Sequential(
             nn.Conv2d(2 * len(channels.names), width // 2, kernel_size=3, stride=2, padding=1),

@@ -2,7 +2,7 @@
 
 References:
     Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929, equation 1 (patch embedding).
-    Nguyen et al. 2023, ClimaX, arXiv:2301.10343, section 3 (tokens of variables on a grid, time as embedding).
+    Nguyen et al. 2023, ClimaX, arXiv:2301.10343, section 3 (variables as tokens on a grid).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from climafuse.climate_tokens import ClimateTokens, concatenate
 from climafuse.encoders.base import Channels, ClimateEncoder
-from climafuse.encoders.patches import PatchGrid, check_pooling, padded_channels
+from climafuse.encoders.patches import PatchGrid, check_options, padded_channels
 from climafuse.encoders.positions import NUM_PLACE_FEATURES, NUM_TIME_FEATURES, place_features, time_features
 from climafuse.encoders.summary import SummaryTokens
 from climafuse.errors import ConfigurationError
@@ -45,7 +45,7 @@ class GridTransformerEncoder(ClimateEncoder):
         summary: bool = True,
     ) -> None:
         super().__init__(channels, width)
-        check_pooling(pooling)
+        check_options(pooling=pooling, depth=depth, heads=heads, patch=patch, width=width)
         if width % heads:
             raise ConfigurationError(
                 "encoder.options.width",

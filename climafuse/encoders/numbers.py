@@ -1,8 +1,9 @@
 """Numbers as features in which their decimal digits can be read linearly.
 
-A language model writes a number digit by digit, while a network carries it as one magnitude: turning 1013.2 into
-"1", "0", "1", "3" is what a fusion learns slowest. The phase of x on a circle of period 10 *is* the last digit,
-of period 100 the tens, and so on; the same of |x| beside a sign, since digits are written of magnitudes.
+A language model writes a number digit by digit, while a network carries it as one magnitude: turning 1013.2
+into "1", "0", "1", "3" is what a fusion learns slowest. The phase of x on a circle of period 10 *is* the last
+digit, of period 100 the tens, and so on; the same of |x| beside a sign, since digits are written of
+magnitudes.
 
 References:
     Zhou et al. 2025, FoNE: Precise Single-Token Number Embeddings via Fourier Features, arXiv:2502.09741.

@@ -10,17 +10,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from climafuse.climate_tokens import ClimateTokens
+from climafuse.encoders.positions import fresh
 from climafuse.errors import ConfigurationError
 
 POOLINGS = ("none", "time")
 
 
-def check_pooling(pooling: str) -> None:
-    """Refuse an unknown pooling.
+def check_options(*, pooling: str, **sizes: int) -> None:
+    """Refuse options of an encoder that do not make sense.
+
+    Args:
+        pooling: "none" or "time".
+        **sizes: Numbers that must be at least one.
 
     Raises:
-        ConfigurationError: It is neither "none" nor "time".
+        ConfigurationError: The pooling is unknown, or a number too small.
     """
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigurationError(
+                f"encoder.options.{name}", expected="at least 1", received=value, remedy="Raise it."
+            )
     if pooling not in POOLINGS:
         raise ConfigurationError(
             "encoder.options.pooling",
@@ -39,10 +49,11 @@ def padded_channels(fields: Tensor, mask: Tensor, size: int) -> Tensor:
         size: Height and width of a patch in cells.
 
     Returns:
-        [B, T, 2V, H', W']; the mask channels are 0 in the padding.
+        [B, T, 2V, H', W']; all channels are 0 in the padding, and values where the mask is.
     """
     bottom, right = -fields.shape[-2] % size, -fields.shape[-1] % size
-    return functional.pad(torch.cat([fields, mask.to(fields.dtype)], dim=2), (0, right, 0, bottom))
+    values = fields.masked_fill(~mask, 0.0)
+    return functional.pad(torch.cat([values, mask.to(fields.dtype)], dim=2), (0, right, 0, bottom))
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class PatchGrid:
         Args:
             states: [B, T, P, C].
             time: [B, T].
-            pooling: "none": a token for each patch and step; "time": their mean over valid patches, one a step.
+            pooling: "none": a token for each patch and step; "time": the mean over valid patches, one a step.
         """
         steps = states.shape[1]
         if pooling == "time":
@@ -114,6 +125,9 @@ class PatchGrid:
 
 
 def _centers(coordinate: Tensor, size: int) -> Tensor:
-    """Mean coordinate of each patch; one cut off by the edge takes the mean of the cells it has; [B, N]."""
-    padded = functional.pad(coordinate, (0, -coordinate.shape[1] % size), value=torch.nan)
-    return torch.nanmean(rearrange(padded, "b (n p) -> b n p", p=size), dim=-1)
+    """Mean coordinate of each patch, of the cells it has where padding or the edge cuts it off; [B, N]."""
+    known = coordinate.masked_fill(~fresh(coordinate), torch.nan)
+    padded = functional.pad(known, (0, -coordinate.shape[1] % size), value=torch.nan)
+    centers = torch.nanmean(rearrange(padded, "b (n p) -> b n p", p=size), dim=-1)
+    # A patch of nothing but padding is masked, but a number all the same: NaN would spread from it.
+    return torch.where(centers.isnan(), coordinate[:, -1:], centers)

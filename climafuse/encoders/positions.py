@@ -6,11 +6,24 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 WAVENUMBERS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of a full circle: down to about 11°
 NUM_PLACE_FEATURES = 4 * len(WAVENUMBERS)
 NUM_TIME_FEATURES = 6
 TROPICAL_YEAR = 365.2422  # days
+
+
+def fresh(coordinate: Tensor) -> Tensor:
+    """Tell real coordinates from padding, which repeats the last one.
+
+    Args:
+        coordinate: [B, N] along one axis of the windows.
+
+    Returns:
+        [B, N] bool, False where the value before is repeated.
+    """
+    return functional.pad(coordinate.diff(dim=1) != 0, (1, 0), value=True)
 
 
 def place_features(latitude: Tensor, longitude: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Summary tokens: the statistics of each variable over the box, each as one climate token.
 
-Patches tell where things are; a statement such as "the mean temperature is 8 °C" is about the whole box, and a
-language model must find its digits somewhere. Each summary token holds one statistic of one variable as a number
-whose digits can be read (`number_features`). The statistics are computed from the fields in the forward pass,
-weighted with the cosine of latitude over valid cells; nothing in them comes from the text.
+Patches tell where things are; a statement such as "the mean temperature is 8 °C" is about the whole box, and
+a language model must find its digits somewhere. Each summary token holds one statistic of one variable as a
+number whose digits can be read (`number_features`). The statistics are computed from the fields in the
+forward pass, weighted with the cosine of latitude over valid cells; nothing in them comes from the text.
 
 Statistics at the valid time, for each variable: mean, highest and lowest value with latitude and longitude of
 each, north half minus south half, east half minus west half; and the change of the mean since the first time.
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.encoders.base import Channels
 from climafuse.encoders.numbers import NUM_FEATURES, number_features
+from climafuse.encoders.positions import fresh
 
+EDGE = 1e-4  # of a degree, or of half a box: less is rounding, and the row or column stands in the middle
 STATISTICS = (
     "mean",
     "maximum",
@@ -40,6 +42,9 @@ class SummaryTokens(nn.Module):
         width: C, the width of a token.
     """
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, channels: Channels, width: int) -> None:
         super().__init__()
         # Constants of the model's configuration, not state: they are not in the checkpoint twice.
@@ -58,9 +63,9 @@ class SummaryTokens(nn.Module):
         Returns:
             V * len(STATISTICS) tokens.
         """
-        values, valid, place = summarize(
-            fields * self.scale[:, None, None] + self.offset[:, None, None], mask, latitude, longitude
-        )
+        fields, mask = _first_and_last(fields, mask, time)
+        natural = fields * self.scale[:, None, None] + self.offset[:, None, None]
+        values, valid, place = summarize(natural, mask, latitude, longitude)
         states = (
             self.number(number_features(values)) + self.variable + self.statistic
         )  # [B, V, statistics, C]
@@ -89,16 +94,18 @@ def summarize(
         values [B, V, statistics]; valid [B, V, statistics] bool; (latitude, longitude) [B, V, statistics] of
         where a statistic was found, NaN where it is about the whole box. Longitudes are in [-180, 180).
     """
+    fields = fields.masked_fill(~mask, 0.0)
     last, valid = fields[:, -1], mask[:, -1]  # [B, V, H, W]
     weight = torch.cos(torch.deg2rad(latitude)).clamp(min=1e-12)[:, None, :, None]  # [B, 1, H, 1]
     east = (longitude + 180) % 360 - 180  # [B, W]
 
     mean, any_valid = _mean(last, valid * weight)  # [B, V]
-    rows, columns = _position(latitude), _position(longitude)  # [B, H], [B, W] in [-1, 1], NaN in padding
-    north = weight * (rows > 1e-4)[:, None, :, None]
-    south = weight * (rows < -1e-4)[:, None, :, None]
-    right = weight * (columns > 1e-4)[:, None, None, :]
-    left = weight * (columns < -1e-4)[:, None, None, :]
+    middle = (latitude[:, :1] + latitude[:, -1:]) / 2  # [B, 1], of the real rows: padding repeats the last
+    north = weight * (latitude > middle + EDGE)[:, None, :, None]
+    south = weight * (latitude < middle - EDGE)[:, None, :, None]
+    columns = _position(longitude)  # [B, W]
+    right = weight * (columns > EDGE)[:, None, None, :]
+    left = weight * (columns < -EDGE)[:, None, None, :]
     halves = [_mean(last, valid * half) for half in (north, south, right, left)]
     both = mask[:, 0] & valid
     change, changed = _mean(last - fields[:, 0], both * weight)
@@ -136,20 +143,37 @@ def summarize(
     return values.masked_fill(~known, 0.0), known, found_at
 
 
+def _first_and_last(fields: Tensor, mask: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the first time and the valid time, which stands before the padding of a shorter history.
+
+    Returns:
+        Fields and mask, [B, 1 or 2, V, H, W]; of a window with a single time the first is all masked.
+    """
+    if time.shape[1] == 1:
+        return fields, mask
+    last = (time == time[:, -1:]).int().argmax(dim=1)  # [B]; the first of equal times
+    rows = torch.arange(len(time), device=time.device)
+    several = (last > 0)[:, None, None, None]
+    return (
+        torch.stack([fields[:, 0], fields[rows, last]], dim=1),
+        torch.stack([mask[:, 0] & several, mask[rows, last]], dim=1),
+    )
+
+
 def _mean(fields: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean over cells [B, V], and where there is any weight."""
-    total = weight.sum(dim=(-2, -1))
-    # About 1000 hPa in float32: summing departures from a valid value keeps what a plain sum would round away.
-    reference = fields.flatten(2).mean(dim=2)[..., None, None]
-    mean = ((fields - reference) * weight).sum(dim=(-2, -1)) / total.clamp(min=1e-12) + reference[..., 0, 0]
+    total = weight.sum(dim=(-2, -1))  # [B, V]
+    share = weight / total.clamp(min=1e-12)[..., None, None]
+    rough = (fields * share).sum(dim=(-2, -1))
+    # About 1000 hPa in float32: the mean of what is left over brings back what the first sum rounded away.
+    mean = rough + ((fields - rough[..., None, None]) * share).sum(dim=(-2, -1))
     return mean, (total > 0).expand_as(mean)
 
 
 def _position(coordinate: Tensor) -> Tensor:
-    """Place of each row or column in its box, from -1 (first) to 1 (last), NaN in padding; [B, N]."""
-    step = coordinate.diff(dim=1) != 0
-    fresh = torch.cat([torch.ones_like(step[:, :1]), step], dim=1)  # [B, N], False in padding
-    last = fresh.sum(dim=1, keepdim=True).clamp(min=2) - 1
+    """Place of each column in its box, from -1 (first) to 1 (last), NaN in padding; [B, N]."""
+    real = fresh(coordinate)
+    last = real.sum(dim=1, keepdim=True).clamp(min=2) - 1
     index = torch.arange(coordinate.shape[1], device=coordinate.device)
     position = 2 * index / last - 1
-    return position.masked_fill(~fresh, torch.nan)
+    return position.masked_fill(~real, torch.nan)

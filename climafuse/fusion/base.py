@@ -1,23 +1,28 @@
 """What a fusion is: it lets text states look at climate tokens.
 
-A fusion knows nothing of the language model it serves, nor of where in it it sits (its site). Its gates start at
-zero: before training, text passes through unchanged, bit for bit. A new fusion is a subclass of `Fusion` in one
-file; see `examples/own_fusion.py`.
+A fusion knows nothing of the language model it serves, nor of where in it it sits (its site). Its gates start
+at zero: before training, text passes through unchanged, bit for bit. A new fusion is a subclass of `Fusion`
+in one file; see `examples/own_fusion.py`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from climafuse.climate_tokens import ClimateTokens
+
+T = TypeVar("T")
 
 
 class Fusion(nn.Module, ABC):
     """Base of fusions.
 
-    Parameters named `gate`, or ending in `_gate`, are gates: they start at zero and learn at a rate of their own.
+    Parameters named `gate`, or ending in `_gate`, are gates: they start at zero and have their own rate.
 
     Args:
         hidden_size: D, the width of the text states.
@@ -41,12 +46,33 @@ class Fusion(nn.Module, ABC):
             [B, S, D] of the same type.
         """
 
+    def once(self, climate: ClimateTokens, compute: Callable[[], T]) -> T:
+        """Compute what depends on the climate alone: anew in training, once while text is generated.
+
+        It is kept with the tokens, never in the fusion: it cannot outlive them, nor meet other weights.
+
+        Args:
+            climate: The climate tokens.
+            compute: What is computed.
+        """
+        if climate.memory is None or torch.is_grad_enabled():
+            return compute()
+        if self not in climate.memory:
+            climate.memory[self] = compute()
+        found: T = climate.memory[self]
+        return found
+
+
+def at_least_float32(text: Tensor) -> Tensor:
+    """Text states in the precision that fusions compute in: float32, whatever the backbone's is."""
+    return text.to(torch.promote_types(text.dtype, torch.float32))
+
 
 def text_scale(text: Tensor) -> Tensor:
     """Root mean square of each text state, [B, S, 1].
 
-    The states of language models differ in size by orders of magnitude between models, blocks and positions. A
-    fusion's change is measured in units of the state it is added to, so one initialization and learning rate
-    serves every site.
+    The states of language models differ in size by orders of magnitude between models, blocks and positions.
+    A fusion's change is measured in units of the state it is added to, so one initialization and learning
+    rate serves every site.
     """
-    return text.detach().float().pow(2).mean(dim=-1, keepdim=True).sqrt()
+    return at_least_float32(text.detach()).pow(2).mean(dim=-1, keepdim=True).sqrt()

@@ -1,7 +1,7 @@
 """Gated multi-head cross-attention: each text position asks, the climate tokens answer.
 
 Reference:
-    Alayrac et al. 2022, Flamingo, arXiv:2204.14198, section 2.2 and figure 4 (gated cross-attention dense block).
+    Alayrac et al. 2022, Flamingo, arXiv:2204.14198, section 2.2 and figure 4.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.errors import ConfigurationError
-from climafuse.fusion.base import Fusion, text_scale
+from climafuse.fusion.base import Fusion, at_least_float32, text_scale
 
 
 class CrossAttentionFusion(Fusion):
@@ -55,7 +55,7 @@ class CrossAttentionFusion(Fusion):
         width = heads * head_width
         self.norm = nn.LayerNorm(hidden_size)
         self.query = nn.Linear(hidden_size, width)
-        self.key = nn.Linear(climate_width, width)
+        self.key = nn.Linear(climate_width, width, bias=False)  # the softmax would not see it
         self.value = nn.Linear(climate_width, width)
         self.output = nn.Linear(width, hidden_size)
         self.attention_gate = nn.Parameter(torch.zeros(hidden_size))
@@ -68,12 +68,10 @@ class CrossAttentionFusion(Fusion):
                 nn.Linear(feed_forward, hidden_size),
             )
             self.feed_forward_gate = nn.Parameter(torch.zeros(hidden_size))
-        # Keys and values of the climate last seen without gradients: while text is generated they stay the same.
-        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, text: Tensor, climate: ClimateTokens) -> Tensor:
         """Fuse; see `Fusion.forward`."""
-        states = text.float()
+        states = at_least_float32(text)
         normed = self.norm(states)
         query = rearrange(self.query(normed), "b s (h d) -> b h s d", h=self.heads)
         key, value = self._keys_values(climate)
@@ -95,22 +93,20 @@ class CrossAttentionFusion(Fusion):
         Returns:
             [B, heads, S, M] float32; rows sum to one where any token is valid.
         """
-        query = rearrange(self.query(self.norm(text.float())), "b s (h d) -> b h s d", h=self.heads)
+        query = rearrange(self.query(self.norm(at_least_float32(text))), "b s (h d) -> b h s d", h=self.heads)
         key, _ = self._keys_values(climate)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         return scores.masked_fill(~_visible(climate), torch.finfo(scores.dtype).min).softmax(dim=-1)
 
     def _keys_values(self, climate: ClimateTokens) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, heads, M, d], kept while the same climate is asked again without gradients."""
-        if torch.is_grad_enabled():
-            self._seen = None
-        elif self._seen is not None and self._seen[0] is climate.states:
-            return self._seen[1], self._seen[2]
-        key = rearrange(self.key(climate.states), "b m (h d) -> b h m d", h=self.heads)
-        value = rearrange(self.value(climate.states), "b m (h d) -> b h m d", h=self.heads)
-        if not torch.is_grad_enabled():
-            self._seen = (climate.states, key, value)
-        return key, value
+        """Keys and values [B, heads, M, d], made once while text is generated."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            key = rearrange(self.key(climate.states), "b m (h d) -> b h m d", h=self.heads)
+            value = rearrange(self.value(climate.states), "b m (h d) -> b h m d", h=self.heads)
+            return key, value
+
+        return self.once(climate, make)
 
 
 def _visible(climate: ClimateTokens) -> Tensor:

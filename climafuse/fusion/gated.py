@@ -1,10 +1,10 @@
 """Gated addition: one climate vector a sample, added to every text position.
 
-The cheapest fusion. It cannot look at different tokens for different words; what the words need must be in one
-vector, and the blocks above (or the feed-forward layer here) must pick it out.
+The cheapest fusion. It cannot look at different tokens for different words; what the words need must be in
+one vector, and the blocks above (or the feed-forward layer here) must pick it out.
 
 Reference:
-    Arevalo et al. 2017, Gated Multimodal Units, arXiv:1702.01992, equation 2 (a gate decides what each modality adds).
+    Arevalo et al. 2017, Gated Multimodal Units, arXiv:1702.01992, equation 2.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.errors import ConfigurationError
-from climafuse.fusion.base import Fusion, text_scale
+from climafuse.fusion.base import Fusion, at_least_float32, text_scale
 
 
 class GatedAdditionFusion(Fusion):
-    """Pools the climate tokens into one vector with learned queries, mixes it with each text state, adds it gated.
+    """Pools the climate tokens with learned queries, mixes them with each text state, adds the result gated.
 
-    With p the pooled climate, projected, and s the size of the text state: text + s * gate * f(norm(text) + p).
+    With p the pooled climate, projected, and s the size of the text state, it gives
+    text + s * gate * f(norm(text) + p).
 
     Args:
         hidden_size: D, the width of the text states.
@@ -42,34 +43,26 @@ class GatedAdditionFusion(Fusion):
                 raise ConfigurationError(
                     f"fusion.options.{name}", expected="at least 1", received=value, remedy="Raise it."
                 )
-        self.queries = nn.Linear(climate_width, queries)
+        self.queries = nn.Linear(climate_width, queries, bias=False)  # the softmax would not see it
         self.projection = nn.Linear(queries * climate_width, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
         self.feed_forward = nn.Sequential(
             nn.Linear(hidden_size, feed_forward), nn.GELU(), nn.Linear(feed_forward, hidden_size)
         )
         self.gate = nn.Parameter(torch.zeros(hidden_size))
-        # As in cross-attention: while text is generated the climate stays the same.
-        self._seen: tuple[Tensor, Tensor] | None = None
 
     def forward(self, text: Tensor, climate: ClimateTokens) -> Tensor:
         """Fuse; see `Fusion.forward`."""
-        states = text.float()
-        pooled = self._pooled(climate).unsqueeze(1)  # [B, 1, D]
+        states = at_least_float32(text)
+        pooled = self.once(climate, lambda: self._pooled(climate)).unsqueeze(1)  # [B, 1, D]
         change = self.gate * self.feed_forward(self.norm(states) + pooled)
         change = change * climate.mask.any(dim=1)[:, None, None]
         return (states + text_scale(text) * change).to(text.dtype)
 
     def _pooled(self, climate: ClimateTokens) -> Tensor:
-        """The climate as one vector, [B, D], kept while the same climate is asked again without gradients."""
-        if torch.is_grad_enabled():
-            self._seen = None
-        elif self._seen is not None and self._seen[0] is climate.states:
-            return self._seen[1]
+        """The climate as one vector, [B, D]."""
         scores = self.queries(climate.states)  # [B, M, queries]
         weight = scores.masked_fill(~climate.mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
         pooled = torch.einsum("bmq,bmc->bqc", weight, climate.states)
         projected: Tensor = self.projection(rearrange(pooled, "b q c -> b (q c)"))
-        if not torch.is_grad_enabled():
-            self._seen = (climate.states, projected)
         return projected

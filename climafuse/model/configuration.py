@@ -28,8 +28,8 @@ class ClimateTextConfig(PreTrainedConfig):
         backbone: Identity of the backbone: id, revision, content hash, architecture, number of parameters.
         backbone_dtype: Type of the frozen weights.
         variables: Canonical names of the V channels, in order.
-        statistics: Mean and standard deviation of each over the training times, as `statistics_to_dict` writes
-            them.
+        statistics: Mean and standard deviation of each over the training times, as `statistics_to_dict`
+            writes them.
         history: Time steps of a window the model was trained on.
         box_degrees: Height and width of the boxes the model was trained on, in degrees.
         encoder: Registered name of the encoder; of one that is not registered, where it is defined.

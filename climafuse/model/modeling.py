@@ -83,8 +83,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         config: Configuration.
         backbone: The frozen language model; it is not part of a checkpoint.
         encoder: An encoder of your own; None makes the one the configuration names.
-        fusion: Makes a fusion of your own from (hidden_size, climate_width, **config.fusion_options); None makes
-            those the configuration names.
+        fusion: Makes a fusion of your own from (hidden_size, climate_width, **config.fusion_options); None
+            makes those the configuration names.
 
     Raises:
         ConfigurationError: Sites, names or options do not make sense, or the encoder has other channels.
@@ -373,8 +373,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: [N, S].
             attention_mask: [N, S].
-            labels: [N, S], the input's own tokens where they are to be predicted (the shift is made here), else
-                -100.
+            labels: [N, S], the input's own tokens where they are to be predicted (the shift is made here),
+                else -100.
             climate_fields: [B, T, V, H, W] normalized.
             climate_mask: [B, T, V, H, W] bool.
             climate_latitude: [B, H] degrees north.

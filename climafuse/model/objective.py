@@ -1,10 +1,11 @@
 """The loss: shifted cross-entropy on answer tokens, over the whole vocabulary or an unbiased sample of it.
 
-Most of a training step on a CPU would be the product with a head of 49,152 tokens, nearly all of which are out of
-the question. The sum over the vocabulary can be estimated: exact for the tokens that matter (those that answers
-are made of, and those the bare language model would say instead), and for the rest from a few drawn anew at every
-step, each standing for many. The loss that is logged in training is then an estimate (of the sum, without bias; a
-little low in its logarithm); every evaluation and all generation use the whole vocabulary.
+Most of a training step on a CPU would be the product with a head of 49,152 tokens, nearly all of which are
+out of the question. The sum over the vocabulary can be estimated: exact for the tokens that matter (those
+that answers are made of, and those the bare language model would say instead), and for the rest from a few
+drawn anew at every step, each standing for many. The loss that is logged in training is then an estimate (of
+the sum, without bias; a little low in its logarithm); every evaluation and all generation use the whole
+vocabulary.
 
 Reference:
     Jean et al. 2015, On Using Very Large Target Vocabulary for NMT, arXiv:1412.2007, section 3.

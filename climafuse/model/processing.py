@@ -1,7 +1,7 @@
 """From windows and words to what the model takes, and back.
 
-The feature extractor knows the channels and their statistics; it calls `data.batch`, the only way from fields to
-tensors. The processor adds the tokenizer and knows how a prompt is put to this backbone: through its chat
+The feature extractor knows the channels and their statistics; it calls `data.batch`, the only way from fields
+to tensors. The processor adds the tokenizer and knows how a prompt is put to this backbone: through its chat
 template where it has one, else as "Question: …" and "Answer:".
 """
 
@@ -202,7 +202,7 @@ def _encode(
 
 
 def _remembering_encode() -> Callable[..., tuple[tuple[int, ...], int]]:
-    """`_encode` with a memory: a few thousand short texts come again and again, in training millions of times."""
+    """`_encode` with a memory: a few thousand texts come again and again, in training millions of times."""
     return lru_cache(maxsize=65536)(_encode)
 
 

@@ -1,8 +1,8 @@
 """Frozen-prefix reuse: what the blocks below the first fusion site make of a text, computed once.
 
-Those blocks see only text, and they are frozen: their states are the same in every epoch and for every climate.
-A store keeps them by the tokens of the text. Texts that begin alike (the same question, the same first words of
-the answer) share the states of that beginning, so it is computed and kept once.
+Those blocks see only text, and they are frozen: their states are the same in every epoch and for every
+climate. A store keeps them by the tokens of the text. Texts that begin alike (the same question, the same
+first words of the answer) share the states of that beginning, so it is computed and kept once.
 
 States equal those of a full forward pass up to the rounding of the backbone's type (other shapes, other order
 of sums): within 2 % of the states' size in bfloat16, 1e-5 in float32, as the tests hold it.
@@ -10,8 +10,8 @@ of sums): within 2 % of the states' size in bfloat16, 1e-5 in float32, as the te
 
 from __future__ import annotations
 
-import math
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -126,7 +126,7 @@ class PrefixStore:
 
 @contextlib.contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode for a while: in training with recomputed activations, blocks drop the cache they get."""
+    """Evaluate for a while: in training with recomputed activations, blocks drop the cache they get."""
     training = model.training
     model.eval()
     try:
