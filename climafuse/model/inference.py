@@ -140,17 +140,22 @@ def answer(
     if found is None:
         return Answer(prompt, text, window, place)
     tokens, weights = found
-    latitude, longitude = tokens.latitude[0].numpy(), tokens.longitude[0].numpy()
-    somewhere = np.isfinite(latitude) & np.isfinite(longitude)
     top = np.argsort(weights)[::-1][:5]
     return Answer(
         prompt,
         text,
         window,
         place,
-        attention=(latitude[somewhere], longitude[somewhere], weights[somewhere]),
+        attention=placed(tokens, weights),
         attended=tuple((tokens.labels[index], float(weights[index])) for index in top if tokens.labels),
     )
+
+
+def placed(tokens: ClimateTokens, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latitude, longitude and weight of those tokens of one window that have a place, for a map."""
+    latitude, longitude = tokens.latitude[0].numpy(), tokens.longitude[0].numpy()
+    somewhere = np.isfinite(latitude) & np.isfinite(longitude)
+    return latitude[somewhere], longitude[somewhere] % 360, weights[somewhere]
 
 
 @torch.no_grad()
