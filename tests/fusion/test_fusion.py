@@ -1,0 +1,372 @@
+"""What every fusion keeps to, and cross-attention against torch's own multi-head attention."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from climafuse.climate_tokens import ClimateTokens
+from climafuse.errors import ConfigurationError
+from climafuse.fusion import CrossAttentionFusion, Fusion, GatedAdditionFusion
+from climafuse.fusion.base import text_scale
+from climafuse.model.modeling import expand_rows, fuse_flat, select_rows
+
+D, C, M = 12, 10, 7
+NAMES = ("cross_attention", "gated_addition", "cross_attention_alone")
+every_fusion = pytest.mark.parametrize("name", NAMES)
+
+
+def make(name: str, *, gates: float = 0.5) -> Fusion:
+    torch.manual_seed(4)
+    fusion: Fusion
+    if name == "gated_addition":
+        fusion = GatedAdditionFusion(D, C, queries=3, feed_forward=16)
+    else:
+        feed_forward = 0 if name == "cross_attention_alone" else 16
+        fusion = CrossAttentionFusion(D, C, heads=2, head_width=7, feed_forward=feed_forward)
+    with torch.no_grad():
+        for key, parameter in fusion.named_parameters():
+            if key.endswith("gate"):
+                assert not parameter.any()  # zero, as made
+                parameter.copy_(gates * torch.randn(D))
+    return fusion.eval()
+
+
+def climate(*, rows: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> ClimateTokens:
+    """Random tokens; row 1 has two that are not valid, row 2 (if there is one) no valid one."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(rows, M, dtype=torch.bool)
+    mask[1:2, [0, 4]] = False
+    mask[2:3] = False
+    nowhere = torch.full((rows, M), torch.nan)
+    states = torch.randn(rows, M, C, generator=generator, dtype=torch.float64).to(dtype)
+    return ClimateTokens(states, mask, nowhere, nowhere, nowhere)
+
+
+def text(*, rows: int = 3, length: int = 4, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 5 * torch.randn(rows, length, D, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@every_fusion
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_zero_gates_leave_text_unchanged_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    fusion = make(name, gates=0.0)
+    states = text(dtype=dtype)
+    states[0, 0] = 0.0  # padding of flat batches
+    states[0, 1, 0] = 3e4  # the massive activations of language models
+    fused = fusion(states, climate())
+    assert fused.dtype == dtype
+    assert torch.equal(fused, states)
+
+
+@every_fusion
+def test_trained_gates_change_text_by_its_own_size(name: str) -> None:
+    fusion = make(name)
+    change = fusion(text(), climate()) - text()
+    assert change[:2].abs().max() > 0.1
+    # Text a thousand times as large, of any block or model, is changed a thousand times as much.
+    larger = fusion(1000 * text(), climate()) - 1000 * text()
+    torch.testing.assert_close(larger, 1000 * change, rtol=1e-3, atol=0.5)
+
+
+@every_fusion
+def test_a_row_without_a_valid_token_leaves_its_text_unchanged(name: str) -> None:
+    fused = make(name)(text(), climate())
+    assert torch.equal(fused[2], text()[2])
+    assert not torch.equal(fused[0], text()[0])
+    assert fused.isfinite().all()
+
+
+@every_fusion
+def test_a_row_without_a_valid_token_has_finite_gradients(name: str) -> None:
+    fusion = make(name)
+    given, states = climate(), text().requires_grad_()
+    fusion(states, given).square().sum().backward()
+    assert states.grad is not None
+    assert states.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in fusion.parameters())
+
+
+@every_fusion
+def test_masked_tokens_have_no_influence(name: str) -> None:
+    fusion = make(name)
+    given = climate()
+    states = torch.where(given.mask.unsqueeze(-1), given.states, torch.full_like(given.states, 1e4))
+    torch.testing.assert_close(fusion(text(), replace(given, states=states)), fusion(text(), given))
+    # Leaving them out is the same as masking them.
+    kept = given.mask[1]
+    without = ClimateTokens(
+        *(
+            tensor[1:2, kept]
+            for tensor in (given.states, given.mask, given.latitude, given.longitude, given.time)
+        )
+    )
+    torch.testing.assert_close(fusion(text()[1:2], without), fusion(text(), given)[1:2])
+
+
+@every_fusion
+def test_the_order_of_tokens_does_not_matter(name: str) -> None:
+    given = climate()
+    order = torch.randperm(M, generator=torch.Generator().manual_seed(2))
+    shuffled = replace(given, states=given.states[:, order], mask=given.mask[:, order])
+    torch.testing.assert_close(make(name)(text(), shuffled), make(name)(text(), given))
+
+
+@every_fusion
+def test_positions_and_rows_do_not_see_each_other(name: str) -> None:
+    fusion = make(name)
+    whole = fusion(text(), climate())
+    for row in range(3):
+        for position in range(4):
+            alone = fusion(
+                text()[row : row + 1, position : position + 1], select_rows(climate(), torch.tensor([row]))
+            )
+            torch.testing.assert_close(alone[0, 0], whole[row, position])
+
+
+@every_fusion
+def test_gradients_agree_with_finite_differences(name: str) -> None:
+    fusion = copy.deepcopy(make(name)).double()
+    given = climate(dtype=torch.float64)
+    states = text(dtype=torch.float64)
+    names, parameters = zip(*fusion.named_parameters(), strict=True)
+
+    def fused(climate_states: Tensor, *values: Tensor) -> Tensor:
+        tokens = replace(given, states=climate_states)
+        return torch.func.functional_call(fusion, dict(zip(names, values, strict=True)), (states, tokens))
+
+    inputs = (given.states.requires_grad_(), *(p.detach().requires_grad_() for p in parameters))
+    assert torch.autograd.gradcheck(fused, inputs, fast_mode=True)
+
+
+@every_fusion
+def test_gradients_reach_every_parameter(name: str) -> None:
+    fusion = make(name).train()
+    weight = torch.randn(3, 4, D, generator=torch.Generator().manual_seed(3))
+    (fusion(text(), climate()) * weight).sum().backward()
+    for key, parameter in fusion.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().max() > 1e-4, key
+
+
+@every_fusion
+def test_only_gates_learn_while_they_are_zero(name: str) -> None:
+    # With closed gates the rest has no gradient yet; the gates themselves must, or nothing ever moved.
+    fusion = make(name, gates=0.0)
+    fusion(text(), climate()).square().sum().backward()
+    for key, parameter in fusion.named_parameters():
+        assert parameter.grad is not None
+        assert bool(parameter.grad.any()) == key.endswith("gate"), key
+
+
+# ---- Cross-attention
+
+
+def reference(fusion: CrossAttentionFusion) -> nn.MultiheadAttention:
+    """torch's own attention with the same weights; its width is that of all heads together."""
+    width = fusion.query.out_features
+    attention = nn.MultiheadAttention(width, fusion.heads, kdim=C, vdim=C, bias=True, batch_first=True)
+    with torch.no_grad():
+        attention.q_proj_weight.copy_(torch.eye(width))  # the query comes projected
+        attention.k_proj_weight.copy_(fusion.key.weight)
+        attention.v_proj_weight.copy_(fusion.value.weight)
+        attention.in_proj_bias.zero_()
+        attention.in_proj_bias[2 * width :] = fusion.value.bias
+        attention.out_proj.weight.copy_(torch.eye(width))
+        attention.out_proj.bias.zero_()
+    return attention
+
+
+def test_cross_attention_is_that_of_torch() -> None:
+    fusion = make("cross_attention")
+    assert isinstance(fusion, CrossAttentionFusion)
+    assert fusion.feed_forward is not None
+    states, given = text(rows=2), climate(rows=2)
+    normed = fusion.norm(states)
+    attended, weights = reference(fusion)(
+        fusion.query(normed),
+        given.states,
+        given.states,
+        key_padding_mask=~given.mask,
+        average_attn_weights=False,
+    )
+    answer = fusion.output(attended)
+    size = states.pow(2).mean(dim=-1, keepdim=True).sqrt()
+    # The formula of the class's docstring.
+    expected = states + size * (
+        fusion.attention_gate * answer + fusion.feed_forward_gate * fusion.feed_forward(normed + answer)
+    )
+    torch.testing.assert_close(fusion(states, given), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fusion.attention(states, given), weights, rtol=1e-4, atol=1e-6)
+
+
+def test_attention_weights_of_every_row_sum_to_one_over_valid_tokens() -> None:
+    fusion = make("cross_attention")
+    assert isinstance(fusion, CrossAttentionFusion)
+    given = climate()
+    weights = fusion.attention(text(dtype=torch.bfloat16), given)
+    assert weights.shape == (3, 2, 4, M)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3, 2, 4))
+    assert not weights[1, ..., ~given.mask[1]].any()
+
+
+def test_gated_addition_by_its_formula() -> None:
+    fusion = make("gated_addition")
+    assert isinstance(fusion, GatedAdditionFusion)
+    states, given = text(rows=1), climate(rows=1)
+    scores = fusion.queries(given.states[0])  # [M, queries]
+    pooled = [scores[:, q].softmax(dim=0) @ given.states[0] for q in range(3)]
+    vector = fusion.projection(torch.cat(pooled))
+    size = states.pow(2).mean(dim=-1, keepdim=True).sqrt()
+    expected = states + size * fusion.gate * fusion.feed_forward(fusion.norm(states) + vector)
+    torch.testing.assert_close(fusion(states, given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_text_scale_is_the_root_mean_square() -> None:
+    # (3, 4) has mean square 12.5; no gradient flows through it.
+    states = torch.tensor([[[3.0, 4.0]]], requires_grad=True)
+    scale = text_scale(states.bfloat16())
+    assert scale.item() == pytest.approx(12.5**0.5)
+    assert scale.dtype == torch.float32
+    assert not scale.requires_grad
+
+
+@pytest.mark.parametrize("option", ["heads", "head_width"])
+def test_options_of_cross_attention(option: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"fusion\.options\.{option}.*at least 1"):
+        CrossAttentionFusion(D, C, **{option: 0})
+
+
+@pytest.mark.parametrize("option", ["queries", "feed_forward"])
+def test_options_of_gated_addition(option: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"fusion\.options\.{option}.*at least 1"):
+        GatedAdditionFusion(D, C, **{option: 0})
+
+
+# ---- What is kept while text is generated
+
+
+@every_fusion
+@torch.no_grad()
+def test_what_is_kept_serves_the_same_climate_only(name: str) -> None:
+    fusion = make(name)
+    kept = replace(climate(), memory={})
+    fresh = fusion(text(), climate())
+    for _ in range(2):
+        assert torch.equal(fusion(text(), kept), fresh)
+    assert kept.memory is not None
+    assert list(kept.memory) == [fusion]
+    # Other states, the same states under another mask, other rows: each has its own memory.
+    other = replace(climate(seed=5), memory={})
+    assert torch.equal(fusion(text(), other), fusion(text(), climate(seed=5)))
+    unmasked = replace(climate(), mask=torch.ones_like(kept.mask))
+    assert torch.equal(fusion(text(), unmasked), fusion(text(), replace(unmasked, memory={})))
+    rows = torch.tensor([1, 0, 0])
+    assert torch.equal(fusion(text(), select_rows(kept, rows)), fusion(text(), select_rows(climate(), rows)))
+    assert torch.equal(fusion(text(), kept), fresh)
+
+
+@every_fusion
+def test_what_is_kept_is_used(name: str) -> None:
+    # Otherwise the tests around this one prove nothing.
+    fusion = make(name)
+    kept = replace(climate(), memory={})
+    with torch.no_grad():
+        before = fusion(text(), kept)
+        kept.states.mul_(2)
+        assert torch.equal(fusion(text(), kept), before)
+        assert not torch.equal(fusion(text(), replace(kept, memory=None)), before)
+
+
+@every_fusion
+def test_nothing_is_kept_outside_of_generation(name: str) -> None:
+    fusion = make(name)
+    given = climate()
+    with torch.no_grad():
+        before = fusion(text(), given)
+        for parameter in fusion.parameters():
+            parameter.data.add_(0.1)  # not even seen by the version counter of the tensor
+        after = fusion(text(), given)
+    assert given.memory is None
+    assert not torch.allclose(before[:2], after[:2])
+    assert torch.equal(after, make_like(fusion)(text(), given))
+
+
+@every_fusion
+def test_training_neither_fills_nor_reads_what_is_kept(name: str) -> None:
+    fusion = make(name)
+    kept = replace(climate(), memory={})
+    with torch.no_grad():
+        fusion(text(), kept)
+    assert kept.memory is not None
+    for tensor in _tensors(kept.memory[fusion]):
+        assert tensor.grad_fn is None
+        assert not tensor.requires_grad
+    trained = fusion(text(), kept)
+    trained.sum().backward()
+    key = fusion.key.weight if isinstance(fusion, CrossAttentionFusion) else fusion.queries.weight
+    assert key.grad is not None
+    assert key.grad.any()  # keys were computed in the graph, not taken from memory
+    empty = replace(climate(), memory={})
+    fusion(text(), empty)
+    assert empty.memory == {}
+
+
+# ---- Flat positions, several rows of text to a window
+
+
+@every_fusion
+@pytest.mark.parametrize("rows", [[0, 0, 0], [2, 0, 1, 0, 1, 1], [1, 1, 2, 2, 0, 0, 0, 1], [2], [1, 1]])
+def test_fusing_flat_positions_equals_row_by_row(name: str, rows: list[int]) -> None:
+    fusion = make(name)
+    states = text(rows=1, length=len(rows))[0]
+    fused = fuse_flat(fusion, states, climate(), torch.tensor(rows))
+    for position, row in enumerate(rows):
+        alone = fusion(states[position].view(1, 1, D), select_rows(climate(), torch.tensor([row])))
+        torch.testing.assert_close(fused[position], alone[0, 0])
+
+
+def test_gradients_of_flat_positions_equal_those_of_rows() -> None:
+    fusion = make("cross_attention")
+    rows = torch.tensor([1, 0, 0, 1, 0])
+    grads = []
+    for flat in (True, False):
+        given, states = climate(rows=2), text(rows=1, length=5)[0].requires_grad_()
+        given.states.requires_grad_()
+        if flat:
+            fused = fuse_flat(fusion, states, given, rows)
+        else:
+            fused = fusion(states.unsqueeze(1), select_rows(given, rows)).squeeze(1)
+        (fused * torch.arange(5 * D).view(5, D)).sum().backward()
+        grads.append((states.grad, given.states.grad))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_repeated_for_beams_as_transformers_repeats_texts() -> None:
+    given = climate(rows=2)
+    assert expand_rows(given, 2) is given
+    expanded = expand_rows(given, 6)
+    for row in range(6):
+        assert torch.equal(expanded.states[row], given.states[row // 3])
+        assert torch.equal(expanded.mask[row], given.mask[row // 3])
+
+
+def make_like(fusion: Fusion) -> Fusion:
+    """A copy through its weights alone."""
+    name = "gated_addition"
+    if isinstance(fusion, CrossAttentionFusion):
+        name = "cross_attention" if fusion.feed_forward is not None else "cross_attention_alone"
+    copied = make(name)
+    copied.load_state_dict(fusion.state_dict())
+    return copied
+
+
+def _tensors(value: object) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)  # type: ignore[return-value]
