@@ -13,6 +13,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,9 +117,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         self.tokenizer = backbone.tokenizer
         layout = find_blocks(backbone.model)
         if encoder is None:
-            encoder = ENCODERS.get(config.encoder)(config.channels(), **(config.encoder_options or {}))
+            encoder = ENCODERS.create(config.encoder, config.channels(), **(config.encoder_options or {}))
         _check_channels(encoder, config)
-        make = FUSIONS.get(config.fusion) if fusion is None else fusion
+        make: Callable[..., Fusion] = partial(FUSIONS.create, config.fusion) if fusion is None else fusion
         options = config.fusion_options or {}
         self.encoder = encoder
         self.sites: tuple[Site, ...] = resolve_sites(config.sites, layout.num_blocks)
