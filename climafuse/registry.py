@@ -13,7 +13,7 @@ A new part is one file and one registration:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -89,20 +89,44 @@ class Registry:
         Raises:
             ConfigurationError: No such name, or no such option; the message proposes the nearest one.
         """
+        self.check(name, options, given=len(arguments))
+        return self.get(name)(*arguments, **options)
+
+    def check(self, name: str, options: Mapping[str, Any], *, given: int) -> None:
+        """Checks a name and its options before anything is made.
+
+        Args:
+            name: The name.
+            options: What the configuration sets.
+            given: How many arguments the library itself passes, before the options.
+
+        Raises:
+            ConfigurationError: No such name or option (the message proposes the nearest one), or an option of
+                another type than the class says.
+        """
         part = self.get(name)
-        parameters = list(inspect.signature(part).parameters.values())[len(arguments) :]
-        known = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            for option in options:
-                if option not in known:
-                    near = get_close_matches(option, known, n=1)
+        parameters = list(inspect.signature(part).parameters.values())[given:]
+        known = {p.name: p for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for option, value in options.items():
+            if option in known:
+                wanted = known[option].annotation
+                wanted = wanted if isinstance(wanted, str) else getattr(wanted, "__name__", "")
+                if wanted in _SPELLED and type(value).__name__ not in (wanted, *_ALSO.get(wanted, ())):
                     raise ConfigurationError(
-                        f"{self.kind}.options",
-                        expected=f"options of {name}: {', '.join(known) or 'none'}",
-                        received=repr(option),
-                        remedy=f"Did you mean {near[0]!r}?" if near else "Remove it.",
+                        f"{self.kind}.options.{option}",
+                        expected=_SPELLED[wanted],
+                        received=repr(value),
+                        remedy=f"See the options of {name}: {', '.join(known)}.",
                     )
-        return part(*arguments, **options)
+            elif not takes_any:
+                near = get_close_matches(option, known, n=1)
+                raise ConfigurationError(
+                    f"{self.kind}.options",
+                    expected=f"options of {name}: {', '.join(known) or 'none'}",
+                    received=repr(option),
+                    remedy=f"Did you mean {near[0]!r}?" if near else "Remove it.",
+                )
 
     def name_of(self, part: type) -> str:
         """The name a class is registered under, for writing a configuration down.
@@ -126,6 +150,11 @@ class Registry:
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+
+# Plain types only, and by name: annotations may be strings, and those of users may not resolve here.
+_SPELLED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_ALSO = {"float": ("int",)}
 
 
 def _describe(target: str | type) -> str:

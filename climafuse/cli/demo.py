@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -62,8 +63,9 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     begin = time.perf_counter()
     from climafuse.training.config import load_config
 
-    settings = [f"output.directory={output}", "output.overwrite=true", *overrides]
+    settings = [f"output.directory={json.dumps(str(output))}", "output.overwrite=true", *overrides]
     config = load_config(None, settings)
+    output = Path(config.output.directory)
 
     from climafuse.data.files import whole_file
     from climafuse.evaluation import evaluate_grounding, questions_of
@@ -73,7 +75,7 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     trained = train(config)
     # From the saved folder, as a user would: what is scored is what was saved.
-    reader = load_model(trained["model"])
+    reader = load_model(trained["model"], max_new_tokens=config.evaluation.max_new_tokens)
     store = open_store(config)
     examples = make_examples(store, "test", config)
     windows = [example.window for example in examples]
@@ -102,7 +104,8 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     }
     metrics["total_seconds"] = time.perf_counter() - begin
     with whole_file(output / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
     report(grounding, metrics)
     draw(reader, grounding.samples, output / "map.png")
     print(f"\nmodel {trained['model']}, figures {output / 'metrics.json'}, map {output / 'map.png'}")
@@ -116,10 +119,10 @@ def report(grounding: Grounding, metrics: dict[str, Any]) -> None:
     print(
         f"\nERA5 times for training {splits['train'][0]} to {splits['train'][1]}, for testing "
         f"{splits['test'][0]} to {splits['test'][1]}.\n{metrics['num_questions']} questions about "
-        f"{metrics['num_windows']} windows, {len(grounding.conditions['true'].tallies)} kinds of fact.\n"
+        f"{metrics['num_windows']} windows, {len(metrics['fact_f1_by_kind'])} kinds of fact.\n"
     )
     print_table(
-        [(label, f"{grounding.score(name).f1:.3f}") for name, label in CONDITIONS], header=("facts", "F1")
+        [(label, _figure(grounding.score(name).f1, 3)) for name, label in CONDITIONS], header=("facts", "F1")
     )
     print(
         f"\nbest guesser: {grounding.prior}, {f1['prior']:.3f}; the model is {f1['true'] - f1['prior']:+.3f}\n"
@@ -132,12 +135,12 @@ def report(grounding: Grounding, metrics: dict[str, Any]) -> None:
         if key in metrics["numeric_error"]["true"]:
             errors = [metrics["numeric_error"][name].get(key) for name, _ in CONDITIONS]
             unit = FACT_KINDS[kind].rules[variable].unit
-            rows.append((f"{key} [{unit}]", *("-" if error is None else f"{error:.2f}" for error in errors)))
+            rows.append((f"{key} [{unit}]", *(_figure(error) for error in errors)))
     print_table(rows, header=("mean absolute error", *(name for name, _ in CONDITIONS)))
     print()
     print_table(
         [
-            (key, *(f"{row[name]:.2f}" for name, _ in CONDITIONS))
+            (key, *(_figure(row[name]) for name, _ in CONDITIONS))
             for key, row in metrics["fact_f1_by_kind"].items()
         ],
         header=("F1 by kind", *(name for name, _ in CONDITIONS)),
@@ -176,6 +179,10 @@ def draw(reader: Any, samples: Sequence[Sample], path: Path) -> None:
         title="A test window of ERA5",
         caption=f"{sample.prompt} {sample.answer}",
     )
+
+
+def _figure(value: float | None, decimals: int = 2) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def _spell(sample: Sample) -> str:

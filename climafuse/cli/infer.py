@@ -53,7 +53,7 @@ def infer(
     )
     seconds = clock.perf_counter() - start
 
-    checks = check_facts(found.text, found.window)
+    checks = check_facts(found.text, found.window, prompt=found.prompt)
     place = None if found.place is None else str(found.place)
     if map_ is not None:
         from climafuse.report import draw_map
@@ -89,23 +89,29 @@ def infer(
         )
 
 
-def check_facts(text: str, window: Any) -> list[dict[str, Any]]:
+def check_facts(text: str, window: Any, *, prompt: str | None = None) -> list[dict[str, Any]]:
     """What a text says, beside the same facts computed from the fields.
 
     Args:
         text: The answer.
         window: The fields it is about.
+        prompt: What was asked: a bare value answers it.
 
     Returns:
         One row for each fact in the text: `fact`, `said`, `field` and `exact` (None where the fields do not
         tell), and `right` (None where it cannot be told).
     """
-    from climafuse.facts import agrees, extract, parse, spoken
+    from climafuse.facts import Fact, agrees, extract, parse, spoken
+    from climafuse.facts.kinds import sources
 
     exact = {fact.key: fact for fact in extract(window)}
+    held = set(window.available())
     rows = []
-    for said in parse(text):
+    for said in parse(text, prompt):
         truth = exact.get(said.key)
+        if said.kind == "absent":
+            is_held = not held.isdisjoint(sources(said.variable))
+            truth = Fact("absent", said.variable, "given" if is_held else "absent")
         rows.append(
             {
                 "fact": _label(said),

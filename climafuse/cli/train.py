@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Check everything, print the configuration and what it costs; train nothing."
+            "--dry-run", help="Check everything and print the whole configuration; train and write nothing."
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -39,7 +40,9 @@ def train(
     """Train encoder and fusion inside a frozen language model."""
     from climafuse.training.config import load_config
 
-    settings = [*(overrides or []), *([f"output.directory={output}"] if output is not None else [])]
+    settings = list(overrides or [])
+    if output is not None:
+        settings.append(f"output.directory={json.dumps(str(output))}")  # quoted: a path is not YAML
     configuration = load_config(config, settings)  # before the imports that take seconds
 
     from climafuse.training.pipeline import run
@@ -47,3 +50,5 @@ def train(
     result = run(configuration, resume=resume, dry_run=dry_run)
     if as_json:
         print_json(result)
+    elif dry_run:
+        typer.echo(configuration.to_yaml(comments=True), nl=False)

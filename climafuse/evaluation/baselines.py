@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,19 +53,24 @@ def guesses(
 
 def _tables(store: TrainingStore, box: Box, steps: np.ndarray, history: int) -> dict[str, dict[Key, Fact]]:
     past = [store.window(int(step), box, history) for step in steps]
-    mean = Window(
-        np.mean([window.fields for window in past], axis=0),
-        past[-1].variables,
-        past[-1].time,
-        past[-1].latitude,
-        past[-1].longitude,
-    )
     facts = [_spoken(extract(window)) for window in past]
+    # What the last time is silent about, an earlier one may have told: even fields have no place of extremes.
+    keys = dict.fromkeys(key for table in facts for key in table)
     return {
-        "climatology": _spoken(extract(mean)),
-        "prior": {key: _typical([table[key] for table in facts if key in table]) for key in facts[-1]},
+        "climatology": _spoken(extract(replace(past[-1], fields=_mean([window.fields for window in past])))),
+        "prior": {key: _typical([table[key] for table in facts if key in table]) for key in keys},
         "persistence": facts[-1],
     }
+
+
+def _mean(fields: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over the times at which a cell has a value; NaN where it has none."""
+    stack = np.stack(fields).astype(np.float64)
+    valid = np.isfinite(stack)
+    count = valid.sum(axis=0)
+    total = np.where(valid, stack, 0.0).sum(axis=0)
+    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return mean.astype(np.float32)
 
 
 def _spoken(facts: Sequence[Fact]) -> dict[Key, Fact]:
@@ -75,6 +81,6 @@ def _typical(facts: Sequence[Fact]) -> Fact:
     """The median where the facts are numbers, else the most frequent."""
     last = facts[-1]
     if FACT_KINDS[last.kind].form == "number":
-        middle = float(np.median([fact.value for fact in facts]))  # type: ignore[arg-type]
+        middle = float(np.median([float(fact.value) for fact in facts]))  # type: ignore[arg-type]
         return spoken(Fact(last.kind, last.variable, middle, last.qualifiers))
     return Counter(facts).most_common(1)[0][0]

@@ -10,12 +10,14 @@ places scores alike on true and shuffled, and low on shown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from climafuse.data.store import TrainingStore
 from climafuse.data.window import Window
+from climafuse.errors import PairsError
 from climafuse.evaluation.baselines import GUESSERS, guesses
 from climafuse.evaluation.questions import Question, shown, swap_values, truths
 from climafuse.facts import Fact, Score, Statistic, metrics, parse, statistic
@@ -76,17 +78,21 @@ class Grounding:
         return metrics(self.conditions[condition])
 
     def to_dict(self) -> dict[str, Any]:
-        """Figures as JSON types."""
+        """Figures as JSON types; None where nothing was asked.
+
+        Of ``fact_f1``, ``prior`` is the best of the guessers, and ``prior_guesser`` the one of that name.
+        """
         names = list(self.conditions)
-        f1 = {name: self.score(name).f1 for name in names}
-        f1["prior_guesser"] = f1.pop("prior")
-        f1["prior"] = max(f1["prior_guesser"], f1["climatology"], f1["persistence"])
-        keys = sorted(self.conditions["true"].tallies)
+        f1 = {name: _number(self.score(name).f1) for name in names}
+        f1["prior_guesser"] = f1["prior"]
+        f1["prior"] = _number(self.score(self.prior).f1)
         by_kind = {
             f"{kind}/{variable}": {
-                name: metrics(self.conditions[name].only(kind=kind, variable=variable)).f1 for name in names
+                name: _number(metrics(self.conditions[name].only(kind=kind, variable=variable)).f1)
+                for name in names
             }
-            for kind, variable in keys
+            for (kind, variable), tally in sorted(self.conditions["true"].tallies.items())
+            if tally.referenced
         }
         return {
             "fact_f1": f1,
@@ -95,10 +101,10 @@ class Grounding:
             "num_questions": self.score("true").num_referenced,
             "numeric_error": {name: dict(self.score(name).errors) for name in names},
             "fact_f1_by_kind": by_kind,
-            "invented_rate": self.score("true").invented_rate,
+            "invented_rate": _number(self.score("true").invented_rate),
             "abstention": {
                 "num_questions": metrics(self.abstention).num_referenced,
-                "f1": metrics(self.abstention).f1,
+                "f1": _number(metrics(self.abstention).f1),
             },
         }
 
@@ -125,8 +131,18 @@ def evaluate_grounding(
         seed: Of the swap.
         windows_per_batch: Windows asked about at a time.
         progress: Called with how many windows are done and how many there are.
+
+    Raises:
+        PairsError: No question asks for a fact.
     """
     answerable = [question for question in questions if question.key[0] != "absent"]
+    if not answerable:
+        raise PairsError(
+            "questions",
+            expected="at least one that asks for one fact of the fields",
+            received=f"{len(questions)} questions, none of them such",
+            remedy="Raise test_windows or questions_per_window, or lower the shares of bulletins and abstentions.",
+        )
     absent = [question for question in questions if question.key[0] == "absent"]
     swapped, donor = swap_values(windows, seed=seed)
     exchanged = [question for question in answerable if donor[question.window] is not None]
@@ -186,6 +202,11 @@ def _count(stated: Sequence[Sequence[Fact]], real: Sequence[Fact | None]) -> Sta
         (statistic(facts, [truth]) for facts, truth in zip(stated, real, strict=True) if truth is not None),
         Statistic(),
     )
+
+
+def _number(value: float) -> float | None:
+    """A figure for JSON, which has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def _is_right(stated: Sequence[Fact], truth: Fact) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from climafuse.data.window import Box, Window, select_window
 from climafuse.errors import MissingValuesError
 from climafuse.fusion import CrossAttentionFusion
 from climafuse.model.modeling import ClimateTextForCausalLM
+from climafuse.model.objective import IGNORED
 from climafuse.model.processing import ClimateTextProcessor
 
 DEFAULT_PROMPT = "Describe the weather."
@@ -50,11 +51,13 @@ class Reader:
         Returns:
             N answers.
         """
-        batch = self.processor(windows, prompts, climate_index=index)
-        batch = {name: tensor.to(self.model.backbone.device) for name, tensor in batch.items()}
+        batch = self._on_device(self.processor(windows, prompts, climate_index=index))
         self.model.eval()
         generated = self.model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=False)
         return self.processor.decode_answers(generated, batch["input_ids"].shape[1])
+
+    def _on_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self.model.backbone.device) for name, tensor in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,18 @@ class Answer:
 
 
 def load_model(
-    checkpoint: str | Path, *, backbone: LoadedBackbone | str | Path | None = None, verify: bool = False
+    checkpoint: str | Path,
+    *,
+    backbone: LoadedBackbone | str | Path | None = None,
+    max_new_tokens: int = 64,
+    verify: bool = False,
 ) -> Reader:
     """Load a saved model and its processor.
 
     Args:
         checkpoint: Folder that `climafuse train` wrote.
         backbone: Where its backbone is, if not where its recorded id says.
+        max_new_tokens: Longest answer, in text tokens.
         verify: Hash all weights of the backbone again.
 
     Raises:
@@ -94,7 +102,7 @@ def load_model(
         BackboneError: The backbone is not there, or another one.
     """
     model = ClimateTextForCausalLM.from_pretrained(checkpoint, backbone=backbone, verify=verify)
-    return Reader(model, ClimateTextProcessor.of(model.config, model.tokenizer))
+    return Reader(model, ClimateTextProcessor.of(model.config, model.tokenizer), max_new_tokens)
 
 
 def answer(
@@ -153,7 +161,7 @@ def answer(
 
 def placed(tokens: ClimateTokens, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latitude, longitude and weight of those tokens of one window that have a place, for a map."""
-    latitude, longitude = tokens.latitude[0].numpy(), tokens.longitude[0].numpy()
+    latitude, longitude = tokens.latitude[0].cpu().numpy(), tokens.longitude[0].cpu().numpy()
     somewhere = np.isfinite(latitude) & np.isfinite(longitude)
     return latitude[somewhere], longitude[somewhere] % 360, weights[somewhere]
 
@@ -175,12 +183,12 @@ def attended_tokens(
         no fusion of the model attends.
     """
     model = reader.model
-    batch = reader.processor([window], [prompt], [text])
+    batch = reader._on_device(reader.processor([window], [prompt], [text]))
     climate = model.encode_climate(
         **{name: tensor for name, tensor in batch.items() if name.startswith("climate_")}
     )
     weights: list[torch.Tensor] = []
-    words = batch["labels"][0, 1:] != -100  # positions that predict a word of the answer
+    words = batch["labels"][0, 1:] != IGNORED  # positions that predict a word of the answer
 
     def watch(site: object, hidden: torch.Tensor) -> torch.Tensor:
         fusion = model.fusions[str(site)]
@@ -194,4 +202,4 @@ def attended_tokens(
         backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     if not weights:
         return None
-    return climate, torch.stack(weights).mean(dim=0).numpy()
+    return climate, torch.stack(weights).mean(dim=0).cpu().numpy()

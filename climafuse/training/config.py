@@ -63,7 +63,7 @@ class DataConfig:
     box_degrees: float = setting(16.0, "side of a window's box in degrees", minimum=0.0, maximum=180.0)
     train_windows: int = setting(4000, "training windows drawn from the training times", minimum=1)
     validation_windows: int = setting(128, "windows drawn from the validation times", minimum=1)
-    test_windows: int = setting(256, "windows drawn from the test times", minimum=1)
+    test_windows: int = setting(160, "windows drawn from the test times", minimum=1)
     fractions: tuple[float, float, float] = setting(
         (0.6, 0.2, 0.2), "share of the times in training, validation and test, in that order in time"
     )

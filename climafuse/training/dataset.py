@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import Dataset
 
 from climafuse.data.batch import sample_boxes
 from climafuse.data.pairs import Pair, read_pairs
-from climafuse.data.samples import SAMPLES, sample_path
+from climafuse.data.samples import SAMPLES, SampleName, sample_path
 from climafuse.data.sources import open_climate
 from climafuse.data.splits import SPLIT_NAMES, SplitName, split_by_time
 from climafuse.data.store import MANIFEST, TrainingStore
 from climafuse.data.window import Window
-from climafuse.errors import PairsError
+from climafuse.errors import ConfigurationError, PairsError
 from climafuse.facts import describe, withhold
 from climafuse.model import ClimateTextProcessor
 from climafuse.training.config import RunConfig
@@ -96,6 +96,9 @@ class ExampleCollator:
 def open_store(config: RunConfig) -> TrainingStore:
     """Open the fields of a run: a bundled sample, a training store, or climate files.
 
+    A training store brings its own splits; the fractions and the gap of the configuration are for the others.
+    Pairs of the configuration go before those of a store.
+
     Args:
         config: The run.
 
@@ -105,16 +108,36 @@ def open_store(config: RunConfig) -> TrainingStore:
     Raises:
         DataError: The source cannot be opened or lacks a variable.
         PairsError: A pair is malformed or is about what the fields do not hold.
+        ConfigurationError: A training store holds other variables than the configuration names.
     """
     data = config.data
-    source: str | Path = sample_path(data.source) if data.source in SAMPLES else data.source
+    source: str | Path = data.source
+    if data.source in SAMPLES:
+        source = sample_path(cast("SampleName", data.source))
     if (Path(source) / MANIFEST).is_file():
-        return TrainingStore.open(source)
+        return _open_prepared(Path(source), config)
     dataset = open_climate(source, variables=data.variables)
     gap = datetime.timedelta(hours=data.gap_hours)
     splits = split_by_time(dataset["time"].values, fractions=data.fractions, gap=gap)
     pairs = [] if data.pairs is None else read_pairs(data.pairs, size=(data.box_degrees, data.box_degrees))
     return TrainingStore.from_dataset(dataset, splits=splits, pairs=pairs)
+
+
+def _open_prepared(path: Path, config: RunConfig) -> TrainingStore:
+    data = config.data
+    store = TrainingStore.open(path)
+    if store.variables != data.variables:
+        raise ConfigurationError(
+            "data.variables",
+            expected=f"those of the training store {path}, [{', '.join(store.variables)}]",
+            received=f"[{', '.join(data.variables)}]",
+            remedy="Name these, or prepare a store of the others.",
+        )
+    if data.pairs is not None:
+        pairs = read_pairs(data.pairs, size=(data.box_degrees, data.box_degrees))
+        store = replace(store, all_pairs=tuple(pairs))
+        store.check_pairs()
+    return store
 
 
 def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> list[Example]:
@@ -128,7 +151,7 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
         config: The run.
 
     Raises:
-        PairsError: The store has pairs, but none in this split.
+        PairsError: The store has pairs, but none in this split; or there is nothing to say of any window.
     """
     data, facts = config.data, config.facts
     if store.all_pairs:
@@ -155,6 +178,13 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
         abstentions=facts.abstention_fraction,
     ):
         pairs.setdefault(pair.sample, []).append(pair)
+    if not pairs:
+        raise PairsError(
+            "facts.kinds",
+            expected=f"kinds of fact that fields of {', '.join(store.variables)} tell",
+            received=f"{', '.join(facts.kinds or ['all kinds'])}: nothing to say of any {split} window",
+            remedy="Choose other kinds, variables or larger boxes.",
+        )
     return [Example(split, number, windows[number], tuple(texts)) for number, texts in pairs.items()]
 
 

@@ -13,7 +13,6 @@ import torch
 
 from climafuse.backbones import load_backbone
 from climafuse.data.store import TrainingStore
-from climafuse.errors import ConfigurationError
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
 from climafuse.model.card import model_card
 from climafuse.registry import ENCODERS, FUSIONS
@@ -28,7 +27,7 @@ from climafuse.training.dataset import (
     window_statistics,
 )
 from climafuse.training.thinning import LabelThinning
-from climafuse.training.trainer import ClimateTextTrainer
+from climafuse.training.trainer import ClimateTextTrainer, check_output
 
 LIKELY_TOKENS = 8  # tokens the bare language model would say, kept for each label
 Say = Callable[[str], None]
@@ -76,6 +75,8 @@ def run(
     """
     say = say or _print
     begin = time.perf_counter()
+    if not resume:
+        check_output(config.output)
     setup = assemble(config, say=say)
     trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
     result: dict[str, Any] = {
@@ -90,7 +91,6 @@ def run(
         f"{config.fusion.name} at {', '.join(result['sites'])}"
     )
     if dry_run:
-        print(config.to_yaml(comments=True), end="")
         return result
     prepare_reuse(setup, say=say)
     trainer = make_trainer(setup)
@@ -124,6 +124,9 @@ def assemble(config: RunConfig, *, say: Say | None = None) -> Run:
         ClimafuseError: The data, the backbone or the configuration is at fault.
     """
     say = say or _print
+    # What takes no time first.
+    ENCODERS.check(config.encoder.name, config.encoder.options, given=1)
+    FUSIONS.check(config.fusion.name, config.fusion.options, given=2)
     if config.backbone.num_threads is not None:
         torch.set_num_threads(config.backbone.num_threads)
     store = open_store(config)
@@ -147,27 +150,17 @@ def assemble(config: RunConfig, *, say: Say | None = None) -> Run:
 
 
 def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> ClimateTextForCausalLM:
-    for registry, part in ((ENCODERS, config.encoder), (FUSIONS, config.fusion)):
-        registry.get(part.name)  # an unknown name before anything else
-    try:
-        return ClimateTextForCausalLM.from_backbone(
-            backbone,
-            statistics=store.statistics,
-            encoder=config.encoder.name,
-            fusion=config.fusion.name,
-            sites=_plain(config.fusion.sites),
-            encoder_options=dict(config.encoder.options),
-            fusion_options=dict(config.fusion.options),
-            history=config.data.history,
-            box_degrees=config.data.box_degrees,
-        )
-    except TypeError as error:  # an option that the class does not take
-        raise ConfigurationError(
-            "encoder.options or fusion.options",
-            expected="arguments of the chosen encoder and fusion",
-            received=str(error),
-            remedy="See the docstring of the class.",
-        ) from error
+    return ClimateTextForCausalLM.from_backbone(
+        backbone,
+        statistics=store.statistics,
+        encoder=config.encoder.name,
+        fusion=config.fusion.name,
+        sites=_plain(config.fusion.sites),
+        encoder_options=dict(config.encoder.options),
+        fusion_options=dict(config.fusion.options),
+        history=config.data.history,
+        box_degrees=config.data.box_degrees,
+    )
 
 
 def prepare_reuse(setup: Run, *, say: Say) -> None:

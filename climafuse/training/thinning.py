@@ -67,4 +67,5 @@ class LabelThinning:
             key = (self.seed, sample, zlib.crc32(repr(tokens).encode()))
             keep = np.random.default_rng(key).random(len(labeled)) < self.kept
             keep |= np.isin(labeled, self._open[tokens])
+            keep[0] |= not keep.any()  # a batch without any label has no loss
             labels[row, labeled[~keep]] = IGNORED

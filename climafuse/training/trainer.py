@@ -268,15 +268,8 @@ class ClimateTextTrainer(Trainer):
 
     def _claim_output(self) -> None:
         """Makes sure that what will stand in the output folder comes from this run alone."""
-        earlier = [path for _, path in list_checkpoints(self.output)]
-        if earlier and not self.config.output.overwrite:
-            raise TrainingError(
-                str(self.output),
-                expected="an output folder without checkpoints of an earlier run",
-                received=f"{len(earlier)} checkpoints, the newest {earlier[-1].name}",
-                remedy="Resume that run, choose another output.directory, or set output.overwrite: true.",
-            )
-        for path in [*earlier, self.output / "tensorboard"]:
+        check_output(self.config.output)
+        for path in [*(path for _, path in list_checkpoints(self.output)), self.output / "tensorboard"]:
             if path.is_dir():
                 shutil.rmtree(path)
 
@@ -623,6 +616,22 @@ class ClimateTextTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_random(Path(checkpoint), read_state(Path(checkpoint))["random"])
+
+
+def check_output(output: OutputConfig) -> None:
+    """Refuses an output folder in which a new run would mix with an earlier one.
+
+    Raises:
+        TrainingError: It holds checkpoints, and may not be overwritten.
+    """
+    earlier = list_checkpoints(output.directory)
+    if earlier and not output.overwrite:
+        raise TrainingError(
+            output.directory,
+            expected="an output folder without checkpoints of an earlier run",
+            received=f"{len(earlier)} checkpoints, the newest {earlier[-1][1].name}",
+            remedy="Resume that run, choose another output.directory, or set output.overwrite: true.",
+        )
 
 
 def training_arguments(config: RunConfig, *, evaluate: bool) -> TrainingArguments:
