@@ -6,6 +6,7 @@ could otherwise not be recovered, and a text with degrees in it not be learned.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import xarray as xr
@@ -58,6 +59,16 @@ class ClimateTextConfig(PreTrainedConfig):
     sites: Any = "output"
     weights_sha256: str | None = None
     tie_word_embeddings: bool = False  # the backbone ties its own; nothing of it is saved here
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Take a copy of the backbone's configuration.
+
+        What is set on a composite configuration, transformers sets on its parts too: without a copy the kind of
+        attention would be set to none in the very configuration a living backbone reads it from, and its words
+        would see those after them.
+        """
+        self.text_config = copy.deepcopy(self.text_config)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -23,6 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils import CONFIG_NAME, ModelOutput
 
@@ -107,10 +108,6 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         encoder: ClimateEncoder | None = None,
         fusion: Callable[[int, int], Fusion] | None = None,
     ) -> None:
-        if config.text_config is backbone.model.config:
-            # transformers writes into the configuration of a model it makes (the kind of attention, say), and
-            # what stands in its parts then changes how the backbone computes.
-            config = copy.deepcopy(config)
         super().__init__(config)
         self.backbone_identity = backbone.identity
         self.backbone = backbone.model
@@ -172,8 +169,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 )
             options["encoder_options"] = encoder.options
         config = ClimateTextConfig(
-            # A copy: transformers sets attention options on the sub-configurations of a model it makes.
-            text_config=copy.deepcopy(backbone.model.config),
+            text_config=backbone.model.config,
             backbone=dict(backbone.identity),
             backbone_dtype=str(backbone.model.dtype).removeprefix("torch."),
             variables=[str(name) for name in statistics["variable"].values],
@@ -315,6 +311,28 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """Return the backbone's head."""
         return cast("nn.Module", self.backbone.get_output_embeddings())
+
+    def enable_input_require_grads(self) -> None:
+        """Do nothing: transformers asks for this where activations are recomputed in the backward pass.
+
+        The graph begins where climate is fused. One from the embeddings on would be for nothing.
+        """
+
+    def disable_input_require_grads(self) -> None:
+        """Do nothing, see above."""
+
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
+    ) -> None:
+        keywords = getattr(gradient_checkpointing_func, "keywords", {})
+        if enable and keywords.get("use_reentrant") is not False:
+            raise ConfigurationError(
+                "use_reentrant",
+                expected="False",
+                received=repr(keywords.get("use_reentrant")),
+                remedy="Reentrant checkpointing drops the gradients of fusions in a frozen backbone.",
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     # ---- Climate
 
