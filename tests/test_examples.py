@@ -1,0 +1,177 @@
+"""Every example runs from its command line to its result, on real fields with a tiny random backbone."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from climafuse import parse, read_pairs
+from climafuse.encoders import Channels
+from climafuse.facts import Fact
+from climafuse.manifest import MANIFEST_NAME
+from climafuse.registry import FUSIONS
+from tests.encoders.windows import CHANNELS, inputs, padded
+from tests.tiny import tiny_model, tiny_tokenizer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """The module of an example, imported once: a class registered twice would be two classes."""
+    if name not in sys.modules:
+        specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module
+        specification.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_every_example_is_tested_and_tells_how_to_run_it() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert names == {"quickstart", "own_pairs", "own_fusion", "own_encoder"}
+    for name in names:
+        assert f"python examples/{name}.py" in example(name).__doc__
+
+
+def test_quickstart_trains_where_there_is_no_model_then_answers(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickstart = example("quickstart")
+    run = [f"--output={tmp_path}/run", f"--backbone={backbone}", "--steps=2"]
+    checked = quickstart.main([f"--model={tmp_path}/none", *run])
+    assert "training one for 2 steps" in capsys.readouterr().out
+    assert [question for question, _, _ in checked] == list(quickstart.QUESTIONS)
+    assert not any(right for _, _, right in checked)  # two steps on random weights
+
+    # Where there is a model, it is asked, and what it says is checked against the fields.
+    # By xarray, means over 8°S to 7°N, 172°E to 173°W: 27.3 °C and 1006.9 hPa.
+    said = {"temperature": "Mean temperature 27 °C.", "pressure": "Mean pressure 1005 hPa."}
+    monkeypatch.setattr(
+        "climafuse.model.inference.Reader.answer",
+        lambda self, windows, prompts, *, index: [said.get(p.split()[-1].rstrip("?"), "") for p in prompts],
+    )
+    place = ["--location=0,180", "--time=2026-03-31T15:00"]
+    answers = quickstart.main([f"--model={tmp_path}/run/model", *place])
+    assert "training" not in capsys.readouterr().out
+    facts = [parse(text, question) for question, text, _ in answers]
+    assert facts == [[Fact("mean", "t2m", 27.0)], [Fact("mean", "msl", 1005.0)], [], []]
+    assert [right for _, _, right in answers] == [True, False, False, False]
+
+
+def test_own_pairs_are_written_trained_on_and_asked_for(backbone: str, tmp_path: Path) -> None:
+    own_pairs = example("own_pairs")
+    arguments = [f"--output={tmp_path}", f"--backbone={backbone}", "--steps=3", "--windows=12"]
+    result = own_pairs.main(arguments)
+    pairs = read_pairs(result["pairs"])
+    texts = [pair.text for pair in pairs]
+    assert texts[:8] == [row["text"] for row in own_pairs.BULLETINS]
+    assert len(pairs) == 8 + 3 * (12 + 4)
+    assert (pairs[0].place.latitude, pairs[0].place.height) == (pytest.approx(48.85, abs=0.1), 16.0)
+    trained = result["trained"]
+    # Two of the eight are about validation times.
+    assert trained["train"]["texts"] == 6 + 3 * 12
+    assert trained["validation"]["texts"] == 2 + 3 * 4
+    assert (Path(trained["model"]) / MANIFEST_NAME).is_file()
+    assert len(result["texts"]) == 2
+    assert result["score"].num_referenced == 1
+
+
+def test_what_the_bulletins_say_is_true() -> None:
+    # Nobody should learn from texts that the fields contradict: each number and wind within the tolerances.
+    from climafuse import Box, extract, find_place, open_climate, sample_path, select_window
+    from climafuse.facts import agrees
+
+    own_pairs = example("own_pairs")
+    fields = open_climate(sample_path("era5"), variables=["t2m", "ws10", "u10", "v10"])
+    for row in own_pairs.BULLETINS:
+        place = find_place(row["place"])
+        window = select_window(fields, time=row["time"], box=Box(place.latitude, place.longitude, 16, 16))
+        exact = {fact.variable: fact for fact in extract(window, kinds=["mean", "direction"])}
+        weather, wind = row["text"].split(" on average, a ")
+        degrees = float(weather.split(": ")[1].split(" degree")[0].replace("minus ", "-"))
+        direction, speed = wind.split("erly of ")
+        for stated in (
+            Fact("mean", "t2m", degrees),
+            Fact("mean", "ws10", float(speed.split(" ")[0])),
+            Fact("direction", "wd10", direction),
+        ):
+            assert agrees(stated, exact[stated.variable]), (row, exact[stated.variable])
+
+
+def test_own_fusion_is_the_bare_backbone_until_it_is_trained(backbone: str, tmp_path: Path) -> None:
+    own_fusion = example("own_fusion")
+    arguments = [f"--output={tmp_path}", f"--backbone={backbone}", "--steps=30", "--windows=32"]
+    result = own_fusion.main(arguments)
+    assert result["bare_equal"]
+    assert np.mean(result["losses"][-5:]) < result["losses"][0] - 0.5
+    assert FUSIONS.get("film") is own_fusion.FiLMFusion
+
+    # The saved model is found by the registered name, and its gates have opened.
+    from climafuse.model.inference import load_model
+
+    model = load_model(result["model"]).model
+    assert model.config.fusion == "film"
+    assert isinstance(model.fusions["output"], own_fusion.FiLMFusion)
+    assert model.gate_values()["output.gate"] > 0.01
+
+
+def test_own_fusion_keeps_the_contract_of_fusions() -> None:
+    from tests.fusion.test_fusion import C, D, climate, text
+
+    torch.manual_seed(0)
+    fusion = example("own_fusion").FiLMFusion(D, C)
+    assert torch.equal(fusion(text(), climate()), text())
+    torch.nn.init.normal_(fusion.gate)
+    fused = fusion(text(), climate())
+    assert (fused - text())[:2].abs().amax(dim=(1, 2)).min() > 0.1
+    assert torch.equal(fused[2], text()[2])  # a row without a valid token
+    hidden = climate()
+    hidden.states[1, [0, 4]] = 1e6  # tokens that are not valid
+    assert torch.equal(fusion(text(), hidden), fused)
+
+
+def test_own_encoder_is_trained_saved_and_loaded(backbone: str, tmp_path: Path) -> None:
+    result = example("own_encoder").main(
+        [f"--output={tmp_path}/model", f"--backbone={backbone}", "--steps=15", "--windows=32"]
+    )
+    before, after = result["losses"]
+    assert after < before - 0.3
+    assert result["answers"][0] == result["answers"][1]
+    # The encoder itself has learned, not only the fusion behind it.
+    torch.manual_seed(0)
+    untrained = example("own_encoder").ZonalMeanEncoder(Channels(("",) * 6, (1.0,) * 6, (0.0,) * 6), width=64)
+    weights = load_file(result["model"] / "model.safetensors")
+    assert (weights["encoder.values.weight"] - untrained.values.weight).abs().max() > 1e-4
+    assert sorted(path.name for path in result["model"].iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_own_encoder_keeps_the_contract_of_encoders() -> None:
+    torch.manual_seed(0)
+    encoder = example("own_encoder").ZonalMeanEncoder(CHANNELS, width=16)
+    given = inputs(missing=0.3)
+    tokens = encoder(**given)
+    assert tokens.states.shape == (2, 2 * 7, 16)
+    assert len(tokens.labels) == 14
+    # Padding and what stands under the mask change nothing.
+    larger = encoder(**padded(given, steps=2, height=9, width=12))
+    kept = larger.mask.view(2, 2, 9)
+    assert not kept[:, :, 7:].any()
+    states = larger.states.view(2, 2, 9, 16)[:, :, :7].reshape(2, 14, 16)
+    torch.testing.assert_close(states, tokens.states)
+    garbage = dict(given, fields=given["fields"].masked_fill(~given["mask"], torch.nan))
+    torch.testing.assert_close(encoder(**garbage).states, tokens.states)
