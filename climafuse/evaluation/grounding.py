@@ -156,7 +156,7 @@ def evaluate_grounding(
     said: list[str] = []
     stated = ask(windows, [*answerable, *absent], 0)
     real = truths(windows, answerable)
-    conditions = {"true": _count(stated, real)}
+    conditions = {"true": _count(stated[: len(answerable)], real)}
     samples = [
         Sample(question.prompt, text, truth, _is_right(facts, truth), windows[question.window])
         for question, text, facts, truth in zip(answerable, said, stated, real, strict=False)
