@@ -32,6 +32,7 @@ CONDITIONS = (
     ("prior", "guesser: median or most frequent fact, same place"),
     ("persistence", "guesser: last training time, same place"),
 )
+TRAINING_SECONDS = 420  # limit, preparation included; a quiet machine is done sooner
 # Kinds whose numeric error is worth a column of its own.
 ERRORS = ("mean/t2m", "mean/msl", "mean/ws10", "mean/tp", "direction/wd10", "maximum_position/t2m")
 

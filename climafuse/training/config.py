@@ -63,7 +63,7 @@ class DataConfig:
     box_degrees: float = setting(16.0, "side of a window's box in degrees", minimum=0.0, maximum=180.0)
     train_windows: int = setting(4000, "training windows drawn from the training times", minimum=1)
     validation_windows: int = setting(128, "windows drawn from the validation times", minimum=1)
-    test_windows: int = setting(160, "windows drawn from the test times", minimum=1)
+    test_windows: int = setting(96, "windows drawn from the test times", minimum=1)
     fractions: tuple[float, float, float] = setting(
         (0.6, 0.2, 0.2), "share of the times in training, validation and test, in that order in time"
     )
@@ -161,7 +161,7 @@ class TrainingConfig:
         "steps: repeatable; seconds: anneal to the end by steps or max_seconds, whichever comes first",
     )
     max_seconds: float | None = setting(
-        None, "wall-clock limit over all resumptions: evaluate, save and stop in time", minimum=0.0
+        None, "wall-clock limit, preparation included, over all resumptions: evaluate, save and stop then", minimum=0.0
     )
     max_gradient_norm: float | None = setting(1.0, "clip above this norm; null: never", minimum=1e-9)
     evaluation_interval: int = setting(400, "steps between evaluations", minimum=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def run(
     if dry_run:
         return result
     prepare_reuse(setup, say=say)
-    trainer = make_trainer(setup)
+    trainer = make_trainer(setup, spent=time.perf_counter() - begin)
     outcome = trainer.train(resume_from_checkpoint=resume)
     folder = Path(config.output.directory) / "model"
     trainer.save_model(folder)
@@ -209,8 +209,18 @@ def _vocabulary_size(model: ClimateTextForCausalLM) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def make_trainer(setup: Run, *, progress: bool = True) -> ClimateTextTrainer:
-    """Make the trainer of a run."""
+def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> ClimateTextTrainer:
+    """Make the trainer of a run.
+
+    Args:
+        setup: What it trains.
+        spent: Seconds that preparation took: `training.max_seconds` is a limit on both together.
+        progress: Show the line of progress.
+    """
+    config = setup.config
+    if config.training.max_seconds is not None:
+        left = max(config.training.max_seconds - spent, 1.0)
+        config = replace(config, training=replace(config.training, max_seconds=left))
 
     def card() -> str:
         counts = window_statistics(setup.train)
@@ -225,7 +235,7 @@ def make_trainer(setup: Run, *, progress: bool = True) -> ClimateTextTrainer:
 
     return ClimateTextTrainer(
         setup.model,
-        setup.config,
+        config,
         train_dataset=ExampleDataset(setup.train),
         eval_dataset=ExampleDataset(setup.validation),
         data_collator=ExampleCollator(setup.processor, setup.thinning),
