@@ -170,7 +170,7 @@ def draw(reader: Any, samples: Sequence[Sample], path: Path) -> None:
     from climafuse.model.inference import attended_tokens, placed
     from climafuse.report import draw_map
 
-    sample = next((s for s in samples if s.truth.kind == "maximum_position"), samples[0])
+    sample = next((s for s in samples if s.truth.key[:2] == ("maximum_position", "t2m")), samples[0])
     found = attended_tokens(reader, sample.window, sample.prompt, sample.answer)
     draw_map(
         sample.window,

@@ -32,7 +32,7 @@ def infer(
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", help="What to ask; without it, for a description.", show_default=False),
+        typer.Option("--prompt", help="What to ask; without it, an overview.", show_default=False),
     ] = None,
     map_: Annotated[
         Path | None,

@@ -312,6 +312,21 @@ def overview_facts(facts: Iterable[Fact]) -> list[Fact]:
     return sorted(headlines, key=lambda fact: rank[fact.kind, fact.variable])
 
 
+def overview_questions(variables: Iterable[str]) -> list[str]:
+    """The questions that an overview answers, for a model that was taught questions only.
+
+    Args:
+        variables: Canonical names of what the fields hold.
+
+    Returns:
+        A question for each headline fact, in its first wording, in the order of ``OVERVIEW_KINDS``.
+    """
+    held = list(variables)
+    subjects = [*held, "wd10"] if {"u10", "v10"} <= set(held) else held
+    facts = overview_facts(fact for name in subjects for fact in askable(name, OVERVIEW_KINDS))
+    return [_sentence(WORDINGS[fact.kind][0].question, fact) for fact in facts]
+
+
 def abstention(
     variable: str, rng: np.random.Generator, *, kinds: Collection[str] | None = None
 ) -> tuple[str, str]:

@@ -4,8 +4,7 @@ Everything needed to build the model again is here, the statistics of the fields
 could otherwise not be recovered, and a text with degrees in it not be learned.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: @strict checks values by annotations, and skips those that are texts.
 import copy
 from typing import Any
 

@@ -15,13 +15,12 @@ from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.places import Place, find_place
 from climafuse.data.sources import open_climate
 from climafuse.data.window import Box, Window, select_window
-from climafuse.errors import MissingValuesError
+from climafuse.errors import MissingValuesError, UsageError
+from climafuse.facts.phrasing import overview_questions
 from climafuse.fusion import CrossAttentionFusion
 from climafuse.model.modeling import ClimateTextForCausalLM
 from climafuse.model.objective import IGNORED
 from climafuse.model.processing import ClimateTextProcessor
-
-DEFAULT_PROMPT = "Describe the weather."
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def answer(
         source: What `open_climate` takes.
         time: Valid time, matched exactly.
         location: "latitude,longitude" or a place name; None for all of the file.
-        prompt: The question; None for a description.
+        prompt: The question; None for an overview: the mean of each variable and the wind, asked one by one.
         attention: Whether to say where the model attended.
 
     Raises:
@@ -142,8 +141,16 @@ def answer(
             received="missing values only",
             remedy="Choose another time or place.",
         )
-    prompt = prompt or DEFAULT_PROMPT
-    (text,) = reader.answer([window], [prompt])
+    questions = [prompt] if prompt else overview_questions(window.available())
+    if not questions:
+        raise UsageError(
+            "prompt",
+            expected=f"a question, since there is no overview of {', '.join(window.available())}",
+            received="none",
+            remedy="Ask one.",
+        )
+    answers = reader.answer([window], questions, index=[0] * len(questions))
+    prompt, text = " ".join(questions), " ".join(answers)
     found = attended_tokens(reader, window, prompt, text) if attention else None
     if found is None:
         return Answer(prompt, text, window, place)
