@@ -1,0 +1,196 @@
+"""A run from configuration to saved model, on a tiny backbone: repeatable, resumable, and it writes what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from climafuse.backbones import hash_parameters
+from climafuse.data.pairs import Pair, write_pairs
+from climafuse.data.window import Box
+from climafuse.errors import BackboneError, ConfigurationError, TrainingError
+from climafuse.model.inference import load_model
+from climafuse.training.pipeline import assemble, make_trainer, prepare_reuse, run
+from tests.training.runs import TIMES, make_config, save_backbone, write_climate
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    return write_climate(folder / "fields.nc"), save_backbone(folder / "backbone")
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _losses(output: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def finished(parts, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "first"
+    told: list[str] = []
+    return output, run(make_config(*parts, output), say=told.append), told
+
+
+def test_a_run_tells_and_saves_what_it_did(finished, parts):
+    output, result, told = finished
+    assert result["steps"] == 8
+    assert result["stopped_by"] == "steps"
+    assert result["sites"] == ["2", "output"]
+    assert result["train"]["windows"] == 12
+    assert result["validation"]["windows"] == 4
+    assert 0 < result["validation_loss"] < 20
+    assert result["train_seconds"] > 0
+    assert result["model"] == str(output / "model")
+    json.dumps(result, allow_nan=False)
+    assert [line.split(":")[0] for line in told if ":" in line][:2] == ["data", "model"]
+    assert any("trained 8 steps" in line for line in told)
+    model = load_model(output / "model").model
+    assert (
+        sum(tensor.numel() for tensor in model.trainable_state_dict().values())
+        == result["trainable_parameters"]
+    )
+    card = (output / "model" / "README.md").read_text()
+    assert f"{result['train']['texts']:,} texts about 12 windows" in card
+    assert _losses(output)[-1][0] == 8
+
+
+def test_the_same_seed_gives_the_same_losses_and_weights(finished, parts, tmp_path):
+    output, _, _ = finished
+    run(make_config(*parts, tmp_path / "again"), say=_silent)
+    assert _losses(tmp_path / "again") == _losses(output)
+    one, other = (
+        load_file(folder / "model" / "model.safetensors") for folder in (output, tmp_path / "again")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    run(make_config(*parts, tmp_path / "other", training={"seed": 1}), say=_silent)
+    assert _losses(tmp_path / "other") != _losses(output)
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(finished, parts, tmp_path):
+    """With stored states, sampled vocabulary and thinned labels on."""
+    output, _, _ = finished
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    shutil.copytree(output / "checkpoint-4", resumed / "checkpoint-4")
+    setup = assemble(make_config(*parts, resumed), say=_silent)
+    prepare_reuse(setup, say=_silent)
+    assert setup.model.prefix_store is not None
+    assert setup.model.sampled_vocabulary is not None
+    assert setup.thinning is not None
+    result = run(make_config(*parts, resumed), resume=True, say=_silent)
+    assert result["steps"] == 8
+    assert _losses(resumed) == [entry for entry in _losses(output) if entry[0] > 4]
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (output, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_frozen_weights_are_the_same_after_training_and_trained_ones_are_not(parts, tmp_path):
+    setup = assemble(make_config(*parts, tmp_path / "run", training={"steps": 2}), say=_silent)
+    prepare_reuse(setup, say=_silent)
+    frozen = hash_parameters(setup.model.backbone)
+    trained = {name: tensor.clone() for name, tensor in setup.model.trainable_state_dict().items()}
+    make_trainer(setup, progress=False).train()
+    assert hash_parameters(setup.model.backbone) == frozen
+    after = setup.model.trainable_state_dict()
+    gates = [name for name in trained if name.endswith("gate")]
+    assert gates
+    assert all(not torch.equal(trained[name], after[name]) for name in gates)
+
+
+def test_an_untrained_model_is_the_bare_backbone(parts, tmp_path):
+    """Gates of zero: its loss on the validation texts is that of the language model alone."""
+    setup = assemble(make_config(*parts, tmp_path / "run"), say=_silent)
+    trainer = make_trainer(setup, progress=False)
+    batch = trainer.data_collator(setup.validation[:2])
+    batch.pop("sample")
+    setup.model.eval()
+    ours = setup.model(**batch).loss.detach()
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    assert float(ours) == pytest.approx(float(setup.model.backbone(**texts).loss), rel=1e-5)
+
+
+def test_learning_the_texts_lowers_the_loss(parts, tmp_path):
+    changes = {"training": {"steps": 30, "learning_rate": 0.02, "evaluation_interval": 15}}
+    result = run(make_config(*parts, tmp_path / "run", **changes), say=_silent)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert result["validation_loss"] == min(line["eval_loss"] for line in lines if "eval_loss" in line)
+
+
+def test_everything_off_works_too(parts, tmp_path):
+    off = {"reuse_prefix": False, "sampled_vocabulary": None, "labels_decided_by_words": 1.0, "steps": 2}
+    setup = assemble(make_config(*parts, tmp_path / "run", training=off), say=_silent)
+    prepare_reuse(setup, say=_silent)
+    assert setup.model.prefix_store is None
+    assert setup.model.sampled_vocabulary is None
+    assert setup.thinning is None
+    assert run(make_config(*parts, tmp_path / "run", training=off), say=_silent)["steps"] == 2
+
+
+def test_pairs_of_the_user_from_file_to_model(parts, tmp_path):
+    times = [time.astype("datetime64[s]") for time in TIMES]
+    write_pairs(
+        (
+            Pair((time, time), Box(40, 10, 40, 40), "Sky?", f"Report {n}.", (), n)
+            for n, time in enumerate(times)
+        ),
+        tmp_path / "pairs.jsonl",
+    )
+    changes = {"data": {"pairs": str(tmp_path / "pairs.jsonl")}, "training": {"steps": 2}}
+    result = run(make_config(*parts, tmp_path / "run", **changes), say=_silent)
+    # 20 half days make 10 or so training steps; the first of a split has its history outside.
+    assert result["train"]["texts"] == result["train"]["windows"] == result["train"]["distinct"]
+    reader = load_model(tmp_path / "run" / "model", max_new_tokens=3)
+    setup = assemble(make_config(*parts, tmp_path / "other", **changes), say=_silent)
+    assert len(reader.answer([setup.validation[0].window], ["Sky?"])) == 1
+
+
+def test_dry_run_checks_and_writes_nothing(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(make_config(*parts, tmp_path / "run"), dry_run=True, say=_silent)
+    assert result["trainable_parameters"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoder": {"name": "grid_transformr"}}, "Did you mean 'grid_transformer'"),
+        ({"fusion": {"name": "cross_atention"}}, "Did you mean 'cross_attention'"),
+        ({"encoder": {"options": {"widht": 16}}}, "Did you mean 'width'"),
+        ({"fusion": {"options": {"head": 2}}}, "Did you mean 'heads'"),
+        (
+            {"fusion": {"options": {"heads": "two"}}},
+            r"fusion\.options\.heads.*a whole number; received 'two'",
+        ),
+        ({"encoder": {"options": {"summary": 1}}}, r"encoder\.options\.summary.*true or false"),
+    ],
+)
+def test_names_and_options_are_checked_before_any_data_is_read(tmp_path, changes, words):
+    config = make_config(tmp_path / "no.nc", tmp_path / "no-backbone", tmp_path / "run", **changes)
+    with pytest.raises(ConfigurationError, match=words):
+        assemble(config, say=_silent)
+
+
+@pytest.mark.parametrize("sites", [[9], {"last": 9}, "nowhere"])
+def test_sites_that_the_backbone_lacks(parts, tmp_path, sites):
+    with pytest.raises((ConfigurationError, BackboneError), match="site"):
+        assemble(make_config(*parts, tmp_path / "run", fusion={"sites": sites}), say=_silent)
+
+
+def test_a_taken_folder_is_refused_before_any_data_is_read(finished, tmp_path):
+    output, _, _ = finished
+    with pytest.raises(TrainingError, match="checkpoint-8"):
+        run(make_config(tmp_path / "no.nc", tmp_path / "no-backbone", output), say=_silent)
