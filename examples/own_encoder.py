@@ -27,7 +27,7 @@ from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.batch import data_order
 from climafuse.encoders import Channels, ClimateEncoder
 from climafuse.encoders.numbers import NUM_FEATURES, number_features
-from climafuse.model import channels_of
+from climafuse.model import PrefixStore, channels_of
 from climafuse.training import load_config
 from climafuse.training.dataset import Example, ExampleCollator, make_examples, open_store
 from climafuse.training.optim import parameter_groups
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("runs/own_encoder"), help="folder of the model")
-    parser.add_argument("--steps", type=int, default=100, help="training steps")
+    parser.add_argument("--steps", type=int, default=60, help="training steps")
     parser.add_argument("--windows", type=int, default=400, help="training windows")
     parser.add_argument("--backbone", default=None, help="another backbone: name or folder")
     options = parser.parse_args(arguments)
@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         history=config.data.history,
         box_degrees=config.data.box_degrees,
     )
+    # The frozen blocks below the fusion see only text: they run once for each text, not once for each step.
+    model.prefix_store = PrefixStore(model.backbone, model.sites[0])
     processor = ClimateTextProcessor.of(model.config, model.tokenizer)
     collate = ExampleCollator(processor)
 
@@ -138,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        print(f"step {step + 1} of {options.steps}, loss {loss.item():.3f}")
+        if step % 10 == 0:
+            print(f"step {step + 1} of {options.steps}, loss {loss.item():.3f}")
     losses = (before, validation_loss())
     print(f"validation loss {losses[0]:.3f} -> {losses[1]:.3f}")
 

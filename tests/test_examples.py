@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +22,13 @@ from climafuse.registry import FUSIONS
 from tests.encoders.windows import CHANNELS, inputs, padded
 from tests.tiny import tiny_model, tiny_tokenizer
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def _blocks(document: str, language: str) -> list[str]:
+    """Code blocks of a document."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
 
 
 def example(name: str) -> ModuleType:
@@ -57,6 +65,10 @@ def test_quickstart_trains_where_there_is_no_model_then_answers(
     assert "training one for 2 steps" in capsys.readouterr().out
     assert [question for question, _, _ in checked] == list(quickstart.QUESTIONS)
     assert not any(right for _, _, right in checked)  # two steps on random weights
+
+    # The session of the README, with the same model. By xarray the weighted mean there is 10.576 °C.
+    exec(_blocks("README.md", "python")[0].replace("runs/demo/model", f"{tmp_path}/run/model"), {})
+    assert re.search(r"\[Fact\(kind='mean', variable='t2m', value=10\.57", capsys.readouterr().out)
 
     # Where there is a model, it is asked, and what it says is checked against the fields.
     # By xarray, means over 8°S to 7°N, 172°E to 173°W: 27.3 °C and 1006.9 hPa.
@@ -175,3 +187,38 @@ def test_own_encoder_keeps_the_contract_of_encoders() -> None:
     torch.testing.assert_close(states, tokens.states)
     garbage = dict(given, fields=given["fields"].masked_fill(~given["mask"], torch.nan))
     torch.testing.assert_close(encoder(**garbage).states, tokens.states)
+
+
+def _commands() -> list[str]:
+    lines = "\n".join(_blocks("README.md", "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("climafuse ")]
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_every_command_of_the_readme_parses(line: str) -> None:
+    # Commands, options and the types of their values; nothing is run.
+    import typer
+
+    from climafuse.cli.app import app
+
+    command, words = typer.main.get_command(app), shlex.split(line, comments=True)[1:]
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context("climafuse", words)
+
+
+def test_settings_of_the_readme_are_settings() -> None:
+    from climafuse.training import load_config
+
+    words = [shlex.split(line, comments=True) for line in _commands()]
+    settings = [line[n + 1] for line in words for n, word in enumerate(line) if word == "--set"]
+    assert len(settings) >= 2
+    load_config(None, settings)
+
+
+def test_what_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:climafuse|tests|examples|scripts|\.ci)/[\w./]*)`", text))
+    assert len(paths) > 10
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    compile(_blocks("CONTRIBUTING.md", "python")[0], "CONTRIBUTING.md", "exec")
