@@ -45,11 +45,10 @@ def _main(
     # Progress goes to standard error; standard output is for results.
     logger = logging.getLogger("climafuse")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]  # one, on the standard error of this call
+    logger.propagate = False
 
 
 app.command("train")(train.train)

@@ -75,6 +75,8 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from climafuse.training.pipeline import run as train
 
     trained = train(config)
+    for stale in ("metrics.json", "map.png"):  # of the model that was there before
+        (output / stale).unlink(missing_ok=True)
     # From the saved folder, as a user would: what is scored is what was saved.
     reader = load_model(trained["model"], max_new_tokens=config.evaluation.max_new_tokens)
     store = open_store(config)
@@ -133,8 +135,8 @@ def report(grounding: Grounding, metrics: dict[str, Any]) -> None:
     rows = []
     for key in ERRORS:
         kind, variable = key.split("/")
-        if key in metrics["numeric_error"]["true"]:
-            errors = [metrics["numeric_error"][name].get(key) for name, _ in CONDITIONS]
+        errors = [metrics["numeric_error"][name].get(key) for name, _ in CONDITIONS]
+        if any(error is not None for error in errors):
             unit = FACT_KINDS[kind].rules[variable].unit
             rows.append((f"{key} [{unit}]", *(_figure(error) for error in errors)))
     print_table(rows, header=("mean absolute error", *(name for name, _ in CONDITIONS)))

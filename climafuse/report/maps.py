@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -125,7 +126,8 @@ def draw_map(
     num_columns = 1 if width > 5.4 else min(num_panels, 3)
     num_rows = -(-num_panels // num_columns)
     page_width = max(_LEFT + num_columns * width + (num_columns - 1) * _GAP + _RIGHT, 5.0)
-    lines = textwrap.wrap(caption or "", width=int((page_width - 0.6) / _CHARACTER), break_on_hyphens=False)
+    title, caption = _drawable(title or ""), _drawable(caption or "")
+    lines = textwrap.wrap(caption, width=int((page_width - 0.6) / _CHARACTER), break_on_hyphens=False)
     foot = 0.3 + _LINE * len(lines) if lines else 0.0
     page_height = (_HEADING if title else 0.1) + num_rows * (_PANEL_TITLE + height + _PANEL_FOOT) + foot
 
@@ -164,14 +166,25 @@ def draw_map(
                 weight="bold",
                 color=_INK,
                 va="center",
+                parse_math=False,
             )
         if lines:
             bar = (0.2 / page_width, 0.2 / page_height), 0.045 / page_width, (foot - 0.22) / page_height
             figure.add_artist(Rectangle(*bar, color=_ACCENT, linewidth=0))
             x, y = 0.36 / page_width, (foot - 0.06) / page_height
-            figure.text(x, y, "\n".join(lines), size=10.5, color=_INK, va="top", linespacing=1.35)
+            text = "\n".join(lines)
+            figure.text(x, y, text, size=10.5, color=_INK, va="top", linespacing=1.35, parse_math=False)
         _write(figure, path)
     return path
+
+
+def _drawable(text: str) -> str:
+    """A text with a box for each character that the font lacks: a model may say anything."""
+    font = get_font(findfont(FontProperties(family=["sans-serif"])))
+    return "".join(
+        character if character in " \n\t" or font.get_char_index(ord(character)) else "\u25a1"
+        for character in text
+    )
 
 
 _STYLE: dict[str, Any] = {

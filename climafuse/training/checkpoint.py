@@ -131,9 +131,10 @@ def newest_good_checkpoint(output: str | Path) -> Path | None:
         try:
             verify_checkpoint(path)
         except CheckpointError as error:
-            log.warning("passing over a damaged checkpoint: %s", error)
             failures.append(error)
         else:
+            for failure in failures:
+                log.warning("passing over a damaged checkpoint: %s", failure)
             return path
     if failures:
         raise CheckpointError(

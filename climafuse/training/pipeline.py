@@ -16,6 +16,7 @@ from climafuse.data.store import TrainingStore
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
 from climafuse.model.card import model_card
 from climafuse.registry import ENCODERS, FUSIONS
+from climafuse.training.checkpoint import newest_good_checkpoint
 from climafuse.training.config import RunConfig
 from climafuse.training.dataset import (
     Example,
@@ -75,7 +76,8 @@ def run(
     """
     say = say or _print
     begin = time.perf_counter()
-    if not resume:
+    checkpoint = newest_good_checkpoint(config.output.directory) if resume else None
+    if checkpoint is None:
         check_output(config.output)
     setup = assemble(config, say=say)
     trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
@@ -94,7 +96,7 @@ def run(
         return result
     prepare_reuse(setup, say=say)
     trainer = make_trainer(setup, spent=time.perf_counter() - begin)
-    outcome = trainer.train(resume_from_checkpoint=resume)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(config.output.directory) / "model"
     trainer.save_model(folder)
     result |= {
@@ -233,7 +235,7 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
             },
         )
 
-    return ClimateTextTrainer(
+    trainer = ClimateTextTrainer(
         setup.model,
         config,
         train_dataset=ExampleDataset(setup.train),
@@ -243,6 +245,8 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
         card=card,
         progress=progress,
     )
+    trainer.config = setup.config  # what is written beside the weights is what was configured
+    return trainer
 
 
 def _plain(sites: Any) -> Any:

@@ -162,3 +162,11 @@ def test_refusals_write_nothing(tmp_path):
     with pytest.raises(MissingValuesError, match="t2m"):
         draw_map(window, "t2m", path=tmp_path / "map.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_may_say_anything(tmp_path):
+    """Control characters, what the font lacks and unbalanced mathematics are drawn, without a warning."""
+    path = draw_map(
+        _window(), "t2m", path=tmp_path / "map.png", title="\x01 $", caption="\x02 \x1e 風 $_$ $\\frac"
+    )
+    assert path.stat().st_size > 0

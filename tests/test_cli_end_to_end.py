@@ -1,0 +1,404 @@
+"""The real path through the command line: train, resume, infer; and every error a user meets, in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from climafuse.backbones import DEFAULT_BACKBONE, find_backbone
+from climafuse.cli.app import app
+from climafuse.data.pairs import Pair, write_pairs
+from climafuse.errors import BackboneNotFoundError
+from tests.training.runs import TIMES, save_backbone, settings, write_climate
+
+runner = CliRunner()
+LAST = "2026-03-10T12:00"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Climate file, backbone, configuration and a finished run."""
+    folder = tmp_path_factory.mktemp("place")
+    climate, backbone = write_climate(folder / "fields.nc"), save_backbone(folder / "backbone")
+    content = settings(climate, backbone, folder / "run")
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    result = runner.invoke(app, ["train", str(folder / "run.yaml"), "--json"])
+    assert result.exit_code == 0, result.output
+    (folder / "result.json").write_text(result.stdout)
+    return folder
+
+
+def _weights(run: Path):
+    return load_file(run / "model" / "model.safetensors")
+
+
+# ---- What works ----------------------------------------------------------------------------------------------
+
+
+def test_train_leaves_a_model_and_says_so_on_standard_output(place):
+    result = json.loads((place / "result.json").read_text())
+    assert result["model"] == str(place / "run" / "model")
+    assert result["steps"] == 8
+    names = {path.name for path in (place / "run" / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "manifest.json", "README.md", "run.yaml"} <= names
+    assert not [path for path in (place / "run").iterdir() if path.name.startswith(("tmp-", "."))]
+
+
+def test_a_written_configuration_trains_the_same_model(place, tmp_path):
+    arguments = ["train", str(place / "run" / "model" / "run.yaml"), "--output", str(tmp_path / "run: 2")]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    one, other = _weights(place / "run"), _weights(tmp_path / "run: 2")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_resume_continues_bit_for_bit(place, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copytree(place / "run" / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    (tmp_path / "run" / "tmp-checkpoint-8").mkdir()  # what a killed process leaves behind
+    arguments = ["train", str(place / "run.yaml"), "--output", str(tmp_path / "run")]
+    refused = runner.invoke(app, arguments)
+    assert "Resume that run" in _one_line_error(refused, 1)
+    result = runner.invoke(app, [*arguments, "--resume"])
+    assert result.exit_code == 0, result.output
+    one, other = _weights(place / "run"), _weights(tmp_path / "run")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not (tmp_path / "run" / "tmp-checkpoint-8").exists()
+
+
+def test_the_time_limit_is_written_as_it_was_given(place, tmp_path):
+    """Preparation counts, so that the trainer gets less; the next run must not inherit that."""
+    arguments = [
+        "train",
+        str(place / "run.yaml"),
+        "--output",
+        str(tmp_path / "run"),
+        "--set",
+        "training.steps=1",
+    ]
+    assert runner.invoke(app, [*arguments, "--set", "training.max_seconds=300"]).exit_code == 0
+    written = yaml.safe_load((tmp_path / "run" / "model" / "run.yaml").read_text())
+    assert written["training"]["max_seconds"] == 300
+
+
+def test_dry_run_prints_a_configuration_that_reads_back(place, tmp_path):
+    arguments = ["train", str(place / "run.yaml"), "--output", str(tmp_path / "run"), "--dry-run"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    printed = yaml.safe_load(result.stdout)
+    assert printed["output"]["directory"] == str(tmp_path / "run")
+    assert printed["training"]["steps"] == 8
+    assert json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)["trainable_parameters"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def _infer(place, *arguments, climate=None):
+    climate = place / "fields.nc" if climate is None else climate
+    return ["infer", str(place / "run" / "model"), "--climate", str(climate), *map(str, arguments)]
+
+
+def test_infer_on_a_file_that_was_not_in_training(place, tmp_path):
+    other = write_climate(tmp_path / "other.nc", seed=5, region=True)
+    arguments = (
+        "--time",
+        LAST,
+        "--location",
+        "48.9,2.3",
+        "--prompt",
+        "What is the mean temperature?",
+        "--json",
+    )
+    result = runner.invoke(app, _infer(place, *arguments, "--map", tmp_path / "map.png", climate=other))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert set(found) >= {"prompt", "answer", "place", "time", "facts", "seconds", "map"}
+    assert found["time"] == LAST
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    again = json.loads(runner.invoke(app, _infer(place, *arguments, climate=other)).stdout)
+    assert again["answer"] == found["answer"]
+
+
+def test_pairs_of_the_user_through_the_command_line(place, tmp_path):
+    times = [time.astype("datetime64[s]") for time in TIMES]
+    write_pairs(
+        (Pair((t, t), None, "Sky?", f"Report {n}.", (), n) for n, t in enumerate(times)), tmp_path / "p.csv"
+    )
+    settings = ["--set", f"data.pairs={tmp_path / 'p.csv'}", "--set", "training.steps=2", "--json"]
+    arguments = ["train", str(place / "run.yaml"), "--output", str(tmp_path / "run"), *settings]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["train"]["texts"] == json.loads(result.stdout)["train"]["windows"]
+
+
+def test_from_a_prepared_store(place, tmp_path):
+    prepared = runner.invoke(app, ["data", "prepare", str(place / "fields.nc"), str(tmp_path / "store")])
+    assert prepared.exit_code == 0, prepared.output
+    arguments = ["train", str(place / "run.yaml"), "--output", str(tmp_path / "run")]
+    result = runner.invoke(app, [*arguments, "--set", f"data.source={tmp_path / 'store'}"])
+    assert result.exit_code == 0, result.output
+    # The same fields, the same splits and the same seed: the same model.
+    one, other = _weights(place / "run"), _weights(tmp_path / "run")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_moved_backbone_is_named(place, tmp_path):
+    shutil.copytree(place / "run" / "model", tmp_path / "model")
+    content = (tmp_path / "model" / "config.json").read_text()
+    assert str(place / "backbone") in content  # its place is recorded, its weights are not copied
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size < (
+        place / "backbone" / "model.safetensors"
+    ).stat().st_size
+
+
+# ---- What does not -------------------------------------------------------------------------------------------
+
+
+def _one_line_error(result, code):
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert lines[-1] == errors[0]
+    assert "Traceback" not in result.stderr
+    return errors[0]
+
+
+def _truncated(place, folder):
+    path = folder / "truncated.nc"
+    content = (place / "fields.nc").read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def _without_pressure(place, folder):
+    with xr.open_dataset(place / "fields.nc") as dataset:
+        dataset.drop_vars("msl").to_netcdf(folder / "without.nc")
+    return folder / "without.nc"
+
+
+def _all_missing(place, folder):
+    with xr.open_dataset(place / "fields.nc") as dataset:
+        dataset.where(dataset["latitude"] > 99).to_netcdf(folder / "missing.nc")
+    return folder / "missing.nc"
+
+
+def _region(place, folder):
+    return write_climate(folder / "region.nc", region=True)
+
+
+def _nothing(place, folder):
+    return folder / "none.nc"
+
+
+def _whole(place, folder):
+    return place / "fields.nc"
+
+
+INFER_ERRORS = [
+    pytest.param(_nothing, ("--time", LAST), 1, "none.nc", id="missing file"),
+    pytest.param(_truncated, ("--time", LAST), 1, "truncated.nc", id="truncated NetCDF"),
+    pytest.param(_without_pressure, ("--time", LAST), 1, "msl", id="absent variable"),
+    pytest.param(_all_missing, ("--time", LAST), 1, "missing values only", id="all missing"),
+    pytest.param(_whole, ("--time", "2027-01-01"), 1, "2026-03-10", id="time outside"),
+    pytest.param(_whole, ("--time", "2026-03-10T11:00"), 1, "2026-03-10", id="time between"),
+    pytest.param(_whole, ("--time", "tomorrow"), 2, "tomorrow", id="no time"),
+    pytest.param(_region, ("--time", LAST, "--location", "-30,100"), 1, "100", id="place outside"),
+    pytest.param(_whole, ("--time", LAST, "--location", "Qwertzuiop"), 2, "Qwertzuiop", id="no place"),
+    pytest.param(_whole, ("--time", LAST, "--location", "95,0"), 2, "95", id="no latitude"),
+]
+
+
+@pytest.mark.parametrize(("climate", "arguments", "code", "words"), INFER_ERRORS)
+def test_infer_refusals(place, tmp_path, climate, arguments, code, words):
+    source = climate(place, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    # The map would be the half-written thing.
+    full = _infer(place, *arguments, "--map", tmp_path / "map.png", climate=source)
+    assert words in _one_line_error(runner.invoke(app, full), code)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "manifest.json"])
+def test_a_model_with_a_flipped_bit(place, tmp_path, name):
+    shutil.copytree(place / "run" / "model", tmp_path / "model")
+    _flip(tmp_path / "model" / name)
+    arguments = ["infer", str(tmp_path / "model"), "--climate", str(place / "fields.nc"), "--time", LAST]
+    assert name in _one_line_error(runner.invoke(app, arguments), 1)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_not_resumed_from(place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run" / "checkpoint-4", run / "checkpoint-4")
+    _flip(run / "checkpoint-4" / "model.safetensors")
+    arguments = ["train", str(place / "run.yaml"), "--output", str(run), "--resume"]
+    before = sorted(run.rglob("*"))
+    assert "model.safetensors" in _one_line_error(runner.invoke(app, arguments), 1)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_no_model_at_all(place, tmp_path):
+    for folder in (tmp_path / "none", tmp_path):
+        arguments = ["infer", str(folder), "--climate", str(place / "fields.nc"), "--time", LAST]
+        assert str(folder) in _one_line_error(runner.invoke(app, arguments), 1)
+
+
+def test_a_model_whose_backbone_has_changed(place, tmp_path):
+    from tests.tiny import tiny_model
+
+    shutil.copytree(place / "run" / "model", tmp_path / "model")
+    shutil.copytree(place / "backbone", tmp_path / "backbone")
+    tiny_model("llama", seed=1).save_pretrained(tmp_path / "backbone")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace(str(place / "backbone"), str(tmp_path / "backbone")))
+    (tmp_path / "model" / "manifest.json").unlink()
+    arguments = ["infer", str(tmp_path / "model"), "--climate", str(place / "fields.nc"), "--time", LAST]
+    assert "sha256" in _one_line_error(runner.invoke(app, arguments), 1).lower()
+
+
+def _empty_backbone(place, folder):
+    shutil.copytree(place / "backbone", folder / "empty")
+    (folder / "empty" / "model.safetensors").unlink()
+    return {"backbone.name": folder / "empty"}, 1, "empty"
+
+
+def _truncated_backbone(place, folder):
+    shutil.copytree(place / "backbone", folder / "cut")
+    weights = folder / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return {"backbone.name": folder / "cut"}, 1, "model.safetensors"
+
+
+def _malformed_pair(place, folder):
+    time = str(TIMES[3].astype("datetime64[s]"))
+    lines = [{"time": time, "text": "Fine."}, {"time": "when?", "text": "Which time is that?"}]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return {"data.pairs": folder / "pairs.jsonl"}, 1, "line 2"
+
+
+def _pair_elsewhere(place, folder):
+    (folder / "pairs.jsonl").write_text(json.dumps({"time": "1999-01-01", "text": "Long ago."}))
+    return {"data.pairs": folder / "pairs.jsonl"}, 1, "pair 1"
+
+
+TRAIN_ERRORS = {
+    "missing file": lambda place, folder: ({"data.source": folder / "none.nc"}, 1, "none.nc"),
+    "truncated NetCDF": lambda place, folder: ({"data.source": _truncated(place, folder)}, 1, "truncated.nc"),
+    "absent variable": lambda place, folder: ({"data.source": _without_pressure(place, folder)}, 1, "msl"),
+    "all missing": lambda place, folder: ({"data.source": _all_missing(place, folder)}, 1, "t2m"),
+    "malformed pair": _malformed_pair,
+    "pair about another time": _pair_elsewhere,
+    "backbone without weights": _empty_backbone,
+    "truncated backbone": _truncated_backbone,
+    "no backbone": lambda place, folder: ({"backbone.name": folder / "nowhere"}, 1, "nowhere"),
+    "unknown key": lambda place, folder: ({"training.stepz": 3}, 2, "'steps'"),
+    "unknown section": lambda place, folder: ({"trainig.steps": 3}, 2, "'training'"),
+    "wrong type": lambda place, folder: ({"training.steps": "many"}, 2, "training.steps"),
+    "unknown encoder": lambda place, folder: ({"encoder.name": "gridtransformer"}, 2, "grid_transformer"),
+    "unknown fusion": lambda place, folder: ({"fusion.name": "crossattention"}, 2, "cross_attention"),
+    "unknown option": lambda place, folder: ({"encoder.options": "{widht: 3}"}, 2, "'width'"),
+    "option that does not fit": lambda place, folder: (
+        {"encoder.options": "{width: 30, heads: 4}"},
+        2,
+        "width",
+    ),
+    "unknown kind": lambda place, folder: ({"facts.kinds": "[means]"}, 2, "means"),
+    "history too long": lambda place, folder: ({"data.history": 19}, 2, "history"),
+    "gap too long": lambda place, folder: ({"data.gap_hours": 9999}, 2, "gap"),
+    "sites beyond the backbone": lambda place, folder: ({"fusion.sites": "[7]"}, 2, "7"),
+}
+
+
+@pytest.mark.parametrize("case", TRAIN_ERRORS)
+def test_train_refusals(place, tmp_path, case):
+    changes, code, words = TRAIN_ERRORS[case](place, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    overrides = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    arguments = ["train", str(place / "run.yaml"), "--output", str(tmp_path / "run"), *overrides]
+    assert words in _one_line_error(runner.invoke(app, arguments), code)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        pytest.param(["data", "inspect", "{folder}/none.nc"], 1, id="data"),
+        pytest.param(
+            ["train", "{place}/run.yaml", "--set", "training.stepz=1", "--output", "{folder}/run"],
+            2,
+            id="usage",
+        ),
+        pytest.param(
+            ["infer", "{place}/run/model", "--climate", "{folder}/none.nc", "--time", LAST],
+            1,
+            id="all libraries",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_as_a_process_of_its_own(place, tmp_path, arguments, code):
+    """What a shell sees: one line on standard error in all, whatever libraries would like to add."""
+    filled = [argument.format(place=place, folder=tmp_path) for argument in arguments]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "CLIMAFUSE_HOME": str(tmp_path / "home"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "climafuse.cli.app", *filled],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- The real backbone ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_the_real_backbone_trains_and_answers(tmp_path):
+    try:
+        find_backbone(DEFAULT_BACKBONE, fetch=False)
+    except BackboneNotFoundError:
+        pytest.skip("the default backbone has not been fetched")
+    changes = {
+        "data.train_windows": 4,
+        "data.validation_windows": 2,
+        "facts.questions_per_window": 2,
+        "training.steps": 2,
+        "training.windows_per_step": 2,
+        "training.evaluation_interval": 2,
+        "output.tensorboard": "false",
+    }
+    overrides = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    result = runner.invoke(app, ["train", "--output", str(tmp_path / "run"), "--json", *overrides])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["backbone"]["num_parameters"] == 134_515_008
+    arguments = ["--climate", "era5", "--time", "2026-03-31T12:00", "--location", "Paris, FR", "--json"]
+    found = json.loads(runner.invoke(app, ["infer", str(tmp_path / "run" / "model"), *arguments]).stdout)
+    assert found["place"] == "Paris, FR"
+    assert found["answer"]
+    assert found["seconds"] < 60

@@ -1,0 +1,91 @@
+"""The demo on a tiny backbone: all its figures, all its files, and no others left of an earlier run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from climafuse.cli import demo
+from climafuse.evaluation import GUESSERS
+from tests.training.runs import save_backbone, settings, write_climate
+
+CONDITIONS = {"true", "shuffled", "shown", *GUESSERS}
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    content = settings(write_climate(folder / "fields.nc"), save_backbone(folder / "backbone"), folder)
+    del content["output"]["directory"]
+    content["training"]["steps"] = 4
+    content["facts"]["abstention_fraction"] = 0.3
+    content["data"]["test_windows"] = 6
+    return [
+        f"{section}.{key}={json.dumps(value)}"
+        for section, values in content.items()
+        for key, value in values.items()
+    ]
+
+
+def _arguments(output, overrides):
+    return ["--output", str(output), *(part for override in overrides for part in ("--set", override))]
+
+
+def _figures(path):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_the_demo_leaves_model_figures_and_map(tmp_path, overrides, capsys):
+    output = tmp_path / "a: demo"  # a path, whatever YAML would make of it
+    output.mkdir()
+    (output / "metrics.json").write_text("of an earlier run")
+    assert demo.main(_arguments(output, overrides)) == 0
+    figures = _figures(output / "metrics.json")
+
+    assert set(figures["fact_f1"]) == CONDITIONS | {"prior", "prior_guesser"}
+    assert all(0 <= value <= 1 for value in figures["fact_f1"].values())
+    guessers = [figures["fact_f1"][name] for name in ("prior_guesser", "climatology", "persistence")]
+    assert figures["fact_f1"]["prior"] == max(guessers)
+    assert figures["best_guesser"] in GUESSERS
+    assert figures["num_windows"] == 6
+    assert figures["num_questions"] > 0
+    assert figures["abstention"]["num_questions"] > 0
+    assert set(figures["numeric_error"]) == CONDITIONS
+    assert set(figures["numeric_error"]["persistence"]) >= {"mean/t2m", "mean/msl"}  # beside the guessers'
+    for row in figures["fact_f1_by_kind"].values():
+        assert set(row) == CONDITIONS
+    assert 0 < figures["train_seconds"] <= figures["total_seconds"]
+    assert figures["train_seconds"] == figures["training"]["train_seconds"]
+    assert figures["training"]["steps"] == 4
+    assert figures["training"]["backbone"]["content_hash"]
+    splits = [figures["splits"][name] for name in ("train", "validation", "test")]
+    assert splits == sorted(splits)
+    assert {"system", "processor", "cores"} <= set(figures["machine"])
+    assert figures["date"]
+
+    assert (output / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "model" / "manifest.json").is_file()
+    printed = capsys.readouterr().out
+    for words in (
+        "model, true field",
+        "scored against the field shown",
+        "scored against the original",
+        "best guesser",
+        "mean/t2m [°C]",
+        "says so in F1",
+        "Some answers",
+        "map.png",
+    ):
+        assert words in printed
+
+
+def test_a_mistake_is_one_line(tmp_path, overrides, capsys):
+    assert demo.main(["--output", str(tmp_path / "run"), "--set", "training.stepz=1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
