@@ -161,7 +161,9 @@ class TrainingConfig:
         "steps: repeatable; seconds: anneal to the end by steps or max_seconds, whichever comes first",
     )
     max_seconds: float | None = setting(
-        None, "wall-clock limit, preparation included, over all resumptions: evaluate, save and stop then", minimum=0.0
+        None,
+        "wall-clock limit, preparation included, over all resumptions: evaluate, save and stop then",
+        minimum=0.0,
     )
     max_gradient_norm: float | None = setting(1.0, "clip above this norm; null: never", minimum=1e-9)
     evaluation_interval: int = setting(400, "steps between evaluations", minimum=1)
