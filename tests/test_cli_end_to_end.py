@@ -397,8 +397,10 @@ def test_the_real_backbone_trains_and_answers(tmp_path):
     result = runner.invoke(app, ["train", "--output", str(tmp_path / "run"), "--json", *overrides])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["backbone"]["num_parameters"] == 134_515_008
-    arguments = ["--climate", "era5", "--time", "2026-03-31T12:00", "--location", "Paris, FR", "--json"]
-    found = json.loads(runner.invoke(app, ["infer", str(tmp_path / "run" / "model"), *arguments]).stdout)
+    arguments = ["--climate", "era5", "--time", "2026-03-31T23:00", "--location", "Paris, FR", "--json"]
+    result = runner.invoke(app, ["infer", str(tmp_path / "run" / "model"), *arguments])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
     assert found["place"] == "Paris, FR"
     assert found["answer"]
     assert found["seconds"] < 60
