@@ -36,6 +36,28 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
+def dense_input(model: PreTrainedModel) -> Iterator[None]:
+    """Let the head read a dense copy of its states: while this lasts, the last of several positions costs no more.
+
+    transformers hands the head of a batch the last position of each prompt as a view with gaps. torch multiplies
+    such a view with a copy of the whole head for each text: for eight prompts and 49,152 tokens that is 0.45 GB, and
+    takes longer than the blocks. The logits are the same.
+
+    Args:
+        model: A causal language model.
+    """
+
+    def dense(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(argument.contiguous() for argument in args)
+
+    handle = find_blocks(model).head.register_forward_pre_hook(dense)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
 def narrowed(model: PreTrainedModel, tokens: Tensor) -> Iterator[None]:
     """Let the head compute logits of some tokens only: while this lasts, logits are [..., K].
 

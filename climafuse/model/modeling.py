@@ -39,7 +39,7 @@ from climafuse.backbones import (
     resolve_sites,
     resume,
 )
-from climafuse.backbones.head import head_logits, narrowed
+from climafuse.backbones.head import dense_input, head_logits, narrowed
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.normalization import statistics_to_dict
 from climafuse.encoders import ClimateEncoder
@@ -600,7 +600,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             climate = select_rows(climate, climate_index)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        with self.conditioned(climate) as backbone:
+        with self.conditioned(climate) as backbone, dense_input(backbone):
             return cast("Any", backbone).generate(
                 input_ids=input_ids, attention_mask=attention_mask, **kwargs
             )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from climafuse.backbones import find_blocks, freeze, gather, prefix_states
-from climafuse.backbones.head import head_logits, narrowed
+from climafuse.backbones.head import dense_input, head_logits, narrowed
 from climafuse.errors import BackboneError
 from tests.tiny import ARCHITECTURES, tiny_model
 
@@ -113,3 +113,19 @@ def test_a_head_that_is_no_linear_layer_is_not_narrowed() -> None:
     model.set_output_embeddings(nn.Sequential(model.get_output_embeddings()))
     with pytest.raises(BackboneError, match="a linear head"), narrowed(model, torch.tensor([1])):
         pass
+
+
+def test_a_dense_input_leaves_the_logits_as_they_are_and_no_trace() -> None:
+    model = tiny_model()
+    seen: list[bool] = []
+    ids = torch.randint(0, 250, (3, 7), generator=torch.Generator().manual_seed(0))
+    expected = model(input_ids=ids, logits_to_keep=1).logits
+    with dense_input(model):
+        handle = model.lm_head.register_forward_pre_hook(
+            lambda module, args: seen.append(args[0].is_contiguous())
+        )
+        dense = model(input_ids=ids, logits_to_keep=1).logits
+        handle.remove()
+    assert seen == [True]  # a view of the last of seven positions has gaps
+    assert torch.equal(dense, expected)
+    assert not model.lm_head._forward_pre_hooks

@@ -1,0 +1,140 @@
+"""The command line of `scripts/bench`: runs sections, prints a table, writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+import climafuse
+from climafuse.cli.handler import print_table
+from climafuse.data.files import whole_file
+from climafuse.errors import ClimafuseError
+from scripts.benchmarks.measure import FULL, QUICK, Row, Size
+
+SECTIONS = ("fusion", "generate", "loader", "mock")
+DISTRIBUTIONS = ("torch", "transformers", "numpy", "xarray", "netCDF4", "zarr")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Ratios, measured side by side.")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; all if none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write header and rows there")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, to see that it works")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch; it decides otherwise")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"unknown section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
+    if options.threads is not None:
+        if options.threads < 1:
+            parser.error("--threads: at least 1")
+        torch.set_num_threads(options.threads)
+    transformers_logging.set_verbosity_error()  # remarks on generation settings, once a call
+    try:
+        run(options.sections or SECTIONS, QUICK if options.quick else FULL, options.json)
+    except ClimafuseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(sections: Sequence[str], size: Size, path: Path | None = None) -> dict[str, Any]:
+    """Run sections one after the other, print their rows, write them as JSON.
+
+    Args:
+        sections: Names from `SECTIONS`.
+        size: How much to measure, on what.
+        path: JSON file to write; None for none.
+
+    Returns:
+        What the JSON file holds: `header` and `rows`.
+    """
+    header = _header(size)
+    rows: list[Row] = []
+    for name in sections:
+        start = time.perf_counter()
+        for row in import_module(f"scripts.benchmarks.{name}").rows(size):
+            rows.append(row)
+            print(f"{row.section}: {row.case}: ratio {row.ratio:.3f}", file=sys.stderr, flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    header["load_average_at_end"] = _load()
+    content = {"header": header, "rows": [row.to_dict() for row in rows]}
+    if path is not None:
+        with whole_file(path) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _print(header, rows)
+    return content
+
+
+def _print(header: dict[str, Any], rows: Sequence[Row]) -> None:
+    print(
+        f"{header['processor']}, {header['cores']} cores, {header['threads']} threads, torch "
+        f"{header['versions']['torch']}, load {header['load_average_at_start']} to "
+        f"{header['load_average_at_end']}, {header['date']}\n"
+    )
+    print_table(
+        [
+            (
+                row.section,
+                row.case,
+                f"{row.ratio:.3f}",
+                f"{row.spread[0]:.3f} to {row.spread[1]:.3f}",
+                row.aim,
+                {True: "yes", False: "no", None: None}[row.reached],
+                f"{row.seconds:.4g}",
+                f"{row.rate:.4g} {row.unit}",
+                f"{row.peak_gb:.2f}",
+            )
+            for row in rows
+        ],
+        header=("section", "case", "ratio", "quartiles", "aim", "reached", "seconds", "rate", "peak GB"),
+    )
+    for section, meaning in dict.fromkeys((row.section, row.meaning) for row in rows):
+        print(f"\n{section}: ratio = {meaning}")
+
+
+def _header(size: Size) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {
+            "climafuse": climafuse.__version__,
+            **{name: metadata.version(name) for name in DISTRIBUTIONS},
+        },
+        "size": size.name,
+        "load_average_at_start": _load(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _load() -> float | None:
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
