@@ -43,6 +43,11 @@ def texts_of_many_kinds(seed: int = 0) -> list[Tokens]:
     ]  # fmt: skip
 
 
+def shares(store: PrefixStore) -> bool:
+    """Whether any beginning was run once for several texts; otherwise a test of it proves nothing."""
+    return any(len(beginning) for beginning, _ in store._states.values())
+
+
 def as_batch(texts: list[Tokens]) -> tuple[Tensor, Tensor]:
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
     mask = torch.zeros_like(ids)
@@ -60,6 +65,7 @@ def test_stored_states_are_those_of_the_text_alone(architecture: str, site: Any)
     store = PrefixStore(backbone, site, batch=3)  # groups end in the middle of what begins alike
     store.add(texts)
     assert len(store) == len(texts)
+    assert shares(store) == (site not in ("input", 0))
     states = store.lookup(*as_batch(texts))
     for row, text in enumerate(texts):
         expected = prefix_states(backbone, site, input_ids=torch.tensor([text]))[0]
@@ -75,13 +81,15 @@ def test_loss_and_gradients_with_and_without_a_store(architecture: str, sites: A
     model = make_model(architecture, sites=sites).train()
     batch = make_batch(model, prompts=PROMPTS, answers=ANSWERS, index=[0, 1, 0, 1])
     results = []
-    for store in (None, PrefixStore(model.backbone, model.sites[0])):
+    for store in (None, PrefixStore(model.backbone, model.sites[0], batch=2)):
         model.prefix_store = store
         model.zero_grad()
         output = model(**batch)
         output.loss.backward()
         grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         results.append((output.loss.detach(), output.logits.detach(), grads))
+    assert store is not None
+    assert shares(store) == (sites != "input")
     (loss, logits, grads), (stored_loss, stored_logits, stored_grads) = results
     torch.testing.assert_close(stored_loss, loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(stored_logits, logits, rtol=1e-4, atol=1e-4)
@@ -96,8 +104,9 @@ def test_states_in_bfloat16_are_within_two_percent() -> None:
     for architecture in ("llama", "gpt2"):
         backbone = tiny_backbone(architecture, dtype=torch.bfloat16).model
         texts = texts_of_many_kinds()
-        store = PrefixStore(backbone, 2)
+        store = PrefixStore(backbone, 2, batch=3)
         store.add(texts)
+        assert shares(store)
         states = store.lookup(*as_batch(texts))
         for row, text in enumerate(texts):
             expected = prefix_states(backbone, 2, input_ids=torch.tensor([text]))[0].float()
@@ -167,11 +176,12 @@ def test_stored_while_activations_are_recomputed() -> None:
     # Blocks that recompute drop the cache they are given, in training mode: beginnings would be forgotten.
     model = make_model(sites=3)
     texts = texts_of_many_kinds()
-    expected = PrefixStore(model.backbone, 3)
+    expected = PrefixStore(model.backbone, 3, batch=3)
     expected.add(texts)
+    assert shares(expected)
     model.activation_checkpointing_enable()
     model.train()
-    store = PrefixStore(model.backbone, 3)
+    store = PrefixStore(model.backbone, 3, batch=3)
     states = store.lookup(*as_batch(texts))
     assert model.backbone.training
     torch.testing.assert_close(states, expected.lookup(*as_batch(texts)))
