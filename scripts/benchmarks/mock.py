@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
+from climafuse.backbones import Site
 from climafuse.data.pairs import Pair
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore
 from climafuse.training.config import OutputConfig, RunConfig, TrainingConfig
@@ -40,7 +41,7 @@ AIM = 60.0
 BATCH = 2
 WINDOWS = 64
 WARMUP_STEPS = 10  # of a trainer's run, not timed
-SITE = "output"
+SITE: Site = "output"
 PROMPT, ANSWERS = "t2m?", ("8 kelvin", "13 degr.", "-5 degr.", "22 degr.")  # 32 bytes with the frame
 LOOP = "seconds of a step ÷ seconds of the floor: bare forward, and backward down to the site"
 TRAINER = "seconds of a batch in the trainer ÷ seconds of the step alone"
