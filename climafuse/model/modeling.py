@@ -49,9 +49,11 @@ from climafuse.manifest import MANIFEST_NAME, sha256, verify_checkpoint
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.objective import SampledVocabulary, cross_entropy, labeled_positions
 from climafuse.model.reuse import PrefixStore
+from climafuse.model.rows import check_rows, expand_rows, fuse_flat, select_rows
 from climafuse.registry import ENCODERS, FUSIONS, Registry
 
 WEIGHTS_FILE = "model.safetensors"
+CLIMATE_INPUTS = ("climate_fields", "climate_mask", "climate_latitude", "climate_longitude", "climate_time")
 # Options of transformers' from_pretrained that would have to change something and do not.
 _REFUSED = frozenset(
     {"dtype", "torch_dtype", "device_map", "quantization_config", "attn_implementation", "state_dict"}
@@ -351,15 +353,15 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         return tokens
 
     def _climate(
-        self, states: Tensor | None, states_mask: Tensor | None, fields: dict[str, Tensor | None]
+        self, states: Tensor | None, states_mask: Tensor | None, *inputs: Tensor | None
     ) -> ClimateTokens:
-        """Climate tokens of a call: given as states, or encoded from the fields."""
+        """Climate tokens of a call: given as states, or encoded from `CLIMATE_INPUTS`."""
         if states is not None:
             if states_mask is None:
                 states_mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
             nowhere = states.new_full(states.shape[:2], torch.nan)
             return ClimateTokens(states, states_mask, nowhere, nowhere, nowhere)
-        missing = [name for name, tensor in fields.items() if tensor is None]
+        missing = [name for name, tensor in zip(CLIMATE_INPUTS, inputs, strict=True) if tensor is None]
         if missing:
             raise ModelInputError(
                 ", ".join(missing),
@@ -367,7 +369,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 received="nothing",
                 remedy="Make the inputs with ClimateTextProcessor, windows included.",
             )
-        return self.encode_climate(**cast("dict[str, Tensor]", fields))
+        return self.encode_climate(*cast("tuple[Tensor, ...]", inputs))
 
     # ---- Forward
 
@@ -415,15 +417,13 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         climate = self._climate(
             climate_states,
             climate_states_mask,
-            {
-                "climate_fields": climate_fields,
-                "climate_mask": climate_mask,
-                "climate_latitude": climate_latitude,
-                "climate_longitude": climate_longitude,
-                "climate_time": climate_time,
-            },
+            climate_fields,
+            climate_mask,
+            climate_latitude,
+            climate_longitude,
+            climate_time,
         )
-        _check_rows(len(input_ids), len(climate.states), climate_index)
+        check_rows(len(input_ids), len(climate.states), climate_index)
         if labels is None:
             rows = None if climate_index is None else climate_index
             with attach(self.backbone, list(self.sites), self._fuse_with(climate, rows)):
@@ -434,7 +434,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         kwargs.pop("use_cache", None)  # nothing follows a call with labels
         positions, targets = labeled_positions(labels)
         sampled = self.sampled_vocabulary if self.training else None
-        tokens = None if sampled is None else sampled.draw()
+        tokens = None if sampled is None else sampled.draw().to(input_ids.device)
         with contextlib.nullcontext() if tokens is None else narrowed(self.backbone, tokens):
             logits = self._labeled_logits(
                 input_ids, attention_mask, positions, climate, climate_index, kwargs
@@ -587,15 +587,13 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         climate = self._climate(
             climate_states,
             climate_states_mask,
-            {
-                "climate_fields": climate_fields,
-                "climate_mask": climate_mask,
-                "climate_latitude": climate_latitude,
-                "climate_longitude": climate_longitude,
-                "climate_time": climate_time,
-            },
+            climate_fields,
+            climate_mask,
+            climate_latitude,
+            climate_longitude,
+            climate_time,
         )
-        _check_rows(len(input_ids), len(climate.states), climate_index)
+        check_rows(len(input_ids), len(climate.states), climate_index)
         if climate_index is not None:
             climate = select_rows(climate, climate_index)
         if attention_mask is None:
@@ -663,86 +661,6 @@ def _check_channels(encoder: ClimateEncoder, config: ClimateTextConfig) -> None:
             expected=f"those of the statistics, {expected}",
             received=str(encoder.channels),
             remedy="Make the encoder with channels_of(statistics).",
-        )
-
-
-def fuse_flat(fusion: Fusion, states: Tensor, climate: ClimateTokens, rows: Tensor) -> Tensor:
-    """Fuse single positions, each with the window it belongs to.
-
-    Positions of one window are put side by side: keys and values are made once a window and never copied.
-
-    Args:
-        fusion: The fusion.
-        states: [P, D].
-        climate: B rows.
-        rows: [P], which window each position belongs to.
-
-    Returns:
-        [P, D].
-    """
-    batch = len(climate.states)
-    counts = torch.bincount(rows, minlength=batch)
-    longest = int(counts.max())
-    order = torch.argsort(rows, stable=True)
-    start = counts.cumsum(0) - counts
-    sorted_rows = rows[order]
-    slot = sorted_rows * longest + torch.arange(len(rows), device=rows.device) - start[sorted_rows]
-    slots = torch.empty_like(slot)
-    slots[order] = slot
-    padded = states.new_zeros(batch * longest, states.shape[-1]).index_copy(0, slots, states)
-    fused = fusion(padded.view(batch, longest, -1), climate)
-    result: Tensor = fused.flatten(0, 1)[slots]
-    return result
-
-
-def select_rows(climate: ClimateTokens, index: Tensor) -> ClimateTokens:
-    """Take rows of climate tokens, [B, …] to [N, …]."""
-    return replace(
-        climate,
-        memory=None if climate.memory is None else {},
-        states=climate.states[index],
-        mask=climate.mask[index],
-        latitude=climate.latitude[index],
-        longitude=climate.longitude[index],
-        time=climate.time[index],
-    )
-
-
-def expand_rows(climate: ClimateTokens, rows: int) -> ClimateTokens:
-    """Repeat each row of climate tokens for its beams, as transformers repeats the text.
-
-    Raises:
-        ModelInputError: The number of rows is no multiple.
-    """
-    batch = len(climate.states)
-    if rows == batch:
-        return climate
-    if rows % batch:
-        raise ModelInputError(
-            "input_ids",
-            expected=f"a multiple of {batch} texts, as many as windows",
-            received=rows,
-            remedy="Give climate_index to say which window each text is about.",
-        )
-    index = torch.arange(batch, device=climate.states.device).repeat_interleave(rows // batch)
-    return select_rows(climate, index)
-
-
-def _check_rows(num_texts: int, num_windows: int, index: Tensor | None) -> None:
-    if index is None:
-        if num_texts != num_windows:
-            raise ModelInputError(
-                "climate",
-                expected=f"a window for each of {num_texts} texts",
-                received=f"{num_windows} windows",
-                remedy="Give climate_index to say which window each text is about.",
-            )
-    elif index.shape != (num_texts,) or int(index.min()) < 0 or int(index.max()) >= num_windows:
-        raise ModelInputError(
-            "climate_index",
-            expected=f"{num_texts} numbers from 0 to {num_windows - 1}",
-            received=f"shape {tuple(index.shape)}, from {int(index.min())} to {int(index.max())}",
-            remedy="Make it with ClimateTextProcessor.",
         )
 
 

@@ -92,7 +92,8 @@ class PrefixStore:
             self.add(missing)
         rows = [torch.cat(self._states[text]) for text in texts]
         states = pad_sequence(rows, batch_first=True)
-        return torch.nn.functional.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1]))
+        states = torch.nn.functional.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1]))
+        return states.to(input_ids.device)  # the model may have moved since they were stored
 
     @torch.no_grad()
     def _compute(self, texts: Sequence[Tokens]) -> None:

@@ -13,7 +13,7 @@ from climafuse.climate_tokens import ClimateTokens
 from climafuse.errors import ConfigurationError
 from climafuse.fusion import CrossAttentionFusion, Fusion, GatedAdditionFusion
 from climafuse.fusion.base import text_scale
-from climafuse.model.modeling import expand_rows, fuse_flat, select_rows
+from climafuse.model.rows import expand_rows, fuse_flat, select_rows
 
 D, C, M = 12, 10, 7
 NAMES = ("cross_attention", "gated_addition", "cross_attention_alone")
