@@ -56,7 +56,9 @@ class ClimafuseError(Exception):
         return _rebuild, (type(self), self.argument, self.expected, self.received, self.remedy)
 
 
-def _rebuild(kind: type[ClimafuseError], argument: str, expected: str, received: object, remedy: str) -> ClimafuseError:
+def _rebuild(
+    kind: type[ClimafuseError], argument: str, expected: str, received: object, remedy: str
+) -> ClimafuseError:
     return kind(argument, expected=expected, received=received, remedy=remedy)
 
 
