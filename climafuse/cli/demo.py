@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from climafuse.cli.handler import print_table, progress_line
 from climafuse.errors import ClimafuseError
+from climafuse.facts.kinds import FACT_KINDS
 
 if TYPE_CHECKING:
     from climafuse.evaluation import Grounding, Sample
@@ -64,7 +65,9 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     begin = time.perf_counter()
     from climafuse.training.config import load_config
 
-    settings = [f"output.directory={json.dumps(str(output))}", "output.overwrite=true", *overrides]
+    # By the clock, so that a slow machine finishes in time too, with its learning rate annealed all the same.
+    budget = ["training.schedule_by=seconds", f"training.max_seconds={TRAINING_SECONDS}"]
+    settings = [f"output.directory={json.dumps(str(output))}", "output.overwrite=true", *budget, *overrides]
     config = load_config(None, settings)
     output = Path(config.output.directory)
 
@@ -102,6 +105,8 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             name: [str(store.time[index]) for index in store.splits.indices(name)[[0, -1]]]
             for name in ("train", "validation", "test")
         },
+        "num_test_times": len(store.splits.valid_times("test", history=config.data.history)),
+        "kinds": list(config.facts.kinds or FACT_KINDS),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": _cores()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -121,17 +126,19 @@ def report(grounding: Grounding, metrics: dict[str, Any]) -> None:
     splits = metrics["splits"]
     print(
         f"\nERA5 times for training {splits['train'][0]} to {splits['train'][1]}, for testing "
-        f"{splits['test'][0]} to {splits['test'][1]}.\n{metrics['num_questions']} questions about "
+        f"{splits['test'][0]} to {splits['test'][1]}, {metrics['num_test_times']} of them.\n{metrics['num_questions']} questions about "
         f"{metrics['num_windows']} windows, {len(metrics['fact_f1_by_kind'])} kinds of fact.\n"
     )
     print_table(
-        [(label, _figure(grounding.score(name).f1, 3)) for name, label in CONDITIONS], header=("facts", "F1")
+        [
+            (label, _figure(grounding.score(name).f1, 3), _figure(metrics["fact_f1_mean_of_kinds"][name], 3))
+            for name, label in CONDITIONS
+        ],
+        header=("facts", "F1", "mean of kinds"),
     )
     print(
         f"\nbest guesser: {grounding.prior}, {f1['prior']:.3f}; the model is {f1['true'] - f1['prior']:+.3f}\n"
     )
-    from climafuse.facts.kinds import FACT_KINDS
-
     rows = []
     for key in ERRORS:
         kind, variable = key.split("/")

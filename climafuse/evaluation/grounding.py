@@ -11,7 +11,7 @@ places scores alike on true and shuffled, and low on shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,6 +101,8 @@ class Grounding:
             "num_questions": self.score("true").num_referenced,
             "numeric_error": {name: dict(self.score(name).errors) for name in names},
             "fact_f1_by_kind": by_kind,
+            # Whatever the mix of questions: every kind of every variable counts alike.
+            "fact_f1_mean_of_kinds": {name: _mean(row[name] for row in by_kind.values()) for name in names},
             "invented_rate": _number(self.score("true").invented_rate),
             "abstention": {
                 "num_questions": metrics(self.abstention).num_referenced,
@@ -207,6 +209,11 @@ def _count(stated: Sequence[Sequence[Fact]], real: Sequence[Fact | None]) -> Sta
 def _number(value: float) -> float | None:
     """A figure for JSON, which has no NaN."""
     return None if math.isnan(value) else value
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _is_right(stated: Sequence[Fact], truth: Fact) -> bool:

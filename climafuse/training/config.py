@@ -92,7 +92,7 @@ class DataConfig:
 # Means most often, as people ask. Positions seldom: nearly every one is another text.
 DEFAULT_KINDS = (
     "mean", "mean", "mean", "maximum", "maximum", "minimum", "direction", "direction",
-    "tendency", "change", "comparison", "event", "maximum_position",
+    "tendency", "change", "comparison", "event", "maximum_position", "minimum_position",
 )  # fmt: skip
 
 
@@ -230,8 +230,7 @@ class EvaluationConfig:
 
     windows_per_batch: int = setting(16, "climate windows in an evaluation batch", minimum=1)
     max_new_tokens: int = setting(48, "longest generated answer in text tokens", minimum=1)
-    bootstrap_samples: int = setting(1000, "resamples behind an interval", minimum=1)
-    seed: int = setting(0, "seed of swaps and bootstraps", minimum=0)
+    seed: int = setting(0, "seed of who is given whose values", minimum=0)
 
 
 @dataclass(frozen=True)
