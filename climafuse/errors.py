@@ -18,6 +18,7 @@ ClimafuseError
 ├── BackboneError
 │   ├── BackboneNotFoundError     no weights where the backbone was looked for
 │   └── BackboneMismatchError     another backbone than the one a checkpoint was trained on
+├── OutputError                   a file or folder cannot be written
 ├── ModelInputError               tensors given to a model or module do not fit together
 ├── CheckpointError               a checkpoint is incomplete, altered, or does not fit the model
 └── TrainingError
@@ -118,6 +119,10 @@ class BackboneNotFoundError(BackboneError):
 
 class BackboneMismatchError(BackboneError):
     """Another backbone than the one a checkpoint was trained on."""
+
+
+class OutputError(ClimafuseError):
+    """A file or folder cannot be written; nothing is left half-written."""
 
 
 class ModelInputError(ClimafuseError):

@@ -79,12 +79,17 @@ def describe(
     from climafuse.data.batch import sample_boxes
     from climafuse.data.pairs import write_pairs
     from climafuse.data.sources import open_climate
-    from climafuse.data.window import select_window
+    from climafuse.data.window import Grid, select_window
 
     dataset = open_climate(source_path(source), variables=variables)
     times = dataset["time"].values
+    grid = Grid(dataset["latitude"].values, dataset["longitude"].values)
     chosen = sample_boxes(
-        np.arange(history - 1, len(times)), windows, size=(box_degrees, box_degrees), seed=seed
+        np.arange(history - 1, len(times)),
+        windows,
+        size=(box_degrees, box_degrees),
+        seed=seed,
+        within=grid.centers(box_degrees, box_degrees),
     )
     pairs = facts.describe(
         (

@@ -126,7 +126,8 @@ def report(grounding: Grounding, metrics: dict[str, Any]) -> None:
     splits = metrics["splits"]
     print(
         f"\nERA5 times for training {splits['train'][0]} to {splits['train'][1]}, for testing "
-        f"{splits['test'][0]} to {splits['test'][1]}, {metrics['num_test_times']} of them.\n{metrics['num_questions']} questions about "
+        f"{splits['test'][0]} to {splits['test'][1]}, {metrics['num_test_times']} of them.\n"
+        f"{metrics['num_questions']} questions about "
         f"{metrics['num_windows']} windows, {len(metrics['fact_f1_by_kind'])} kinds of fact.\n"
     )
     print_table(

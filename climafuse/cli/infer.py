@@ -44,8 +44,13 @@ def infer(
 ) -> None:
     """Ask about fields, and see the same facts computed from them."""
     from climafuse.data.times import format_time
+    from climafuse.facts import window_box
     from climafuse.model.inference import answer, load_model
 
+    if map_ is not None:
+        from climafuse.report.maps import check_suffix
+
+        check_suffix(map_)  # before the model is loaded for nothing
     model = load_model(checkpoint)
     start = clock.perf_counter()
     found = answer(
@@ -55,6 +60,7 @@ def infer(
 
     checks = check_facts(found.text, found.window, prompt=found.prompt)
     place = None if found.place is None else str(found.place)
+    box = window_box(found.window)
     if map_ is not None:
         from climafuse.report import draw_map
 
@@ -74,15 +80,26 @@ def infer(
                 "answer": found.text,
                 "place": place,
                 "time": format_time(found.window.time[-1]),
+                "box": {"south": box.south, "north": box.north, "west": box.west, "east": box.east},
                 "facts": checks,
+                "attended": [{"token": label, "share": share} for label, share in found.attended],
                 "seconds": seconds,
                 "map": map_,
             }
         )
         return
-    typer.echo(found.text)
-    if checks:
-        typer.echo()
+    where = "" if place is None else f"{place}, "
+    typer.echo(
+        f"{where}box {_degrees(box.south, 'SN')} to {_degrees(box.north, 'SN')}, {_degrees(box.west, 'WE')} to "
+        f"{_degrees(box.east, 'WE')}, {format_time(found.window.time[-1])}\n\n{found.text}"
+    )
+    if found.attended:
+        leading = ", ".join(f"{label} {share:.0%}" for label, share in found.attended)
+        typer.echo(f"attended most to: {leading}")
+    typer.echo()
+    if not checks:
+        typer.echo("No checkable fact in this answer: nothing vouches for it.")
+    else:
         print_table(
             [(check["fact"], check["said"], check["field"], _verdict(check["right"])) for check in checks],
             header=("fact", "said", "from the fields", ""),
@@ -129,6 +146,13 @@ def drawn_variables(variables: Sequence[str]) -> list[str]:
     preferred = ("t2m", "msl", "sst", "sst_anomaly", "sp", "tp", "tprate", "z500")
     chosen = [name for name in preferred if name in variables][:2]
     return chosen or list(variables[:2])
+
+
+def _degrees(value: float, letters: str) -> str:
+    """Such as 40.5°N; letters for negative and positive."""
+    if letters == "WE":
+        value = (value + 180) % 360 - 180
+    return f"{abs(value):g}°{letters[value >= 0]}"
 
 
 def _label(fact: Fact) -> str:

@@ -32,6 +32,7 @@ import numpy as np
 from climafuse.data.files import whole_file
 from climafuse.data.places import find_place
 from climafuse.data.times import format_time, parse_time
+from climafuse.data.variables import known_names, match_variable
 from climafuse.data.window import Box
 from climafuse.errors import ClimafuseError, PairsError, UsageError
 
@@ -240,6 +241,17 @@ def _pair_from(row: Mapping[str, Any], size: tuple[float, float]) -> tuple[Pair,
     times = [parse_time(text) for text in texts]
     sample = row.get("sample")
     has_sample = sample not in (None, "")
+    withheld = tuple(name.strip() for name in _text_from(row, "withheld", "").split(",") if name.strip())
+    for name in withheld:
+        if match_variable(name, {}, has_level=True) is None and match_variable(name, {}) is None:
+            # It would hide nothing, and teach to deny what is there.
+            near = difflib.get_close_matches(name, known_names(), n=1)
+            raise PairsError(
+                "withheld",
+                expected="names of variables such as t2m",
+                received=repr(name) + (f", close to {near[0]!r}" if near else ""),
+                remedy="Correct or remove it.",
+            )
     pair = Pair(
         (times[0], times[-1]),
         _place_from(row.get("place"), size),
@@ -247,7 +259,7 @@ def _pair_from(row: Mapping[str, Any], size: tuple[float, float]) -> tuple[Pair,
         _text_from(row, "text", None),
         _facts_from(row.get("facts")),
         _sample_from(sample) if has_sample else 0,
-        tuple(name.strip() for name in _text_from(row, "withheld", "").split(",") if name.strip()),
+        withheld,
     )
     return pair, has_sample
 

@@ -119,7 +119,15 @@ def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
 def _open(path: str) -> xr.Dataset:
     """A file as stored: nothing decoded."""
     if "://" in path:
-        return _open_zarr(path, path)
+        try:
+            return _open_zarr(path, path)
+        except ImportError as error:
+            raise ClimateFileError(
+                path,
+                expected="a URI whose protocol can be read here",
+                received=str(error),
+                remedy="Install the package it names, or download the file.",
+            ) from error
     local = Path(path).expanduser()
     if not local.exists():
         raise ClimateFileError(

@@ -311,6 +311,34 @@ class Grid:
         seam = self._longitude[0] + 360 - self._longitude[-1]
         self._wraps = max([seam, *np.diff(longitude)]) <= 1.5 * self._spacing[1]
 
+    def centers(self, height: float, width: float) -> Box | None:
+        """Where centers of boxes may lie so that nothing but a pole cuts a box off.
+
+        Args:
+            height: Of the boxes, degrees.
+            width: Likewise.
+
+        Returns:
+            The area; None for the whole sphere. Along a side that is shorter than a box, its middle half.
+        """
+        step_north, step_east = self._spacing
+        south, north = self._latitude[0] - step_north / 2, self._latitude[-1] + step_north / 2
+        if self._wraps and south <= -90 and north >= 90:
+            return None
+        whole = north - south
+        inner_south = south if south <= -90 else south + min(height / 2, whole / 4)
+        inner_north = north if north >= 90 else north - min(height / 2, whole / 4)
+        inner_south, inner_north = max(inner_south, -90.0), min(inner_north, 90.0)
+        west, extent = 0.0, 360.0
+        if not self._wraps:
+            columns = self._longitude
+            gaps = [east - here for here, east in zip(columns, [*columns[1:], columns[0] + 360], strict=True)]
+            first = (gaps.index(max(gaps)) + 1) % len(columns)  # east of the widest gap the grid begins
+            extent = 360 - max(gaps) + step_east
+            margin = min(width / 2, extent / 4)
+            west, extent = columns[first] - step_east / 2 + margin, extent - 2 * margin
+        return Box((inner_south + inner_north) / 2, west + extent / 2, inner_north - inner_south, extent)
+
     def locate(self, box: Box | None) -> tuple[slice, tuple[slice, ...]]:
         """Which rows and columns lie in a box.
 

@@ -68,8 +68,8 @@ class Answer:
         text: What the model said.
         window: The fields it was shown.
         place: The place asked about; None for the whole file.
-        attention: Latitude [M], longitude [M] and weight [M] of the climate tokens the words attended to, those
-            that have a place; None if not asked for, or if the fusion does not attend.
+        attention: Latitude [M], longitude [M] and weight [M] of the climate tokens the words attended to, NaN
+            for those about the whole box; None if not asked for, or if the fusion does not attend.
         attended: (description, weight) of the climate tokens with the largest weights.
     """
 
@@ -167,10 +167,8 @@ def answer(
 
 
 def placed(tokens: ClimateTokens, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Latitude, longitude and weight of those tokens of one window that have a place, for a map."""
-    latitude, longitude = tokens.latitude[0].cpu().numpy(), tokens.longitude[0].cpu().numpy()
-    somewhere = np.isfinite(latitude) & np.isfinite(longitude)
-    return latitude[somewhere], longitude[somewhere] % 360, weights[somewhere]
+    """Latitude, longitude and weight of the tokens of one window, for a map; NaN for the whole box."""
+    return tokens.latitude[0].cpu().numpy(), tokens.longitude[0].cpu().numpy() % 360, weights
 
 
 @torch.no_grad()

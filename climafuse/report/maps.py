@@ -91,7 +91,8 @@ def draw_map(
         variable: One canonical name, or several for several panels.
         path: Where to write, whole or not at all; the suffix chooses the format (.png, .pdf, .svg).
         attention: Where the model attended: latitude [M] and longitude [M] of the climate tokens in degrees,
-            and the weight [M] of each. Weights at one place (several times) are added up and shown as shares
+            and the weight [M] of each. Those about the whole box (NaN) count in the total but have no place on
+            the map. Weights at one place (several times) are added up and shown as shares
             of the whole. Tokens on a regular grid are drawn as the patches they stand for, others as discs.
         title: Heading.
         caption: Text under the maps, such as what the model said.
@@ -108,7 +109,7 @@ def draw_map(
     """
     path = Path(path)
     variables = (variable,) if isinstance(variable, str) else tuple(variable)
-    _check_suffix(path)
+    check_suffix(path)
     window = _unbroken(window)
     fields = [_spoken_field(window, name) for name in variables]  # before anything is drawn
     frame = _frame(window)
@@ -156,7 +157,7 @@ def draw_map(
             axes = panel(num_panels - 1)
             _draw_attention(axes, frame, *shares)
             _dress(axes, frame, stretch, place)
-            _head(axes, "Where the model attended", "share of all attention")
+            _head(axes, "Where the model attended", _attention_detail(shares[2]))
         if title:
             figure.text(
                 0.2 / page_width,
@@ -378,9 +379,19 @@ def _attention_shares(
             received=f"a sum of {total:g}",
             remedy="Pass attention weights after the softmax, without masked tokens.",
         )
+    somewhere = np.isfinite(latitude) & np.isfinite(longitude)
+    latitude, longitude, weight = latitude[somewhere], longitude[somewhere], weight[somewhere]
     places, index = np.unique(np.stack([latitude, longitude % 360]).round(4), axis=1, return_inverse=True)
     shares = np.bincount(index.reshape(-1), weights=weight, minlength=places.shape[1])
     return places[0], places[1], 100 * shares / total
+
+
+def _attention_detail(share: np.ndarray) -> str:
+    """What the panel shows, and how much of the attention has no place on a map."""
+    elsewhere = 100 - share.sum()
+    return "share of all attention" + (
+        f"; {elsewhere:.0f} % on whole-box statistics" if elsewhere >= 0.5 else ""
+    )
 
 
 def _draw_attention(
@@ -457,7 +468,12 @@ def _latitude_label(value: float) -> str:
     return f"{abs(value):g}°{'N' if value > 0 else 'S' if value < 0 else ''}"
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
+    """Refuse a path that does not end as a picture does.
+
+    Raises:
+        UsageError: The suffix is no picture format.
+    """
     if path.suffix.lower() not in {".png", ".pdf", ".svg"}:
         raise UsageError(
             str(path),

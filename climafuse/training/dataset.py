@@ -17,7 +17,7 @@ from climafuse.data.samples import SAMPLES, SampleName, sample_path
 from climafuse.data.sources import open_climate
 from climafuse.data.splits import SPLIT_NAMES, SplitName, split_by_time
 from climafuse.data.store import MANIFEST, TrainingStore
-from climafuse.data.window import Window
+from climafuse.data.window import Grid, Window
 from climafuse.errors import ConfigurationError, PairsError
 from climafuse.facts import describe, withhold
 from climafuse.model import ClimateTextProcessor
@@ -166,6 +166,7 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
         num,
         size=(data.box_degrees, data.box_degrees),
         seed=seed,
+        within=Grid(store.latitude, store.longitude).centers(data.box_degrees, data.box_degrees),
     )
     windows = {number: store.window(step, box, data.history) for number, (step, box) in enumerate(chosen)}
     pairs: dict[int, list[Pair]] = {}

@@ -13,6 +13,7 @@ import torch
 
 from climafuse.backbones import load_backbone
 from climafuse.data.store import TrainingStore
+from climafuse.errors import ConfigurationError, OutputError
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
 from climafuse.model.card import model_card
 from climafuse.registry import ENCODERS, FUSIONS
@@ -79,6 +80,10 @@ def run(
     checkpoint = newest_good_checkpoint(config.output.directory) if resume else None
     if checkpoint is None:
         check_output(config.output)
+        if resume:
+            say(f"resume: no checkpoint in {config.output.directory}; starting from the beginning")
+    if not dry_run:
+        _make_folder(Path(config.output.directory))
     setup = assemble(config, say=say)
     trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
     result: dict[str, Any] = {
@@ -115,6 +120,19 @@ def run(
     return result
 
 
+def _make_folder(folder: Path) -> None:
+    """Make the output folder before the work that would be lost without it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            str(folder),
+            expected="a folder that can be made",
+            received=error.strerror or str(error),
+            remedy="Choose another output.directory.",
+        ) from error
+
+
 def assemble(config: RunConfig, *, say: Say | None = None) -> Run:
     """Make all that a run needs, up to the untrained model.
 
@@ -127,6 +145,13 @@ def assemble(config: RunConfig, *, say: Say | None = None) -> Run:
     """
     say = say or _print
     # What takes no time first.
+    if config.training.best_metric != "loss":
+        raise ConfigurationError(
+            "training.best_metric",
+            expected="loss, which is what a run measures",
+            received=repr(config.training.best_metric),
+            remedy="Other metrics need extra_metrics of ClimateTextTrainer, from Python.",
+        )
     ENCODERS.check(config.encoder.name, config.encoder.options, given=1)
     FUSIONS.check(config.fusion.name, config.fusion.options, given=2)
     if config.backbone.num_threads is not None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from climafuse.errors import CheckpointError, NonFiniteError, TrainingError
+from climafuse.errors import CheckpointError, NonFiniteError, OutputError, TrainingError
 from climafuse.training.callbacks import (
     LOG_FILE,
     EarlyStopping,
@@ -622,8 +623,18 @@ def check_output(output: OutputConfig) -> None:
     """Refuses an output folder in which a new run would mix with an earlier one.
 
     Raises:
+        OutputError: It is no folder, or cannot be written to.
         TrainingError: It holds checkpoints, and may not be overwritten.
     """
+    folder = Path(output.directory)
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(
+            output.directory,
+            expected="a folder that can be written to",
+            received=f"{nearest}, {'which is no folder' if not nearest.is_dir() else 'which cannot be'}",
+            remedy="Choose another output.directory.",
+        )
     earlier = list_checkpoints(output.directory)
     if earlier and not output.overwrite:
         raise TrainingError(

@@ -211,3 +211,11 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path, suf
             write_pairs([good, Pair((NOON, NOON), None, "", "mild", (wrong,))], path)
     assert read_pairs(path) == [good]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_misspelled_withheld_variable_is_refused_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    good = {"time": "2026-03-25T06:00", "text": "No pressure given.", "withheld": "msl"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, {**good, "withheld": "mls"})))
+    with pytest.raises(PairsError, match=r"line 2.*withheld.*'msl'"):
+        read_pairs(path)

@@ -234,3 +234,22 @@ def test_levels_are_refused() -> None:
 def test_shapes_must_fit() -> None:
     with pytest.raises(UsageError, match=r"shape \(1, 1, 2, 2\)"):
         Window(np.zeros((1, 1, 2, 3), np.float32), ("t2m",), np.zeros(1, "M8[s]"), np.zeros(2), np.zeros(2))
+
+
+def test_centers_of_boxes_keep_boxes_inside_a_region_and_anywhere_on_the_sphere() -> None:
+    globe = Grid(np.arange(-90.0, 91), np.arange(360.0))
+    assert globe.centers(16, 16) is None
+    # Cells of 1 degree from 340 to 19 over Greenwich, 40 to 59 north: edges 339.5 to 19.5 and 39.5 to 59.5.
+    longitude = np.sort(np.arange(340.0, 380) % 360)
+    area = Grid(np.arange(40.0, 60), longitude).centers(10, 16)
+    assert area is not None
+    assert (area.south, area.north) == (44.5, 54.5)
+    assert (area.west % 360, area.width) == (347.5, 24.0)
+    # A side shorter than twice the margin leaves its middle half: of 20 degrees 10.
+    narrow = Grid(np.arange(40.0, 60), longitude).centers(16, 16)
+    assert narrow is not None
+    assert narrow.height == 10
+    # At a pole nothing is cut off but by the pole.
+    polar = Grid(np.arange(50.0, 91), np.arange(360.0)).centers(16, 16)
+    assert polar is not None
+    assert (polar.south, polar.north, polar.width) == (57.5, 90.0, 360.0)

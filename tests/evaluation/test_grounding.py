@@ -222,7 +222,7 @@ def test_figures_are_json_even_where_nothing_was_asked():
     figures = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert set(figures) == {
         "fact_f1", "best_guesser", "num_windows", "num_questions", "numeric_error", "fact_f1_by_kind",
-        "invented_rate", "abstention",
+        "fact_f1_mean_of_kinds", "invented_rate", "abstention",
     }  # fmt: skip
     assert set(figures["fact_f1"]) == {
         "true",
@@ -256,3 +256,11 @@ def test_windows_are_not_changed(asked_about):
     before = [dataclasses.replace(window, fields=window.fields.copy()) for window in windows]
     _evaluate(Reader(), asked_about)
     assert all(np.array_equal(one.fields, other.fields) for one, other in zip(before, windows, strict=True))
+
+
+def test_the_mean_over_kinds_counts_every_kind_alike():
+    rain = Fact("event", "tp", "yes", (("event", "wet"),))
+    # Three right of four about temperature, none of one about rain: 3 of 5, but (3/4 + 0) / 2.
+    counts = _counts(3, 1) + count([], [rain])
+    result = Grounding(dict.fromkeys(("true", "shuffled", "shown", *GUESSERS), counts), Statistic(), 1)
+    assert result.to_dict()["fact_f1_mean_of_kinds"]["true"] == pytest.approx(0.375)
