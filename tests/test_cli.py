@@ -208,6 +208,7 @@ def inference(monkeypatch):
         window=window,
         place=Place("Paris", "FR", 1.0, 2.0),
         attention=(np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.array([0.5, 0.5])),
+        attended=(("t2m mean", 0.5),),
     )
     module = types.ModuleType("climafuse.model.inference")
     module.load_model = lambda path: path
@@ -220,7 +221,8 @@ def test_infer_sets_what_is_said_beside_what_the_fields_say(inference):
     result = runner.invoke(app, inference)
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert lines[0].startswith("Mean temperature 10 °C.")
+    assert lines[0] == "Paris, FR, box 0.5°S to 3.5°N, 0.5°W to 3.5°E, 2026-03-29T12:00"
+    assert lines[2].startswith("Mean temperature 10 °C.")
     assert "mean temperature 10 °C 10 °C right" in lines
     assert "mean pressure 990 hPa 1013 hPa wrong" in lines
     assert "mean dew point 5 °C – not in the fields" in lines

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.files import whole_folder
-from ..errors import BackboneError, BackboneNotFoundError, ConfigurationError
+from ..errors import BackboneError, BackboneNotFoundError, ConfigurationError, OutputError
 from .cache import backbones_directory, read_manifest, sha256_file, write_manifest
 from .catalog import CATALOG, CatalogEntry, find_entry
 from .gguf_import import import_gguf
@@ -244,11 +244,11 @@ def _new_backbone(name: str) -> Iterator[Path]:
     try:
         with whole_folder(destination) as directory:
             yield directory
-    except OSError as error:
+    except OutputError as error:
         if cached_backbone(name) is None:  # else another process has brought the same one meanwhile
             raise BackboneError(
                 str(destination),
                 expected="a cache directory with room for a new backbone",
-                received=f"{type(error).__name__}: {error}",
+                received=str(error.received),
                 remedy="Make room there, or set CLIMAFUSE_HOME to another directory.",
             ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from ..data.files import whole_file
-from ..errors import BackboneError, BackboneMismatchError
+from ..errors import BackboneError, BackboneMismatchError, OutputError
 from .cache import cache_directory, sha256_file
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def hash_shard(path: Path, *, verify: bool = False) -> str:
                 return str(remembered["sha256"])
     digest = sha256_file(path)
     # A cache that cannot be written costs time at the next load, nothing else.
-    with contextlib.suppress(OSError), whole_file(memory) as temporary:
+    with contextlib.suppress(OutputError), whole_file(memory) as temporary:
         temporary.write_text(json.dumps({**key, "sha256": digest}), encoding="utf-8")
     return digest
 

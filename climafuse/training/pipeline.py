@@ -82,8 +82,6 @@ def run(
         check_output(config.output)
         if resume:
             say(f"resume: no checkpoint in {config.output.directory}; starting from the beginning")
-    if not dry_run:
-        _make_folder(Path(config.output.directory))
     setup = assemble(config, say=say)
     trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
     result: dict[str, Any] = {
@@ -99,6 +97,7 @@ def run(
     )
     if dry_run:
         return result
+    _make_folder(Path(config.output.directory))
     prepare_reuse(setup, say=say)
     trainer = make_trainer(setup, spent=time.perf_counter() - begin)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)

@@ -24,7 +24,7 @@ from climafuse.data.samples import sample_path
 from climafuse.data.splits import Splits
 from climafuse.data.store import TrainingStore, prepare
 from climafuse.data.window import Box, select_window
-from climafuse.errors import OutOfRangeError, PairsError, StoreError, UsageError
+from climafuse.errors import OutOfRangeError, OutputError, PairsError, StoreError, UsageError
 
 STEPS = 20
 HOUR = datetime.timedelta(hours=1)
@@ -222,7 +222,7 @@ def test_nothing_is_left_when_writing_fails(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(store_module, "_write_manifest", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OutputError, match="no space"):
         prepare(source, tmp_path / "store")
     assert not list(tmp_path.iterdir())
 
