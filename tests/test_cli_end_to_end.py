@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from climafuse.backbones import DEFAULT_BACKBONE, find_backbone
 from climafuse.cli.app import app
-from climafuse.data.pairs import Pair, write_pairs
+from climafuse.data.pairs import Pair, read_pairs, write_pairs
+from climafuse.data.samples import sample_path
+from climafuse.data.sources import open_climate
 from climafuse.errors import BackboneNotFoundError
 from tests.training.runs import TIMES, save_backbone, settings, write_climate
 
@@ -311,6 +313,7 @@ TRAIN_ERRORS = {
     "unknown key": lambda place, folder: ({"training.stepz": 3}, 2, "'steps'"),
     "unknown section": lambda place, folder: ({"trainig.steps": 3}, 2, "'training'"),
     "wrong type": lambda place, folder: ({"training.steps": "many"}, 2, "training.steps"),
+    "unknown metric": lambda place, folder: ({"training.best_metric": "f1"}, 2, "training.best_metric"),
     "unknown encoder": lambda place, folder: ({"encoder.name": "gridtransformer"}, 2, "grid_transformer"),
     "unknown fusion": lambda place, folder: ({"fusion.name": "crossattention"}, 2, "cross_attention"),
     "unknown option": lambda place, folder: ({"encoder.options": "{widht: 3}"}, 2, "'width'"),
@@ -404,3 +407,35 @@ def test_the_real_backbone_trains_and_answers(tmp_path):
     assert found["place"] == "Paris, FR"
     assert found["answer"]
     assert found["seconds"] < 60
+
+
+def test_a_regional_file_is_described_inside_its_area(tmp_path):
+    """Centers over the whole globe would nearly all lie outside Europe."""
+    whole = open_climate(sample_path("era5"), variables=["t2m"])
+    region = whole.sel(latitude=slice(35, 64), longitude=slice(0, 24)).isel(time=slice(0, 3)).load()
+    for variable in region.variables.values():
+        variable.encoding.clear()
+    region.to_netcdf(tmp_path / "region.nc")
+    pairs = tmp_path / "pairs.jsonl"
+    arguments = ["data", "describe", str(tmp_path / "region.nc"), str(pairs), "--windows", "40"]
+    result = runner.invoke(app, [*arguments, "--abstentions", "0", "--box-degrees", "10"])
+    assert result.exit_code == 0, result.stderr
+    boxes = [pair.place for pair in read_pairs(pairs)]
+    assert len({(box.latitude, box.longitude) for box in boxes}) > 20
+    # Cells are 1°, so the edges of the region lie half a degree beyond its outermost centers; no box is cut off.
+    assert all(box.south >= 34.5 and box.north <= 64.5 for box in boxes)
+    assert all(box.west >= -0.5 and box.east <= 24.5 for box in boxes)
+    assert all((box.height, box.width) == (10, 10) for box in boxes)
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    below = str(tmp_path / "file" / "below")
+    for arguments in (
+        ["data", "describe", "era5", f"{below}.jsonl", "--windows", "2"],
+        ["data", "prepare", "sst_anomaly", below],
+        ["train", "--output", below],
+        ["train", "--output", str(tmp_path / "file"), "--dry-run"],
+    ):
+        assert "file" in _one_line_error(runner.invoke(app, arguments), 1)
+    assert (tmp_path / "file").read_text() == "kept"

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all."""
+"""Files and folders appear whole or not at all, and what cannot be written is one error."""
 
 from __future__ import annotations
 
@@ -7,48 +7,40 @@ from pathlib import Path
 import pytest
 
 from climafuse.data.files import whole_file, whole_folder
+from climafuse.errors import OutputError
 
 
-def test_file_appears_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file.txt"
-    with whole_file(path) as temporary:
-        temporary.write_text("all")
-        assert not path.exists()
-    assert path.read_text() == "all"
-    assert list(path.parent.iterdir()) == [path]
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_place_below_a_file_cannot_be_written(whole, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with (
+        pytest.raises(OutputError, match="expected a place that can be written") as caught,
+        whole(tmp_path / "file" / "below"),
+    ):
+        pytest.fail("the block must not run")
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_failure_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    path.write_text("old")
+def test_what_stood_there_before_survives_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
 
-    def fail() -> None:
+    def fail_halfway() -> None:
         with whole_file(path) as temporary:
             temporary.write_text("half")
-            raise KeyError
+            raise ZeroDivisionError
 
-    with pytest.raises(KeyError):
-        fail()
-    assert path.read_text() == "old"
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_folder_appears_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder"
-    with whole_folder(path) as temporary:
-        (temporary / "inner").mkdir()
-        (temporary / "inner" / "file.txt").write_text("all")
-        assert not path.exists()
-    assert (path / "inner" / "file.txt").read_text() == "all"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_failure_leaves_no_folder(tmp_path: Path) -> None:
-    def fail() -> None:
-        with whole_folder(tmp_path / "folder") as temporary:
-            (temporary / "file.txt").write_text("half")
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert not list(tmp_path.iterdir())
+def test_a_folder_appears_only_when_it_is_full(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "folder") as temporary:
+        (temporary / "part").write_text("x")
+        assert not (tmp_path / "folder").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "part").read_text() == "x"
