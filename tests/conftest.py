@@ -1,14 +1,34 @@
-"""What every test shares: no network, one thread, a cache of its own."""
+"""What every test shares: no network, one thread, a cache of its own, and the tables of `scripts/matrix`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import pytest
+from hypothesis import settings
 
 # Set before anything imports them. A test that reached a hub would depend on the day it runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# The quick suite tries few examples of a property, `--thorough` as many as the tables promise.
+settings.register_profile("quick", max_examples=30, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+
+Cell: TypeAlias = Callable[..., None]
+_PROPERTY = "cell"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="try every case, not a sample of them")
+    parser.addoption("--tables", action="store_true", help="print which cells of which tables were tested")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("thorough" if config.option.thorough else "quick")
+    config.pluginmanager.register(_Tables(), "tables")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,3 +37,55 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether every case shall be tried."""
+    return bool(request.config.option.thorough)
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest) -> Cell:
+    """Say which cell of a table the test fills: `cell(table, row, column, cases=1)`, before what can fail."""
+
+    def record(table: str, row: str, column: str, cases: int = 1) -> None:
+        request.node.user_properties.append((_PROPERTY, (table, row, column, cases)))
+
+    return record
+
+
+class _Tables:
+    """Collects the cells of finished tests and prints the tables."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, dict[tuple[str, str], list[int]]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.failed:
+            for name, value in report.user_properties:
+                if name == _PROPERTY:
+                    table, row, column, cases = value
+                    counts = self.tables.setdefault(table, {}).setdefault((row, column), [0, 0])
+                    counts[0 if report.passed else 1] += cases
+
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    ) -> None:
+        for table, cells in self.tables.items() if config.option.tables else ():
+            passed, failed = (sum(counts[which] for counts in cells.values()) for which in (0, 1))
+            terminalreporter.section(f"{table}: {passed:,} passed, {failed:,} failed")
+            for line in _lines(cells):
+                terminalreporter.write_line(line)
+
+
+def _lines(cells: dict[tuple[str, str], list[int]]) -> Iterator[str]:
+    """The table: cases passed in each cell, "-" where there is none, failures after an exclamation mark."""
+    columns = list(dict.fromkeys(column for _, column in cells))
+    written = [["", *columns]]
+    for row in dict.fromkeys(row for row, _ in cells):
+        counts = [cells.get((row, column)) for column in columns]
+        written.append([row, *("-" if c is None else f"{c[0]}" + f" !{c[1]}" * bool(c[1]) for c in counts)])
+    widths = [max(map(len, column)) for column in zip(*written, strict=True)]
+    for first, *rest in written:
+        yield "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))])
