@@ -88,4 +88,6 @@ def _lines(cells: dict[tuple[str, str], list[int]]) -> Iterator[str]:
         written.append([row, *("-" if c is None else f"{c[0]}" + f" !{c[1]}" * bool(c[1]) for c in counts)])
     widths = [max(map(len, column)) for column in zip(*written, strict=True)]
     for first, *rest in written:
-        yield "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))])
+        yield "  ".join(
+            [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
+        )
