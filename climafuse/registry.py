@@ -173,6 +173,7 @@ FUSIONS = Registry(
     "fusion",
     {
         "cross_attention": "climafuse.fusion.cross_attention:CrossAttentionFusion",
+        "film": "climafuse.fusion.film:FiLMFusion",
         "gated_addition": "climafuse.fusion.gated:GatedAdditionFusion",
     },
 )

@@ -1,4 +1,4 @@
-"""A fusion of your own in one file: FiLM, which scales and shifts the text states by the climate.
+"""A fusion of your own in one file: low-rank bilinear, where text and climate meet as a product.
 
     python examples/own_fusion.py                        # in runs/own_fusion; a few minutes on two cores
     python examples/own_fusion.py --steps 20 --windows 64
@@ -8,7 +8,7 @@ class itself is passed to `ClimateTextForCausalLM.from_backbone`. For configurat
 name; here it is then trained as `climafuse train` trains the built-in ones, and the loss falls.
 
 Reference:
-    Perez et al. 2018, FiLM: Visual Reasoning with a General Conditioning Layer, arXiv:1709.07871, equation 2.
+    Kim et al. 2017, Hadamard Product for Low-rank Bilinear Pooling, arXiv:1610.04325, section 2.
 """
 
 from __future__ import annotations
@@ -31,41 +31,43 @@ from climafuse.training.dataset import ExampleCollator, make_examples, open_stor
 from climafuse.training.pipeline import run
 
 
-class FiLMFusion(Fusion):
-    """Scales and shifts each channel of the text states by what the climate says: text + s * gate * (γ x + β).
+class BilinearFusion(Fusion):
+    """Lets text and climate meet as a product: text + s * gate * V(U x * W c).
 
-    x is the normed text state and s its size, so the change is in units of what it is added to. γ and β come from
-    the mean of the climate tokens: one vector for the whole window, the same for every word.
+    x is the normed text state and s its size, so the change is in units of what it is added to. c is the mean of the
+    climate tokens. Each of the hidden channels is a question (U) times an answer (W): what a word does not ask for
+    stays zero, whatever the climate says.
 
     Args:
         hidden_size: D, the width of the text states.
         climate_width: C, the width of the climate tokens.
-        hidden: Width of the hidden layer between climate and γ, β.
+        rank: Number of hidden channels.
     """
 
-    def __init__(self, hidden_size: int, climate_width: int, hidden: int = 256) -> None:
+    def __init__(self, hidden_size: int, climate_width: int, rank: int = 256) -> None:
         super().__init__(hidden_size, climate_width)
         self.norm = nn.LayerNorm(hidden_size)
-        self.film = nn.Sequential(
-            nn.Linear(climate_width, hidden), nn.GELU(), nn.Linear(hidden, 2 * hidden_size)
-        )
+        self.text = nn.Linear(hidden_size, rank)
+        self.climate = nn.Linear(climate_width, rank)
+        self.output = nn.Linear(rank, hidden_size)
         # Named "gate": starts at zero, so that an untrained model is the bare backbone, and learns at its own rate.
         self.gate = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, text: Tensor, climate: ClimateTokens) -> Tensor:
         """Fuse; text [B, S, D] of the backbone's type, B rows of climate tokens."""
         states = at_least_float32(text)
+        asked = self.text(self.norm(states))  # [B, S, rank]
         # What depends on the climate alone is made once while text is generated.
-        gamma, beta = self.once(climate, lambda: self._modulation(climate)).chunk(2, dim=-1)  # [B, 1, D] each
-        change = self.gate * (gamma * self.norm(states) + beta)
+        answered = self.once(climate, lambda: self._answers(climate))  # [B, 1, rank]
+        change = self.gate * self.output(asked * answered)
         # A row without any valid token must leave its text as it is.
         change = change * climate.mask.any(dim=1)[:, None, None]
         return (states + text_scale(text) * change).to(text.dtype)
 
-    def _modulation(self, climate: ClimateTokens) -> Tensor:
+    def _answers(self, climate: ClimateTokens) -> Tensor:
         weight = climate.mask.unsqueeze(-1).to(climate.states.dtype)  # [B, M, 1]
         mean = (climate.states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)  # [B, C]
-        return self.film(mean).unsqueeze(1)  # [B, 1, 2D]
+        return self.climate(mean).unsqueeze(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -84,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--backbone", default=None, help="another backbone: name or folder")
     options = parser.parse_args(arguments)
 
-    # A registered name can stand in a configuration: `fusion: {name: film, options: {hidden: 128}}`.
-    FUSIONS.register("film", FiLMFusion)
+    # A registered name can stand in a configuration: `fusion: {name: bilinear, options: {rank: 128}}`.
+    FUSIONS.register("bilinear", BilinearFusion)
     settings = [
-        "fusion.name=film",
-        "fusion.options.hidden=128",
+        "fusion.name=bilinear",
+        "fusion.options.rank=128",
         "facts.kinds=[mean/t2m, direction]",
         f"data.train_windows={options.windows}",
         "data.validation_windows=16",
@@ -108,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = ClimateTextForCausalLM.from_backbone(
         load_backbone(config.backbone.name),
         statistics=store.statistics,
-        fusion=FiLMFusion,
-        fusion_options={"hidden": 128},
+        fusion=BilinearFusion,
+        fusion_options={"rank": 128},
         sites={"last": 2},  # any site will do: "input", "output", numbers of blocks
         history=config.data.history,
     ).eval()

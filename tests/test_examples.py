@@ -131,14 +131,14 @@ def test_own_fusion_is_the_bare_backbone_until_it_is_trained(backbone: str, tmp_
     result = own_fusion.main(arguments)
     assert result["bare_equal"]
     assert np.mean(result["losses"][-5:]) < result["losses"][0] - 0.5
-    assert FUSIONS.get("film") is own_fusion.FiLMFusion
+    assert FUSIONS.get("bilinear") is own_fusion.BilinearFusion
 
     # The saved model is found by the registered name, and its gates have opened.
     from climafuse.model.inference import load_model
 
     model = load_model(result["model"]).model
-    assert model.config.fusion == "film"
-    assert isinstance(model.fusions["output"], own_fusion.FiLMFusion)
+    assert model.config.fusion == "bilinear"
+    assert isinstance(model.fusions["output"], own_fusion.BilinearFusion)
     assert model.gate_values()["output.gate"] > 0.01
 
 
@@ -146,7 +146,7 @@ def test_own_fusion_keeps_the_contract_of_fusions() -> None:
     from tests.fusion.test_fusion import C, D, climate, text
 
     torch.manual_seed(0)
-    fusion = example("own_fusion").FiLMFusion(D, C)
+    fusion = example("own_fusion").BilinearFusion(D, C)
     assert torch.equal(fusion(text(), climate()), text())
     torch.nn.init.normal_(fusion.gate)
     fused = fusion(text(), climate())

@@ -2,6 +2,7 @@
 
 from climafuse.fusion.base import Fusion
 from climafuse.fusion.cross_attention import CrossAttentionFusion
+from climafuse.fusion.film import FiLMFusion
 from climafuse.fusion.gated import GatedAdditionFusion
 
-__all__ = ["CrossAttentionFusion", "Fusion", "GatedAdditionFusion"]
+__all__ = ["CrossAttentionFusion", "FiLMFusion", "Fusion", "GatedAdditionFusion"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from climafuse.climate_tokens import ClimateTokens
+from climafuse.errors import ConfigurationError
 
 T = TypeVar("T")
 
@@ -61,6 +62,23 @@ class Fusion(nn.Module, ABC):
             climate.memory[self] = compute()
         found: T = climate.memory[self]
         return found
+
+
+def at_least(least: int, **options: int) -> None:
+    """Check options of a fusion.
+
+    Args:
+        least: The least value they may have.
+        **options: Their values by name.
+
+    Raises:
+        ConfigurationError: One is less.
+    """
+    for name, value in options.items():
+        if value < least:
+            raise ConfigurationError(
+                f"fusion.options.{name}", expected=f"at least {least}", received=value, remedy="Raise it."
+            )
 
 
 def at_least_float32(text: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from climafuse.climate_tokens import ClimateTokens
-from climafuse.errors import ConfigurationError
-from climafuse.fusion.base import Fusion, at_least_float32, text_scale
+from climafuse.fusion.base import Fusion, at_least, at_least_float32, text_scale
 
 
 class CrossAttentionFusion(Fusion):
@@ -42,15 +41,8 @@ class CrossAttentionFusion(Fusion):
         feed_forward: int = 1152,
     ) -> None:
         super().__init__(hidden_size, climate_width)
-        for name, value, least in (
-            ("heads", heads, 1),
-            ("head_width", head_width, 1),
-            ("feed_forward", feed_forward, 0),
-        ):
-            if value < least:
-                raise ConfigurationError(
-                    f"fusion.options.{name}", expected=f"at least {least}", received=value, remedy="Raise it."
-                )
+        at_least(1, heads=heads, head_width=head_width)
+        at_least(0, feed_forward=feed_forward)
         self.heads = heads
         width = heads * head_width
         self.norm = nn.LayerNorm(hidden_size)
@@ -75,7 +67,7 @@ class CrossAttentionFusion(Fusion):
         normed = self.norm(states)
         query = rearrange(self.query(normed), "b s (h d) -> b h s d", h=self.heads)
         key, value = self._keys_values(climate)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=_visible(climate))
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible(climate))
         answer = self.output(rearrange(attended, "b h s d -> b s (h d)"))
         change = self.attention_gate * answer
         if self.feed_forward is not None:
@@ -96,7 +88,7 @@ class CrossAttentionFusion(Fusion):
         query = rearrange(self.query(self.norm(at_least_float32(text))), "b s (h d) -> b h s d", h=self.heads)
         key, _ = self._keys_values(climate)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-        return scores.masked_fill(~_visible(climate), torch.finfo(scores.dtype).min).softmax(dim=-1)
+        return scores.masked_fill(~visible(climate), torch.finfo(scores.dtype).min).softmax(dim=-1)
 
     def _keys_values(self, climate: ClimateTokens) -> tuple[Tensor, Tensor]:
         """Keys and values [B, heads, M, d], made once while text is generated."""
@@ -109,6 +101,6 @@ class CrossAttentionFusion(Fusion):
         return self.once(climate, make)
 
 
-def _visible(climate: ClimateTokens) -> Tensor:
+def visible(climate: ClimateTokens) -> Tensor:
     """Which tokens attention may look at, [B, 1, 1, M]: all of them in a row that has none, masked later."""
     return (climate.mask | ~climate.mask.any(dim=1, keepdim=True))[:, None, None, :]

@@ -10,15 +10,14 @@ Reference:
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from climafuse.climate_tokens import ClimateTokens
-from climafuse.errors import ConfigurationError
-from climafuse.fusion.base import Fusion, at_least_float32, text_scale
+from climafuse.fusion.base import at_least, at_least_float32, text_scale
+from climafuse.fusion.pooling import PooledFusion
 
 
-class GatedAdditionFusion(Fusion):
+class GatedAdditionFusion(PooledFusion):
     """Pools the climate tokens with learned queries, mixes them with each text state, adds the result gated.
 
     With p the pooled climate, projected, and s the size of the text state, it gives
@@ -37,14 +36,8 @@ class GatedAdditionFusion(Fusion):
     def __init__(
         self, hidden_size: int, climate_width: int, queries: int = 16, feed_forward: int = 1152
     ) -> None:
-        super().__init__(hidden_size, climate_width)
-        for name, value in (("queries", queries), ("feed_forward", feed_forward)):
-            if value < 1:
-                raise ConfigurationError(
-                    f"fusion.options.{name}", expected="at least 1", received=value, remedy="Raise it."
-                )
-        self.queries = nn.Linear(climate_width, queries, bias=False)  # the softmax would not see it
-        self.projection = nn.Linear(queries * climate_width, hidden_size)
+        at_least(1, queries=queries, feed_forward=feed_forward)
+        super().__init__(hidden_size, climate_width, queries, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
         self.feed_forward = nn.Sequential(
             nn.Linear(hidden_size, feed_forward), nn.GELU(), nn.Linear(feed_forward, hidden_size)
@@ -54,15 +47,7 @@ class GatedAdditionFusion(Fusion):
     def forward(self, text: Tensor, climate: ClimateTokens) -> Tensor:
         """Fuse; see `Fusion.forward`."""
         states = at_least_float32(text)
-        pooled = self.once(climate, lambda: self._pooled(climate)).unsqueeze(1)  # [B, 1, D]
+        pooled = self.once(climate, lambda: self.pool(climate)).unsqueeze(1)  # [B, 1, D]
         change = self.gate * self.feed_forward(self.norm(states) + pooled)
         change = change * climate.mask.any(dim=1)[:, None, None]
         return (states + text_scale(text) * change).to(text.dtype)
-
-    def _pooled(self, climate: ClimateTokens) -> Tensor:
-        """The climate as one vector, [B, D]."""
-        scores = self.queries(climate.states)  # [B, M, queries]
-        weight = scores.masked_fill(~climate.mask[..., None], torch.finfo(scores.dtype).min).softmax(dim=1)
-        pooled = torch.einsum("bmq,bmc->bqc", weight, climate.states)
-        projected: Tensor = self.projection(rearrange(pooled, "b q c -> b (q c)"))
-        return projected

@@ -11,29 +11,18 @@ from torch import Tensor, nn
 
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.errors import ConfigurationError
-from climafuse.fusion import CrossAttentionFusion, Fusion, GatedAdditionFusion
+from climafuse.fusion import CrossAttentionFusion, FiLMFusion, Fusion, GatedAdditionFusion
 from climafuse.fusion.base import text_scale
 from climafuse.model.rows import expand_rows, fuse_flat, select_rows
+from climafuse.registry import FUSIONS
+from tests.fusion.small import SMALL, small_fusion
 
 D, C, M = 12, 10, 7
-NAMES = ("cross_attention", "gated_addition", "cross_attention_alone")
-every_fusion = pytest.mark.parametrize("name", NAMES)
+every_fusion = pytest.mark.parametrize("name", SMALL)
 
 
 def make(name: str, *, gates: float = 0.5) -> Fusion:
-    torch.manual_seed(4)
-    fusion: Fusion
-    if name == "gated_addition":
-        fusion = GatedAdditionFusion(D, C, queries=3, feed_forward=16)
-    else:
-        feed_forward = 0 if name == "cross_attention_alone" else 16
-        fusion = CrossAttentionFusion(D, C, heads=2, head_width=7, feed_forward=feed_forward)
-    with torch.no_grad():
-        for key, parameter in fusion.named_parameters():
-            if key.endswith("gate"):
-                assert not parameter.any()  # zero, as made
-                parameter.copy_(gates * torch.randn(D))
-    return fusion.eval()
+    return small_fusion(name, D, C, gates=gates)
 
 
 def climate(*, rows: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> ClimateTokens:
@@ -221,11 +210,25 @@ def test_gated_addition_by_its_formula() -> None:
     assert isinstance(fusion, GatedAdditionFusion)
     states, given = text(rows=1), climate(rows=1)
     scores = fusion.queries(given.states[0])  # [M, queries]
-    pooled = [scores[:, q].softmax(dim=0) @ given.states[0] for q in range(3)]
+    pooled = [scores[:, q].softmax(dim=0) @ given.states[0] for q in range(2)]
     vector = fusion.projection(torch.cat(pooled))
     size = states.pow(2).mean(dim=-1, keepdim=True).sqrt()
     expected = states + size * fusion.gate * fusion.feed_forward(fusion.norm(states) + vector)
     torch.testing.assert_close(fusion(states, given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_film_by_its_formula() -> None:
+    fusion = make("film")
+    assert isinstance(fusion, FiLMFusion)
+    states, given = text(rows=1), climate(rows=1)
+    scores = fusion.queries(given.states[0])  # [M, queries]
+    pooled = fusion.projection(torch.cat([scores[:, q].softmax(dim=0) @ given.states[0] for q in range(2)]))
+    gamma, beta = fusion.modulation[1](nn.functional.gelu(pooled)).view(2, D)
+    for position in range(4):
+        state = states[0, position]
+        size = (state @ state / D).sqrt()
+        expected = (1 + fusion.scale_gate * gamma) * state + size * fusion.shift_gate * beta
+        torch.testing.assert_close(fusion(states, given)[0, position], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_text_scale_is_the_root_mean_square() -> None:
@@ -237,16 +240,12 @@ def test_text_scale_is_the_root_mean_square() -> None:
     assert not scale.requires_grad
 
 
-@pytest.mark.parametrize("option", ["heads", "head_width"])
-def test_options_of_cross_attention(option: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"fusion\.options\.{option}.*at least 1"):
-        CrossAttentionFusion(D, C, **{option: 0})
-
-
-@pytest.mark.parametrize("option", ["queries", "feed_forward"])
-def test_options_of_gated_addition(option: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"fusion\.options\.{option}.*at least 1"):
-        GatedAdditionFusion(D, C, **{option: 0})
+@pytest.mark.parametrize("name", [name for name in SMALL if " " not in name])
+def test_options_are_positive(name: str) -> None:
+    for option in SMALL[name]:
+        least = 0 if (name, option) == ("cross_attention", "feed_forward") else 1
+        with pytest.raises(ConfigurationError, match=rf"fusion\.options\.{option}.*at least {least}"):
+            FUSIONS.create(name, D, C, **{option: least - 1})
 
 
 # ---- What is kept while text is generated
@@ -295,7 +294,7 @@ def test_nothing_is_kept_outside_of_generation(name: str) -> None:
         after = fusion(text(), given)
     assert given.memory is None
     assert not torch.allclose(before[:2], after[:2])
-    assert torch.equal(after, make_like(fusion)(text(), given))
+    assert torch.equal(after, copy.deepcopy(fusion)(text(), given))
 
 
 @every_fusion
@@ -310,9 +309,12 @@ def test_training_neither_fills_nor_reads_what_is_kept(name: str) -> None:
         assert not tensor.requires_grad
     trained = fusion(text(), kept)
     trained.sum().backward()
-    key = fusion.key.weight if isinstance(fusion, CrossAttentionFusion) else fusion.queries.weight
-    assert key.grad is not None
-    assert key.grad.any()  # keys were computed in the graph, not taken from memory
+    # What is made of the climate alone was made in the graph, not taken from memory.
+    assert all(parameter.grad is not None for parameter in fusion.parameters())
+    given = climate(rows=2)
+    states = given.states.requires_grad_()
+    fusion(text(rows=2), replace(given, memory=kept.memory)).sum().backward()
+    assert states.grad is not None
     empty = replace(climate(), memory={})
     fusion(text(), empty)
     assert empty.memory == {}
@@ -356,16 +358,6 @@ def test_rows_are_repeated_for_beams_as_transformers_repeats_texts() -> None:
     for row in range(6):
         assert torch.equal(expanded.states[row], given.states[row // 3])
         assert torch.equal(expanded.mask[row], given.mask[row // 3])
-
-
-def make_like(fusion: Fusion) -> Fusion:
-    """A copy through its weights alone."""
-    name = "gated_addition"
-    if isinstance(fusion, CrossAttentionFusion):
-        name = "cross_attention" if fusion.feed_forward is not None else "cross_attention_alone"
-    copied = make(name)
-    copied.load_state_dict(fusion.state_dict())
-    return copied
 
 
 def _tensors(value: object) -> tuple[Tensor, ...]:

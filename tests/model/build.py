@@ -11,15 +11,13 @@ from torch import Tensor
 
 from climafuse.data.window import Window
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor
+from tests.fusion.small import SMALL, open_gates
 from tests.tiny import tiny_backbone
 
 VARIABLES = ("t2m", "msl", "ws10")
 MEAN, STD = (281.15, 101300.0, 0.0), (10.0, 900.0, 5.0)
 ENCODER = {"width": 16, "depth": 1, "heads": 2, "patch": 3}
-FUSIONS = {
-    "cross_attention": {"heads": 2, "head_width": 8, "feed_forward": 32},
-    "gated_addition": {"queries": 2, "feed_forward": 32},
-}
+FUSIONS = ("cross_attention", "gated_addition")  # what two of them show; tests/matrix has all
 PROMPTS = ("What is the mean temperature?", "What is the wind speed and direction over there?")
 ANSWERS = ("It is -8 °C.", "The wind is calm, 0 m/s.")
 
@@ -70,20 +68,12 @@ def make_model(
         statistics=statistics(),
         encoder_options=ENCODER,
         fusion=fusion,
-        fusion_options=FUSIONS[fusion],
+        fusion_options=SMALL[fusion],
         sites=list(sites) if isinstance(sites, tuple) else sites,
         **options,
     )
-    open_gates(model, gates)
+    open_gates(model.fusions, gates)
     return model.eval()
-
-
-def open_gates(model: ClimateTextForCausalLM, size: float) -> None:
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for name, parameter in model.fusions.named_parameters():
-            if name.endswith("gate"):
-                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
 
 
 def make_processor(model: ClimateTextForCausalLM) -> ClimateTextProcessor:

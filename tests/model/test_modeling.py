@@ -16,6 +16,7 @@ from climafuse.encoders import ClimateEncoder, ConvEncoder
 from climafuse.errors import ConfigurationError, ModelInputError
 from climafuse.fusion import CrossAttentionFusion, Fusion, GatedAdditionFusion
 from climafuse.model import ClimateTextConfig, ClimateTextForCausalLM, SampledVocabulary, channels_of
+from tests.fusion.small import open_gates
 from tests.model.build import (
     ENCODER,
     FUSIONS,
@@ -23,7 +24,6 @@ from tests.model.build import (
     climate_of,
     make_batch,
     make_model,
-    open_gates,
     statistics,
 )
 from tests.tiny import ARCHITECTURES, tiny_backbone, tiny_model, tiny_tokenizer
@@ -75,7 +75,7 @@ def test_so_it_is_in_every_architecture(architecture: str, fusion: str) -> None:
     batch = make_batch(model)
     expected = bare(**text_of(batch)).logits
     assert torch.equal(model(**text_of(batch), **climate_of(batch)).logits, expected)
-    open_gates(model, 0.5)
+    open_gates(model.fusions, 0.5)
     assert not torch.allclose(model(**text_of(batch), **climate_of(batch)).logits, expected, atol=0.1)
 
 
@@ -406,7 +406,7 @@ def test_parts_of_ones_own_need_no_registration(fusion: Any) -> None:
     batch = make_batch(model)
     bare = tiny_model()(**text_of(batch)).logits
     assert torch.equal(model(**text_of(batch), **climate_of(batch)).logits, bare)
-    open_gates(model, 0.5)
+    open_gates(model.fusions, 0.5)
     before = hash_parameters(model.backbone)
     losses = train(model, batch)
     assert losses[-1] < losses[0] - 0.3
@@ -458,7 +458,7 @@ def test_fusions_are_as_wide_as_the_states_at_their_site() -> None:
         backbone, statistics=statistics(), encoder_options=ENCODER, sites=[1, "output"]
     )
     assert [fusion.hidden_size for fusion in model.fusions.values()] == [32, 16]
-    open_gates(model, 0.5)
+    open_gates(model.fusions, 0.5)
     assert model(**make_batch(model)).loss.isfinite()
 
 

@@ -27,7 +27,8 @@ from climafuse.errors import (
 from climafuse.manifest import write_manifest
 from climafuse.model import ClimateTextConfig, ClimateTextForCausalLM, channels_of
 from climafuse.model.modeling import WEIGHTS_FILE
-from tests.model.build import VARIABLES, climate_of, make_batch, make_model, open_gates, statistics
+from tests.fusion.small import open_gates
+from tests.model.build import VARIABLES, climate_of, make_batch, make_model, statistics
 from tests.model.test_modeling import OwnEncoder, OwnFusion
 from tests.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 
@@ -144,7 +145,7 @@ def test_the_backbone_is_found_by_its_recorded_path(tmp_path: Path) -> None:
     model = ClimateTextForCausalLM.from_backbone(
         tmp_path / "backbone", dtype="float32", statistics=statistics(), encoder_options={"width": 16}
     )
-    open_gates(model, 0.5)
+    open_gates(model.fusions, 0.5)
     model.save_pretrained(tmp_path / "model")
     for given in (None, tmp_path / "backbone", str(tmp_path / "backbone"), backbone):
         loaded = ClimateTextForCausalLM.from_pretrained(tmp_path / "model", backbone=given)
@@ -167,7 +168,7 @@ def test_parts_that_are_not_registered_are_given_again(backbone: LoadedBackbone,
         backbone, statistics=statistics(), encoder=encoder, fusion=OwnFusion, sites=[1, "output"],
         fusion_options={"factor": 0.5},
     )  # fmt: skip
-    open_gates(model, 0.5)
+    open_gates(model.fusions, 0.5)
     model.save_pretrained(tmp_path)
     for load in (ClimateTextForCausalLM, AutoModelForCausalLM):
         loaded = load.from_pretrained(
@@ -199,7 +200,7 @@ def test_an_encoder_given_as_an_instance_is_made_again_with_its_options(
         model = ClimateTextForCausalLM.from_backbone(
             backbone, statistics=statistics(), encoder=encoder, sites=2
         )
-        open_gates(model, 0.5)
+        open_gates(model.fusions, 0.5)
         model.save_pretrained(tmp_path / str(number))
         loaded = ClimateTextForCausalLM.from_pretrained(tmp_path / str(number), backbone=tiny_backbone())
         assert loaded.encoder.options == encoder.options
