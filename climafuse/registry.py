@@ -8,6 +8,8 @@ A new part is one file and one registration:
     from climafuse.registry import ENCODERS
 
     ENCODERS.register("my_encoder", "my_package.my_module:MyEncoder")   # or the class itself
+
+Encoders and fusions are classes, which a configuration gives options to; data products are instances of `Product`.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ class Registry:
 
     def __init__(self, kind: str, entries: dict[str, str]) -> None:
         self.kind = kind
-        self._entries: dict[str, str | type] = dict(entries)
+        self._entries: dict[str, Any] = dict(entries)
 
-    def register(self, name: str, target: str | type) -> None:
+    def register(self, name: str, target: Any) -> None:
         """Adds a part under a new name.
 
         Args:
             name: The name configuration files use.
-            target: The class, or "module:attribute" to import it from when it is first needed.
+            target: The class (or the product), or "module:attribute" to import it from when it is first needed.
 
         Raises:
             ConfigurationError: The name is taken by something else; replacing it silently would change what
@@ -54,8 +56,8 @@ class Registry:
             )
         self._entries[name] = target
 
-    def get(self, name: str) -> type:
-        """The class registered under a name.
+    def get(self, name: str) -> Any:
+        """The class or product registered under a name.
 
         Raises:
             ConfigurationError: No such name; the message proposes the nearest one.
@@ -157,8 +159,10 @@ _SPELLED = {"int": "a whole number", "float": "a number", "bool": "true or false
 _ALSO = {"float": ("int",)}
 
 
-def _describe(target: str | type) -> str:
-    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+def _describe(target: Any) -> str:
+    if isinstance(target, str):
+        return target
+    return f"{target.__module__}:{target.__qualname__}" if isinstance(target, type) else repr(target)
 
 
 ENCODERS = Registry(
@@ -175,5 +179,17 @@ FUSIONS = Registry(
         "cross_attention": "climafuse.fusion.cross_attention:CrossAttentionFusion",
         "film": "climafuse.fusion.film:FiLMFusion",
         "gated_addition": "climafuse.fusion.gated:GatedAdditionFusion",
+    },
+)
+
+PRODUCTS = Registry(
+    "product",
+    {
+        "arco_era5": "climafuse.data.products.arco_era5:ARCO_ERA5",
+        "cf": "climafuse.data.products.cf:CF",
+        "cmip6": "climafuse.data.products.cmip6:CMIP6",
+        "era5": "climafuse.data.products.era5:ERA5",
+        "merra2": "climafuse.data.products.merra2:MERRA2",
+        "ncep": "climafuse.data.products.ncep:NCEP",
     },
 )

@@ -23,6 +23,7 @@ from climafuse.data.coords import (
     time_axis,
 )
 from climafuse.data.lazy import DerivedField, LazyField, StoredField, reading
+from climafuse.data.products import get_product, recognized
 from climafuse.data.times import days_since_epoch, format_time
 from climafuse.data.variables import (
     VARIABLES,
@@ -31,6 +32,7 @@ from climafuse.data.variables import (
     check_standard_name,
     find_variable,
     match_variable,
+    named_variable,
     time_method,
     unit_conversion,
 )
@@ -62,7 +64,10 @@ def canonicalize(
     if variables is None:
         wanted = held
     else:
-        known = [_known(name, held, levels, source, ignored) for name in _several(variables)]
+        products = {product for file in files for product in file.products}
+        known = [_known(name, held, levels, source, ignored, products) for name in _several(variables)]
+        # From here on by canonical name: a name of two products means what it does in these files.
+        variables = [variable.name for variable in known]
         wanted = {name for variable in known for name in _needed(variable, held, levels) or ()}
     if not wanted:
         raise VariableNotFoundError(
@@ -139,11 +144,16 @@ def _available(held: Collection[str], levels: Collection[float]) -> list[str]:
 
 
 def _known(
-    name: str, held: Collection[str], levels: Collection[float], source: str, ignored: Sequence[str]
+    name: str,
+    held: Collection[str],
+    levels: Collection[float],
+    source: str,
+    ignored: Sequence[str],
+    products: Collection[str] = (),
 ) -> Variable:
     """The variable a name stands for, if the held fields deliver it."""
     try:
-        variable: Variable | None = find_variable(name)
+        variable: Variable | None = find_variable(name, products=products)
     except VariableNotFoundError:
         variable = None
     if variable is None or _needed(variable, held, levels) is None:
@@ -199,6 +209,9 @@ class _File:
 
     def __init__(self, where: str, dataset: xr.Dataset) -> None:
         self.where = where
+        self.products = recognized(dataset)
+        for product in self.products:
+            dataset = get_product(product).adapt(dataset)
         self.dataset = dataset
         with reading(where):
             check_experiment_version(dataset, where=where)
@@ -219,9 +232,11 @@ class _File:
 
     def _match(self, name: Hashable, stored: xr.Variable) -> None:
         level = self._level(stored)
-        variable = match_variable(str(name), stored.attrs, has_level=level is not None)
+        variable = match_variable(
+            str(name), stored.attrs, has_level=level is not None, products=self.products
+        )
         if variable is None and level is not None:
-            variable = match_variable(str(name), stored.attrs)
+            variable = match_variable(str(name), stored.attrs, products=self.products)
         if variable is None:
             self.ignored.append(str(name))
             return
@@ -258,7 +273,7 @@ class _File:
         attributes = stored.attrs
         check_standard_name(variable, attributes, argument=where)
         scale, offset = unit_conversion(variable, attributes.get("units"), argument=where)
-        methods = cell_methods(variable, attributes, self.dataset.attrs, argument=where)
+        methods = cell_methods(variable, attributes, argument=where)
         self._check_sum(variable, attributes, where)
         unpack_scale = _numbers(attributes, "scale_factor", where, default=1.0)[0]
         unpack_offset = _numbers(attributes, "add_offset", where, default=0.0)[0]
@@ -277,7 +292,7 @@ class _File:
     def _only_name(self, variable: Variable) -> Hashable:
         """The name that means a variable; names that say so go before standard names."""
         names = self.matches[variable.name]
-        names = [name for name in names if name in (variable.name, *variable.aliases)] or names
+        names = [name for name in names if named_variable(str(name), self.products) == variable] or names
         if len(names) > 1:
             raise CanonicalizationError(
                 self.where,
@@ -308,7 +323,7 @@ class _File:
     def _check_sum(self, variable: Variable, attributes: Mapping[str, Any], where: str) -> None:
         """Refuse the monthly ``tp`` of ERA5: a mean of daily sums, in the units of a sum."""
         times = self.time.values
-        silent = time_method(attributes, self.dataset.attrs) is None
+        silent = time_method(attributes) is None
         if variable.cell_method == "sum" and silent and len(times) > 1:
             step = float(np.median(np.diff(days_since_epoch(times))))
             if step >= 27:

@@ -1,8 +1,8 @@
-"""Canonical variables: one name, one unit, one meaning each, and how every product spells them.
+"""Canonical variables: one name, one unit, one meaning each.
 
-Everything here is data. A new product is new aliases in the tables of variables; a new unit is a new spelling
-in ``QUANTITIES``; a derived variable is an entry with a function. Nothing is matched by likeness: a name, a
-unit or a cell method that the tables do not hold is refused.
+Everything here is data. What products call these variables stands in ``products``, one file each; a new unit is
+a new spelling in ``QUANTITIES``; a derived variable is an entry with a function. Nothing is matched by likeness:
+a name, a unit or a cell method that the tables do not hold is refused.
 
 *Cell methods* say what a value stands for: the state at a time (``point``), the ``mean`` over an interval, or
 the ``sum`` over it. Precipitation exists twice for that reason: ERA5's ``tp`` is meters of water that fell
@@ -17,15 +17,17 @@ accumulated variables"; MERRA-2 file specification (Bosilovich et al. 2016, GMAO
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from climafuse.errors import CanonicalizationError, VariableNotFoundError
-
-Conversion = tuple[float, float]  # (scale, offset): SI value = scale * value + offset
+from climafuse.data.products import Conversion, get_product
+from climafuse.errors import CanonicalizationError, ConfigurationError, VariableNotFoundError
+from climafuse.registry import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class Quantity:
 
 
 _SAME: Conversion = (1.0, 0.0)
-_KELVIN = dict.fromkeys(("K", "kelvin", "Kelvin", "degK", "degrees_kelvin"), _SAME)
+_KELVIN = dict.fromkeys(("K", "kelvin", "Kelvin", "degrees_kelvin"), _SAME)
 _CELSIUS = ("degC", "degree_C", "degrees_C", "deg_C", "degree_Celsius", "degrees_Celsius", "degree_celsius",
             "degrees_celsius", "Celsius", "celsius", "C", "°C")  # fmt: skip
 _FAHRENHEIT = ("degF", "degrees_F", "degree_F", "fahrenheit", "Fahrenheit", "°F")
 _PERCENT = dict.fromkeys(("%", "percent"), (0.01, 0.0))
-_ONE = dict.fromkeys(("1", "(0 - 1)", "0-1", "fraction"), _SAME)  # "(0 - 1)" is how ECMWF writes a fraction
+_ONE = dict.fromkeys(("1", "0-1", "fraction"), _SAME)
 
 QUANTITIES: dict[str, Quantity] = {
     "temperature": Quantity("K", {
@@ -73,7 +75,7 @@ QUANTITIES: dict[str, Quantity] = {
     }),
     # Depth of liquid water; 1 kg m-2 of water is 1 mm by the definition of the liquid water equivalent.
     "water_depth": Quantity("m", {
-        **dict.fromkeys(("m", "meter", "metre", "meters", "metres", "m of water equivalent"), _SAME),
+        **dict.fromkeys(("m", "meter", "metre", "meters", "metres"), _SAME),
         **dict.fromkeys(("mm", "kg m-2", "kg/m2"), (1e-3, 0.0)),
         "cm": (1e-2, 0.0),
     }),
@@ -89,7 +91,7 @@ QUANTITIES: dict[str, Quantity] = {
     }),
     "fraction": Quantity("1", {**_ONE, **_PERCENT}),
     "geopotential": Quantity("m2 s-2", dict.fromkeys(("m2 s-2", "m2/s2", "J kg-1"), _SAME)),
-    "height": Quantity("m", dict.fromkeys(("m", "meter", "metre", "meters", "metres", "gpm"), _SAME)),
+    "height": Quantity("m", dict.fromkeys(("m", "meter", "metre", "meters", "metres"), _SAME)),
     "pressure_tendency": Quantity("Pa s-1", {
         **dict.fromkeys(("Pa s-1", "Pa/s"), _SAME),
         **dict.fromkeys(("hPa h-1", "hPa/h"), (100 / 3600, 0.0)),
@@ -120,7 +122,6 @@ class Variable:
         standard_name: CF standard name.
         quantity: Key of ``QUANTITIES``; gives the SI unit.
         cell_method: "point", "mean" or "sum".
-        aliases: What products call it, case included (``T`` of MERRA-2 is not ``t``).
         by_standard_name: Whether the standard name alone identifies it. Not where a height or more is needed:
             ``air_temperature`` may be of any height.
         on_levels: Whether it has a value on every pressure level.
@@ -134,7 +135,6 @@ class Variable:
     standard_name: str
     quantity: str
     cell_method: str = "point"
-    aliases: tuple[str, ...] = ()
     by_standard_name: bool = True
     on_levels: bool = False
     level: float | None = None
@@ -155,72 +155,48 @@ class Variable:
         return attributes | {"cell_methods": f"time: {self.cell_method}"}
 
 
-# Aliases in the order: ERA5 (GRIB and CDS names), ARCO-ERA5 and WeatherBench, MERRA-2, CMIP.
 _SINGLE_LEVEL = (
-    Variable("t2m", "2 meter temperature", "air_temperature", "temperature", by_standard_name=False,
-             aliases=("2t", "VAR_2T", "2m_temperature", "T2M", "tas")),
+    Variable("t2m", "2 meter temperature", "air_temperature", "temperature", by_standard_name=False),
     Variable("d2m", "2 meter dew point temperature", "dew_point_temperature", "temperature",
-             by_standard_name=False, aliases=("2d", "VAR_2D", "2m_dewpoint_temperature", "T2MDEW")),
+             by_standard_name=False),
     Variable("q2m", "2 meter specific humidity", "specific_humidity", "specific_humidity",
-             by_standard_name=False, aliases=("2sh", "QV2M", "huss")),
-    Variable("skt", "skin temperature", "surface_temperature", "temperature",
-             aliases=("skin_temperature", "TS", "ts")),
-    Variable("u10", "10 meter eastward wind", "eastward_wind", "speed", by_standard_name=False,
-             aliases=("10u", "VAR_10U", "10m_u_component_of_wind", "U10M", "uas")),
-    Variable("v10", "10 meter northward wind", "northward_wind", "speed", by_standard_name=False,
-             aliases=("10v", "VAR_10V", "10m_v_component_of_wind", "V10M", "vas")),
+             by_standard_name=False),
+    Variable("skt", "skin temperature", "surface_temperature", "temperature"),
+    Variable("u10", "10 meter eastward wind", "eastward_wind", "speed", by_standard_name=False),
+    Variable("v10", "10 meter northward wind", "northward_wind", "speed", by_standard_name=False),
     Variable("ws10", "10 meter wind speed", "wind_speed", "speed", by_standard_name=False,
-             aliases=("10si", "si10", "10m_wind_speed", "sfcWind"),
              derive=Derivation(("u10", "v10"), np.hypot)),
-    Variable("msl", "mean sea level pressure", "air_pressure_at_mean_sea_level", "pressure",
-             aliases=("MSL", "mean_sea_level_pressure", "SLP", "slp", "psl", "prmsl")),
-    Variable("sp", "surface pressure", "surface_air_pressure", "pressure",
-             aliases=("SP", "surface_pressure", "PS", "ps")),
-    Variable("tp", "total precipitation", "lwe_thickness_of_precipitation_amount", "water_depth", "sum",
-             aliases=("TP", "total_precipitation")),
-    Variable("tprate", "mean total precipitation rate", "precipitation_flux", "water_flux", "mean",
-             aliases=("mtpr", "avg_tprate", "mean_total_precipitation_rate", "PRECTOT", "pr")),
+    Variable("msl", "mean sea level pressure", "air_pressure_at_mean_sea_level", "pressure"),
+    Variable("sp", "surface pressure", "surface_air_pressure", "pressure"),
+    Variable("tp", "total precipitation", "lwe_thickness_of_precipitation_amount", "water_depth", "sum"),
+    Variable("tprate", "mean total precipitation rate", "precipitation_flux", "water_flux", "mean"),
     # MERRA-2 holds both what its model rained (PRECTOT) and what its land surface got, corrected by gauges.
     Variable("tprate_corrected", "mean total precipitation rate, corrected by observations",
-             "precipitation_flux", "water_flux", "mean", by_standard_name=False,
-             aliases=("PRECTOTCORR", "PRECTOTCORRLAND")),
-    Variable("tcwv", "total column water vapor", "atmosphere_mass_content_of_water_vapor", "water_mass",
-             aliases=("total_column_water_vapour", "TQV", "prw")),
-    Variable("tcc", "total cloud cover", "cloud_area_fraction", "fraction", by_standard_name=False,
-             aliases=("TCC", "total_cloud_cover", "CLDTOT", "clt")),
-    Variable("sst", "sea surface temperature", "sea_surface_temperature", "temperature",
-             aliases=("SSTK", "sea_surface_temperature", "tos")),
+             "precipitation_flux", "water_flux", "mean", by_standard_name=False),
+    Variable("tcwv", "total column water vapor", "atmosphere_mass_content_of_water_vapor", "water_mass"),
+    Variable("tcc", "total cloud cover", "cloud_area_fraction", "fraction", by_standard_name=False),
+    Variable("sst", "sea surface temperature", "sea_surface_temperature", "temperature"),
     # CF v93 has no name of its own for an anomaly of sea surface temperature; this one is the nearest.
     Variable("sst_anomaly", "sea surface temperature anomaly", "surface_temperature_anomaly",
-             "temperature_difference", by_standard_name=False,
-             aliases=("ssta", "sea_surface_temperature_anomaly")),
-    Variable("siconc", "sea ice concentration", "sea_ice_area_fraction", "fraction",
-             aliases=("ci", "CI", "sea_ice_cover", "FRSEAICE")),
+             "temperature_difference", by_standard_name=False),
+    Variable("siconc", "sea ice concentration", "sea_ice_area_fraction", "fraction"),
 )  # fmt: skip
 
 _ON_LEVELS = (
-    Variable("t", "temperature", "air_temperature", "temperature", aliases=("temperature", "T", "ta")),
-    Variable("u", "eastward wind", "eastward_wind", "speed", aliases=("u_component_of_wind", "U", "ua")),
-    Variable("v", "northward wind", "northward_wind", "speed", aliases=("v_component_of_wind", "V", "va")),
-    Variable("w", "vertical pressure velocity", "lagrangian_tendency_of_air_pressure", "pressure_tendency",
-             aliases=("vertical_velocity", "OMEGA", "wap")),
-    Variable("q", "specific humidity", "specific_humidity", "specific_humidity",
-             aliases=("specific_humidity", "QV", "hus")),
-    Variable("r", "relative humidity", "relative_humidity", "fraction",
-             aliases=("relative_humidity", "RH", "hur")),
-    Variable("z", "geopotential", "geopotential", "geopotential", aliases=("geopotential",)),
-    Variable("zg", "geopotential height", "geopotential_height", "height",
-             aliases=("gh", "geopotential_height", "H")),
+    Variable("t", "temperature", "air_temperature", "temperature"),
+    Variable("u", "eastward wind", "eastward_wind", "speed"),
+    Variable("v", "northward wind", "northward_wind", "speed"),
+    Variable("w", "vertical pressure velocity", "lagrangian_tendency_of_air_pressure", "pressure_tendency"),
+    Variable("q", "specific humidity", "specific_humidity", "specific_humidity"),
+    Variable("r", "relative humidity", "relative_humidity", "fraction"),
+    Variable("z", "geopotential", "geopotential", "geopotential"),
+    Variable("zg", "geopotential height", "geopotential_height", "height"),
 )  # fmt: skip
 
 # Levels of ERA5 and MERRA-2 from 50 hPa down. Higher up a channel's name would be that of a height in meters
 # (u10), so those levels are reached through the level dimension only.
 LEVELS = (50, 70, 100, 125, 150, 175, 200, 225, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 725, 750,
           775, 800, 825, 850, 875, 900, 925, 950, 975, 1000)  # fmt: skip
-
-# MERRA-2 and CMIP write single levels as T850, Q850, H500, ta850, zg500.
-_CHANNEL_PREFIXES = {"t": ("T", "ta"), "u": ("U", "ua"), "v": ("V", "va"), "w": ("OMEGA", "wap"),
-                     "q": ("Q", "hus"), "r": ("RH", "hur"), "z": (), "zg": ("H", "gh")}  # fmt: skip
 
 
 def _channels() -> list[Variable]:
@@ -229,7 +205,6 @@ def _channels() -> list[Variable]:
             parent,
             name=f"{parent.name}{level}",
             long_name=f"{parent.long_name} at {level} hPa",
-            aliases=tuple(f"{prefix}{level}" for prefix in _CHANNEL_PREFIXES[parent.name]),
             by_standard_name=False,
             level=float(level),
             parent=parent.name,
@@ -245,9 +220,6 @@ VARIABLES: dict[str, Variable] = {
 }
 """Canonical name -> variable: on a single level, on levels, and channels of those such as ``t850``."""
 
-_BY_NAME: dict[str, Variable] = {
-    spelling: variable for variable in VARIABLES.values() for spelling in (variable.name, *variable.aliases)
-}
 # What a wrong unit of these most likely means.
 _UNIT_NOTES = {
     "water_depth": " A rate is another variable: tprate.",
@@ -265,18 +237,104 @@ _GRIB_STEP_TYPES = {"instant": "point", "accum": "sum", "avg": "mean", "avgua": 
                     "avgas": "mean", "avgid": "mean", "max": "maximum", "min": "minimum"}  # fmt: skip
 
 
-def match_variable(name: str, attributes: Mapping[str, Any], *, has_level: bool = False) -> Variable | None:
+@dataclass(frozen=True)
+class _Vocabulary:
+    """What all registered products say, turned around for looking up."""
+
+    names: Mapping[str, Mapping[str, str]]
+    """Name in a file -> product -> canonical name."""
+    units: Mapping[str, Mapping[str, Conversion]]
+    """Quantity -> spelling -> conversion."""
+
+
+def _vocabulary() -> _Vocabulary:
+    # A product may be registered at any time, but not replaced: their names say whether anything is new.
+    return _vocabulary_of(tuple(PRODUCTS))
+
+
+@lru_cache(maxsize=2)
+def _vocabulary_of(products: tuple[str, ...]) -> _Vocabulary:
+    names: dict[str, dict[str, str]] = {}
+    units = {quantity: dict(entry.spellings) for quantity, entry in QUANTITIES.items()}
+    for key in products:
+        product = get_product(key)
+        _refuse_unknown(key, {*product.spellings, *product.channels}, VARIABLES, "canonical variables")
+        _refuse_unknown(key, product.units, QUANTITIES, "quantities")
+        spellings = [(name, canonical) for canonical, own in product.spellings.items() for name in own]
+        spellings += [
+            (f"{prefix}{level}", f"{parent}{level}")
+            for parent, prefixes in product.channels.items()
+            for prefix in prefixes
+            for level in LEVELS
+        ]
+        for name, canonical in spellings:
+            if names.setdefault(name, {}).setdefault(key, canonical) != canonical:
+                raise _bad_product(key, "one meaning of each name", f"{name!r} for two variables")
+        for quantity, own_units in product.units.items():
+            for spelling, conversion in own_units.items():
+                if units[quantity].setdefault(_plain(spelling), conversion) != conversion:
+                    raise _bad_product(key, "a unit that means one thing", f"{spelling!r} of {quantity}")
+    return _Vocabulary(names, units)
+
+
+def _refuse_unknown(product: str, given: Collection[str], known: Collection[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise _bad_product(product, what, f"{name!r}{f' (is {near[0]!r} meant?)' if near else ''}")
+
+
+def _bad_product(product: str, expected: str, received: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"product {product!r}", expected=expected, received=received, remedy="Correct its tables."
+    )
+
+
+def named_variable(name: str, products: Collection[str] = ()) -> Variable | None:
+    """The canonical variable that a name stands for, by the tables alone.
+
+    Args:
+        name: Canonical name or that of a product.
+        products: Registered names of the products that the file is of. What they say goes before all else.
+
+    Returns:
+        The variable, or None where no table holds the name.
+
+    Raises:
+        CanonicalizationError: Products give the name to different variables, and the file is of none of them.
+    """
+    spelled = _vocabulary().names.get(name, {})
+    meanings = {spelled[key] for key in products if key in spelled} or ({name} & VARIABLES.keys())
+    meanings = meanings or set(spelled.values())
+    if len(meanings) > 1:
+        said = ", ".join(f"{spelled[key]} in {get_product(key).title}" for key in sorted(spelled))
+        raise CanonicalizationError(
+            f"variable {name!r}",
+            expected="a name that means one variable, or a file that is recognized as of one product",
+            received=said,
+            remedy="Rename the field to its canonical name.",
+        )
+    return VARIABLES[meanings.pop()] if meanings else None
+
+
+def match_variable(
+    name: str, attributes: Mapping[str, Any], *, has_level: bool = False, products: Collection[str] = ()
+) -> Variable | None:
     """The canonical variable of a field as a file holds it, by name and else by CF standard name.
 
     Args:
         name: Name in the file.
         attributes: Its attributes.
         has_level: Whether the field lies on a pressure level or several.
+        products: Registered names of the products that the file is of.
 
     Returns:
         The variable, or None where the table holds none.
+
+    Raises:
+        CanonicalizationError: Products give the name to different variables, and the file is of none of them.
     """
-    variable = _BY_NAME.get(name)
+    variable = named_variable(name, products)
     if variable is not None:
         # T or z on no level is something else: ERA5's single-level z is the geopotential of the ground.
         return None if variable.on_levels and not has_level else variable
@@ -312,22 +370,26 @@ def check_standard_name(variable: Variable, attributes: Mapping[str, Any], *, ar
         )
 
 
-def find_variable(name: str, attributes: Mapping[str, Any] | None = None) -> Variable:
+def find_variable(
+    name: str, attributes: Mapping[str, Any] | None = None, *, products: Collection[str] = ()
+) -> Variable:
     """The canonical variable that a name stands for.
 
     Args:
-        name: Canonical name, or that of ERA5, ARCO-ERA5, WeatherBench, MERRA-2 or CMIP.
+        name: Canonical name, or that of a product.
         attributes: Attributes of the field, for names that say nothing.
+        products: Registered names of the products that the file in question is of.
 
     Returns:
         The variable.
 
     Raises:
-        VariableNotFoundError: The table holds no such variable.
-        CanonicalizationError: Name and standard name contradict each other.
+        VariableNotFoundError: The tables hold no such variable.
+        CanonicalizationError: Name and standard name contradict each other, or products the name.
     """
     attributes = attributes or {}
-    variable = match_variable(name, attributes, has_level=True) or match_variable(name, attributes)
+    variable = match_variable(name, attributes, has_level=True, products=products)
+    variable = variable or match_variable(name, attributes, products=products)
     if variable is None:
         raise VariableNotFoundError(
             f"variable {name!r}",
@@ -359,27 +421,24 @@ def unit_conversion(variable: Variable, units: object, *, argument: str) -> Conv
     Raises:
         CanonicalizationError: No unit, or none of this quantity.
     """
-    quantity = QUANTITIES[variable.quantity]
-    conversion = None if units is None else quantity.spellings.get(_plain(str(units)))
+    spellings = _vocabulary().units[variable.quantity]
+    conversion = None if units is None else spellings.get(_plain(str(units)))
     if conversion is None:
         raise CanonicalizationError(
             argument,
-            expected=f"units of {variable.long_name}: {', '.join(quantity.spellings)}",
+            expected=f"units of {variable.long_name}: {', '.join(spellings)}",
             received="no units attribute" if units is None else f"units {str(units)!r}",
             remedy=f"Correct the units attribute of the file.{_UNIT_NOTES.get(variable.quantity, '')}",
         )
     return conversion
 
 
-def cell_methods(
-    variable: Variable, attributes: Mapping[str, Any], collection: Mapping[str, Any], *, argument: str
-) -> str:
+def cell_methods(variable: Variable, attributes: Mapping[str, Any], *, argument: str) -> str:
     """The ``cell_methods`` attribute of a canonical field; checked against what the variable is.
 
     Args:
         variable: What the field is.
         attributes: Attributes of the field: ``cell_methods``, or ``GRIB_stepType``.
-        collection: Attributes of the file; ``ShortName`` of MERRA-2 tells whether it is time-averaged.
         argument: How to name the field in an error.
 
     Returns:
@@ -389,7 +448,7 @@ def cell_methods(
         CanonicalizationError: The field is a mean where the variable is a sum, or the like.
     """
     stated = str(attributes.get("cell_methods", ""))
-    method = time_method(attributes, collection)
+    method = time_method(attributes)
     if method is None:
         return variable.attributes["cell_methods"]
     if method not in _ACCEPTED_METHODS[variable.cell_method]:
@@ -404,20 +463,13 @@ def cell_methods(
     return stated if "time:" in stated else f"time: {method}"
 
 
-def time_method(attributes: Mapping[str, Any], collection: Mapping[str, Any]) -> str | None:
+def time_method(attributes: Mapping[str, Any]) -> str | None:
     """What a file says a value stands for: "point", "mean", "sum" or another method; None if it is silent."""
     stated = set(re.findall(r"\btime\s*:\s*(\w+)", str(attributes.get("cell_methods", ""))))
     if stated:
         return " and ".join(sorted(stated))
     step_type = attributes.get("GRIB_stepType")
-    if step_type is not None:
-        return _GRIB_STEP_TYPES.get(str(step_type), str(step_type))
-    # MERRA-2 short names: M2T1NXSLV is time-averaged hourly, M2I1NXASM instantaneous, M2IMNPASM a monthly
-    # mean of instants, M2IUNPASM a monthly mean diurnal cycle.
-    short_name = re.match(r"M2([TI])(\w)", str(collection.get("ShortName", "")))
-    if short_name is None:
-        return None
-    return "point" if short_name[1] == "I" and short_name[2] not in "MU" else "mean"
+    return None if step_type is None else _GRIB_STEP_TYPES.get(str(step_type), str(step_type))
 
 
 def _plain(units: str) -> str:
