@@ -12,6 +12,7 @@ then by the ``axis`` attribute.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -376,6 +377,8 @@ def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
             remedy="Add the units attribute, and calendar if it is not the standard one.",
         )
     step, _, reference = str(units).strip().partition(" since ")
+    # The year 1 of COARDS files, in the four digits that leave no doubt about it.
+    reference = re.sub(r"^\d{1,3}(?=-)", lambda year: year[0].zfill(4), reference.strip())
     seconds = next((number for names, number in _TIME_STEPS.items() if step in names), None)
     if seconds is not None:
         # Whole seconds: fractions of a day are never exact, and xarray warns of them.

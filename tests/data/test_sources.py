@@ -237,7 +237,7 @@ def test_zeros_of_zarr_2_are_values(tmp_path):
     known = truth("tp")
     known.fields["tp"][:, :3] = 0
     dataset = era5(known)
-    dataset["tp"].encoding["_FillValue"] = np.float32(0)
+    dataset["tp"].attrs["_FillValue"] = np.float32(0)
     opened = open_climate(write(dataset, tmp_path / "file.zarr", "zarr2"))
     assert not np.isnan(opened["tp"].values).any()
     assert (opened["tp"].values == 0).sum() >= 4 * 3 * 8
