@@ -12,9 +12,7 @@ import xarray as xr
 
 from tests.data.layouts import ERA5, MERRA2, RANGES, WEATHERBENCH, Truth
 
-_ERA5 = replace(
-    ERA5, names={"t2m": "t2m", "u10": "u10", "v10": "v10", "msl": "msl", "tp": "tp", "tprate": "avg_tprate"}
-)
+_ERA5 = replace(ERA5, names={**ERA5.names, "tprate": "avg_tprate"})
 _MERRA2 = replace(
     MERRA2, names={"t2m": "T2M", "u10": "U10M", "v10": "V10M", "msl": "SLP", "tprate": "PRECTOT"}
 )
