@@ -7,9 +7,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from climafuse.errors import OutputError
+
+HOLE = 4096  # bytes; what file systems keep or leave out as one
 
 
 @contextlib.contextmanager
@@ -66,6 +71,31 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_sparse(path: Path, content: memoryview) -> None:
+    """Write a file and hand it over to the disk. Stretches of zeros become holes, which take no room there.
+
+    Fields such as snow or sea ice are zero over most of the globe. The content is the same for every reader.
+
+    Args:
+        path: The file, replaced if it is there.
+        content: Bytes.
+    """
+    values = np.frombuffer(content, dtype=np.uint8)
+    whole = len(values) // HOLE * HOLE
+    filled = values[:whole].reshape(-1, HOLE).view(np.uint64).any(axis=1)
+    edges = np.flatnonzero(np.diff(filled)) + 1
+    with path.open("wb") as file:
+        for start, end in pairwise([0, *edges.tolist(), len(filled)]):
+            if end > start and filled[start]:
+                file.seek(start * HOLE)
+                file.write(content[start * HOLE : end * HOLE])
+        file.seek(whole)
+        file.write(content[whole:])
+        file.truncate(len(values))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:

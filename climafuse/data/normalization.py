@@ -62,21 +62,138 @@ def compute_statistics(
         DataError: A variable has the same value everywhere: it cannot be normalized and says nothing.
     """
     axis = as_time_axis(dataset["time"].values)
-    steps = _steps(axis, times)
-    if steps.size == 0:
+    steps = check_steps(axis, times)
+    check_dimensions(dataset)
+    weights = area_weights(dataset["latitude"].values)
+    parts = np.empty((len(steps), len(dataset.data_vars), 3))
+    for index, field in enumerate(dataset.data_vars.values()):
+        field = field.transpose("time", "latitude", "longitude")
+        # Several steps at once: where a file keeps many in a chunk, reading one costs as much as reading all.
+        num = max(1, BLOCK_BYTES // (4 * field.sizes["latitude"] * field.sizes["longitude"]))
+        for start in range(0, len(steps), num):
+            for part, values in enumerate(field.isel(time=steps[start : start + num]).values, start):
+                parts[part, index] = field_moments(values, weights)
+    return merge_statistics(dataset, steps, parts)
+
+
+def check_dimensions(dataset: xr.Dataset) -> None:
+    """Check that statistics of a dataset can be computed.
+
+    Args:
+        dataset: Canonical.
+
+    Raises:
+        CanonicalizationError: A variable has other dimensions than time, latitude, longitude.
+    """
+    for name, field in dataset.data_vars.items():
+        if set(field.dims) != {"time", "latitude", "longitude"}:
+            raise CanonicalizationError(
+                f"variable {str(name)!r}",
+                expected="dimensions time, latitude, longitude",
+                received=", ".join(map(str, field.dims)),
+                remedy="Choose levels with select_variables, as in 't850'.",
+            )
+
+
+def check_steps(axis: np.ndarray, times: Sequence[TimeLike] | Sequence[int] | np.ndarray) -> np.ndarray:
+    """Training times as positions.
+
+    Args:
+        axis: [T] all times.
+        times: Of the axis, or positions on it.
+
+    Returns:
+        [N] positions, ascending, each once.
+
+    Raises:
+        UsageError: No times.
+        OutOfRangeError: A time is not on the axis.
+    """
+    given = np.asarray(times)
+    if given.size == 0:
         raise UsageError(
             "times",
             expected="at least one training time",
             received="none",
             remedy="Give the times of the training split.",
         )
+    if given.dtype.kind not in "iu":
+        return np.unique(np.array([find_time(axis, time) for time in times], dtype=np.int64))
+    outside = given[(given < 0) | (given >= len(axis))]
+    if outside.size:
+        raise OutOfRangeError(
+            "times",
+            expected=f"positions from 0 to {len(axis) - 1}",
+            received=int(outside[0]),
+            remedy="Give positions on the time axis of this dataset.",
+        )
+    return np.unique(given)
+
+
+def area_weights(latitude: np.ndarray) -> np.ndarray:
+    """Weights of rows: cos φ, [H] float64."""
+    return np.clip(np.cos(np.deg2rad(latitude)), 0.0, None)
+
+
+def field_moments(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
+    """Moments of one variable at one time.
+
+    Args:
+        values: [H, W] float32, NaN where missing.
+        weights: [H] of rows (`area_weights`).
+
+    Returns:
+        Σ w, Σ w x / Σ w and Σ w (x − mean)²; zeros where there is no value. A function of this one field alone,
+        so that the statistics of a store are the same in whatever blocks it was read.
+    """
+    values = np.ascontiguousarray(values)  # the order of sums follows the memory
+    valid = ~np.isnan(values)
+    complete = bool(valid.all())
+    counts = np.full(len(values), values.shape[1]) if complete else valid.sum(axis=1)
+    total = float((weights * counts).sum())
+    if total == 0.0:
+        return 0.0, 0.0, 0.0
+    known = values if complete else np.where(valid, values, np.float32(0))
+    mean = float((weights * known.sum(axis=1, dtype=np.float64)).sum()) / total
+    deviation = values.astype(np.float64)
+    deviation -= mean
+    if not complete:
+        deviation[~valid] = 0.0
+    return total, mean, float((weights * np.einsum("hw,hw->h", deviation, deviation)).sum())
+
+
+def merge_statistics(dataset: xr.Dataset, steps: np.ndarray, parts: np.ndarray) -> Statistics:
+    """Merge the moments of all training times.
+
+    Args:
+        dataset: Canonical; its names, units, times and source are taken, no values.
+        steps: [N] the training times, as positions.
+        parts: [N, V, 3] float64, `field_moments` of each variable at each of them.
+
+    Returns:
+        As `compute_statistics`.
+
+    Raises:
+        MissingValuesError: A variable has no value at any of the times.
+        DataError: A variable has the same value everywhere: it cannot be normalized and says nothing.
+    """
     names = [str(name) for name in dataset.data_vars]
-    moments = [_moments(dataset[name], steps) for name in names]
+    total, mean, squares = np.zeros((3, len(names)))
+    for part_total, part_mean, part_squares in parts.transpose(0, 2, 1):
+        merged = np.maximum(total + part_total, np.finfo(float).tiny)  # nothing but missing values so far: 0
+        difference = part_mean - mean
+        squares = squares + part_squares + difference**2 * total * part_total / merged
+        mean = mean + difference * part_total / merged
+        total = total + part_total
+    axis = as_time_axis(dataset["time"].values)
     texts = [format_time(axis[step]) for step in steps]
     return xr.Dataset(
         {
-            "mean": ("variable", np.array([mean for mean, _ in moments])),
-            "std": ("variable", np.array([std for _, std in moments])),
+            "mean": ("variable", mean),
+            "std": (
+                "variable",
+                np.array(list(map(_checked_deviation, names, total, mean, squares))),
+            ),
             "units": ("variable", [str(dataset[name].attrs.get("units", "")) for name in names]),
         },
         coords={"variable": names},
@@ -222,22 +339,6 @@ def moments(statistics: Statistics) -> tuple[tuple[str, ...], np.ndarray, np.nda
     return names, statistics["mean"].values, statistics["std"].values
 
 
-def _steps(axis: np.ndarray, times: Sequence[TimeLike] | Sequence[int] | np.ndarray) -> np.ndarray:
-    """Positions of the times on the axis, ascending, each once."""
-    given = np.asarray(times)
-    if given.dtype.kind not in "iu":
-        return np.unique(np.array([find_time(axis, time) for time in times], dtype=np.int64))
-    outside = given[(given < 0) | (given >= len(axis))]
-    if outside.size:
-        raise OutOfRangeError(
-            "times",
-            expected=f"positions from 0 to {len(axis) - 1}",
-            received=int(outside[0]),
-            remedy="Give positions on the time axis of this dataset.",
-        )
-    return np.unique(given)
-
-
 def _malformed(received: str) -> DataError:
     return DataError(
         "statistics",
@@ -247,37 +348,10 @@ def _malformed(received: str) -> DataError:
     )
 
 
-def _moments(field: xr.DataArray, steps: np.ndarray) -> tuple[float, float]:
-    """Weighted mean and standard deviation of a field over time steps."""
-    if set(field.dims) != {"time", "latitude", "longitude"}:
-        raise CanonicalizationError(
-            f"variable {str(field.name)!r}",
-            expected="dimensions time, latitude, longitude",
-            received=", ".join(map(str, field.dims)),
-            remedy="Choose levels with select_variables, as in 't850'.",
-        )
-    field = field.transpose("time", "latitude", "longitude")
-    weights = np.clip(np.cos(np.deg2rad(field["latitude"].values)), 0.0, None)[:, None]  # [H, 1]
-    total, mean, squares = 0.0, 0.0, 0.0  # Σ w, Σ w x / Σ w, Σ w (x − mean)²
-    # Several steps at once: where a file keeps many in a chunk, reading one costs as much as reading all.
-    num_steps = max(1, BLOCK_BYTES // (4 * field.sizes["latitude"] * field.sizes["longitude"]))
-    for start in range(0, len(steps), num_steps):
-        values = field.isel(time=steps[start : start + num_steps]).values.astype(np.float64)  # [t, H, W]
-        valid = ~np.isnan(values)
-        weight = np.where(valid, weights, 0.0)
-        part_total = float(weight.sum())
-        if part_total == 0.0:
-            continue
-        values[~valid] = 0.0
-        part_mean = float((weight * values).sum()) / part_total
-        part_squares = float((weight * (values - part_mean) ** 2).sum())
-        difference = part_mean - mean
-        squares += part_squares + difference**2 * total * part_total / (total + part_total)
-        mean += difference * part_total / (total + part_total)
-        total += part_total
+def _checked_deviation(name: str, total: float, mean: float, squares: float) -> float:
     if total == 0.0:
         raise MissingValuesError(
-            f"variable {str(field.name)!r}",
+            f"variable {name!r}",
             expected="values at the training times",
             received="nothing but missing values",
             remedy="Leave the variable out, or check the fill value and the times.",
@@ -286,12 +360,12 @@ def _moments(field: xr.DataArray, steps: np.ndarray) -> tuple[float, float]:
     # Below the resolution of float32 a difference is rounding, not weather.
     if not std > np.finfo(np.float32).eps * abs(mean):
         raise DataError(
-            f"variable {str(field.name)!r}",
+            f"variable {name!r}",
             expected="values that differ at the training times",
             received=f"{mean:g} everywhere",
             remedy="Leave the variable out: it cannot be normalized and holds no information.",
         )
-    return mean, std
+    return std
 
 
 def _columns(

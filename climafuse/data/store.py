@@ -18,32 +18,46 @@ from __future__ import annotations
 
 import datetime
 import functools
-import glob
 import hashlib
 import json
 import mmap
 import os
-import platform
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from importlib import metadata
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from climafuse.data.files import whole_folder
+from climafuse.data.files import write_sparse
+from climafuse.data.lazy import reading
 from climafuse.data.normalization import (
     Statistics,
+    area_weights,
+    check_dimensions,
+    check_steps,
     compute_statistics,
+    field_moments,
+    merge_statistics,
     statistics_from_dict,
     statistics_to_dict,
 )
 from climafuse.data.pairs import Pair, read_pairs, write_pairs
+from climafuse.data.parts import Parts, folder_in_parts
+from climafuse.data.provenance import identity, plain, provenance, versions
 from climafuse.data.splits import SPLIT_NAMES, SplitName, Splits, split_by_time
-from climafuse.data.times import as_time_axis, find_time
+from climafuse.data.times import as_time_axis, find_time, format_time
 from climafuse.data.window import Box, Grid, Window, locate_history, locate_range
-from climafuse.errors import ClimafuseError, OutOfRangeError, PairsError, StoreError, UsageError
+from climafuse.errors import (
+    ClimafuseError,
+    DataError,
+    OutOfRangeError,
+    OutputError,
+    PairsError,
+    StoreError,
+    UsageError,
+)
 from climafuse.manifest import sha256
 
 if TYPE_CHECKING:
@@ -54,9 +68,8 @@ MANIFEST, FIELDS, STATISTICS, PAIRS = "manifest.json", "fields.zarr", "statistic
 DEFAULT_GAP = datetime.timedelta(days=1)
 MEMORY_BYTES = 2 * 2**30
 MAPPED_STEPS = 1024  # each keeps a file open
-HASHED_BYTES = 4 * 2**30  # a larger source is recorded by size and time of change only
-BLOCK_BYTES = 64 * 2**20  # read from the source at once
-_DISTRIBUTIONS = ("climafuse", "numpy", "xarray", "zarr", "netCDF4")
+BLOCK_BYTES = 64 * 2**20  # read from the source at once, by each worker
+WORKERS = min(4, os.cpu_count() or 1)  # threads that prepare; more wait for each other at the file libraries
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,7 +293,7 @@ class StoredFields:
         return functools.partial(StoredFields, in_memory=self.in_memory), (self.folder, self.shape)
 
     def _map(self, step: int) -> np.ndarray:
-        with self._path(step).open("rb") as file:
+        with chunk_path(self.folder, step).open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, dtype="<f4").reshape(self.shape[1:])
 
@@ -288,7 +301,7 @@ class StoredFields:
         files = _read_manifest(self.folder)["files"]
         fields = np.empty(self.shape, dtype="<f4")
         for step in range(self.shape[0]):
-            path = self._path(step)
+            path = chunk_path(self.folder, step)
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != files[path.relative_to(self.folder).as_posix()][1]:
                 raise _altered(path)
@@ -296,8 +309,10 @@ class StoredFields:
         fields.setflags(write=False)
         return fields
 
-    def _path(self, step: int) -> Path:
-        return self.folder / FIELDS / "fields" / f"c.{step}.0.0.0"
+
+def chunk_path(folder: Path, step: int) -> Path:
+    """Where the fields of a step lie in a store: bytes of [V, H, W] float32, little-endian."""
+    return folder / FIELDS / "fields" / f"c.{step}.0.0.0"
 
 
 def prepare(
@@ -313,6 +328,10 @@ def prepare(
 ) -> TrainingStore:
     """Write a training store. It appears whole, or not at all.
 
+    Memory stays the same however large the source is. An interrupted call that is repeated goes on where it
+    stopped, and the store is the one an uninterrupted call would have written, but for the time noted in it as
+    that of its creation. Until then its parts are in a hidden folder beside the destination.
+
     Args:
         source: What `open_climate` opens: a path, glob, URI or dataset.
         destination: The folder to make; it must not exist.
@@ -321,15 +340,20 @@ def prepare(
         gap: Between the splits, where they are not given.
         pairs: Climate-text pairs, or a file of them.
         tolerance: How far the time of a pair may be from that of a field; None for not at all.
-        progress: Called with the number of steps written and of all.
+        progress: Called with the number of steps written and of all, first with those that an interrupted
+            call left.
 
     Returns:
         The store, opened.
 
     Raises:
-        UsageError: The destination exists, or the splits make no sense.
+        UsageError: The destination exists, the splits make no sense, or an interrupted call had another source,
+            variables or splits.
         PairsError: A pair is malformed, or about a time or place that the fields do not hold.
+        OutputError: There is no room on the disk, or it cannot be written.
     """
+    import xarray as xr
+
     from climafuse.data.sources import open_climate
 
     destination = Path(destination)
@@ -343,40 +367,70 @@ def prepare(
     with open_climate(source, variables=None if variables is None else list(variables)) as dataset:
         time = as_time_axis(dataset["time"].values)
         splits = splits or split_by_time(time, gap=gap)
-        statistics = compute_statistics(dataset, time[splits.train])
-        if isinstance(pairs, str | os.PathLike):
-            pairs = read_pairs(pairs)
+        check_dimensions(dataset)
+        check_steps(time, splits.train)
         draft = TrainingStore(
             tuple(str(name) for name in dataset.data_vars),
             time,
             dataset["latitude"].values.astype(np.float64),
             dataset["longitude"].values.astype(np.float64),
-            statistics,
+            dataset[[]],  # the statistics come with the fields
             splits,
             np.empty(0),
-            tuple(pairs or ()),
+            tuple(read_pairs(pairs) if isinstance(pairs, str | os.PathLike) else pairs or ()),
             tolerance,
         )
         draft.check_pairs()
-        with whole_folder(destination) as folder:
-            _write_fields(dataset, draft, folder / FIELDS, progress)
-            (folder / STATISTICS).write_text(
-                json.dumps(statistics_to_dict(statistics), indent=1), encoding="utf-8"
+        files = identity(source)
+        local = all(count > 0 for _, count, _ in files)
+        with folder_in_parts(
+            destination,
+            _plan(draft, files),
+            details=lambda: provenance(source, dataset),
+            repeatable=not isinstance(source, xr.Dataset),
+            final=(DataError,) if local else (),  # what is far away may come back
+        ) as parts:
+            if not parts.records:
+                _write_frame(dataset, draft, parts.folder / FIELDS)
+            _write_fields(dataset, draft, parts, progress or (lambda done, total: None))
+            for leftover in parts.folder.iterdir():  # of a run that was killed between here and the end
+                if leftover.is_file():
+                    leftover.unlink()
+            records = sorted(parts.records, key=lambda record: record["first"])
+            digests = [digest for record in records for digest in record["sha256"]]
+            moments = [moment for record in records for moment in record["moments"]]
+            steps = np.unique(splits.train)
+            draft = replace(draft, statistics=merge_statistics(dataset, steps, np.array(moments)))
+            (parts.folder / STATISTICS).write_text(
+                json.dumps(statistics_to_dict(draft.statistics), indent=1), encoding="utf-8"
             )
             if draft.all_pairs:
-                write_pairs(draft.all_pairs, folder / PAIRS)
-            _write_manifest(folder, draft, _provenance(source, dataset))
+                write_pairs(draft.all_pairs, parts.folder / PAIRS)
+            _write_manifest(parts.folder, draft, parts.details, digests)
     return TrainingStore.open(destination)
 
 
-def _write_fields(
-    dataset: xr.Dataset, draft: TrainingStore, path: Path, progress: Callable[[int, int], None] | None
-) -> None:
+def _plan(draft: TrainingStore, files: list[list[Any]]) -> dict[str, Any]:
+    """What a preparation is. One that was interrupted goes on only if all of this is as it was."""
+    grid = hashlib.sha256(draft.latitude.tobytes() + draft.longitude.tobytes())
+    return {
+        "format": FORMAT,
+        "source": files,
+        "variables": list(draft.variables),
+        "times": hashlib.sha256("\n".join(map(format_time, draft.time)).encode()).hexdigest(),
+        "grid": grid.hexdigest(),
+        "splits": {name: _ranges(draft.splits.indices(name)) for name in SPLIT_NAMES},
+        "versions": versions(),
+    }
+
+
+def _write_frame(dataset: xr.Dataset, draft: TrainingStore, path: Path) -> None:
+    """All of the Zarr store but the chunks of the fields."""
     import zarr
 
     shape = (len(draft.time), len(draft.variables), len(draft.latitude), len(draft.longitude))
     encoded, units, calendar = _encode_time(draft.time)
-    group = zarr.create_group(path, attributes={**_plain(dataset.attrs), "variables": list(draft.variables)})
+    group = zarr.create_group(path, attributes={**plain(dataset.attrs), "variables": list(draft.variables)})
 
     def create(
         name: str,
@@ -392,8 +446,7 @@ def _write_fields(
             dimension_names=dims,
             compressors=None,
             filters=None,
-            # One flat folder of chunk files, each at its plain name; a chunk of nothing but missing values is
-            # written, too.
+            # One flat folder of chunk files, each at its plain name.
             chunk_key_encoding={"name": "default", "separator": "."},
             config={"write_empty_chunks": True},
             **kwargs,
@@ -406,28 +459,97 @@ def _write_fields(
     ):
         array = create(name, values.shape, values.shape, (name,), dtype=values.dtype, attributes=attributes)
         array[:] = values
-    fields = create(
+    create(
         "fields",
         shape,
         (1, *shape[1:]),
         ("time", "variable", "latitude", "longitude"),
         dtype="float32",
         fill_value=float("nan"),
-        attributes={str(name): _plain(array.attrs) for name, array in dataset.data_vars.items()},
+        attributes={str(name): plain(array.attrs) for name, array in dataset.data_vars.items()},
     )
-    block = max(1, BLOCK_BYTES // (4 * int(np.prod(shape[1:]))))
-    for first in range(0, shape[0], block):
-        last = min(first + block, shape[0])
-        fields[first:last] = Window.from_dataset(dataset.isel(time=slice(first, last))).fields
-        if progress is not None:
-            progress(last, shape[0])
 
 
-def _write_manifest(folder: Path, draft: TrainingStore, provenance: dict[str, Any]) -> None:
+def _write_fields(
+    dataset: xr.Dataset, draft: TrainingStore, parts: Parts, progress: Callable[[int, int], None]
+) -> None:
+    """The chunks that are not written yet, in blocks of steps.
+
+    Blocks are read, converted, measured and written by the threads of Dask. The libraries of NetCDF read one at
+    a time; the rest goes on meanwhile. Measured on two cores: TODO
+    """
+    import dask
+
+    total = len(draft.time)
+    step_bytes = 4 * len(draft.variables) * len(draft.latitude) * len(draft.longitude)
+    written = np.zeros(total, dtype=bool)
+    for record in parts.records:
+        written[record["first"] : record["last"]] = True
+    missing = np.flatnonzero(~written)
+    _check_room(parts.folder, step_bytes * len(missing))
+    train = np.zeros(total, dtype=bool)
+    train[draft.splits.train] = True
+    weights = area_weights(draft.latitude)
+    where = str(dataset.attrs.get("climate_source", "dataset"))
+
+    def write(first: int, last: int) -> dict[str, Any] | BaseException:
+        digests, moments = [], []
+        try:
+            with reading(where):
+                fields = Window.from_dataset(dataset.isel(time=slice(first, last))).fields
+            for step, values in enumerate(fields, start=first):
+                content = np.ascontiguousarray(values, dtype="<f4").data.cast("B")
+                digests.append(hashlib.sha256(content).hexdigest())
+                write_sparse(chunk_path(parts.folder, step), content)
+                if train[step]:
+                    moments.append([field_moments(field, weights) for field in values])
+        except Exception as error:  # raised once the blocks beside it are done: no thread must stay behind
+            return error
+        return {"first": first, "last": last, "sha256": digests, "moments": moments}
+
+    size = max(1, BLOCK_BYTES // step_bytes)
+    runs = np.split(missing, np.flatnonzero(np.diff(missing) != 1) + 1) if len(missing) else []
+    blocks = [
+        (first, min(first + size, int(run[-1]) + 1))
+        for run in runs
+        for first in range(int(run[0]), int(run[-1]) + 1, size)
+    ]
+    done = total - len(missing)
+    progress(done, total)
+    for start in range(0, len(blocks), 2 * WORKERS):
+        tasks = [dask.delayed(write, pure=False)(*block) for block in blocks[start : start + 2 * WORKERS]]
+        outcomes = dask.compute(*tasks, scheduler="threads", num_workers=WORKERS)
+        for outcome in outcomes:
+            if isinstance(outcome, dict):
+                parts.add(outcome)
+                done += outcome["last"] - outcome["first"]
+                progress(done, total)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            str(folder),
+            expected=f"room for {needed:,} bytes of fields",
+            received=f"{free:,} bytes free",
+            remedy="Make room, choose another place, or prepare fewer variables or times.",
+        )
+
+
+def _write_manifest(
+    folder: Path, draft: TrainingStore, provenance: dict[str, Any], digests: Sequence[str]
+) -> None:
+    """Size and hash of every file; the digests are those of the chunks, which need not be read again."""
+    chunks = {chunk_path(folder, step): digest for step, digest in enumerate(digests)}
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            files[path.relative_to(folder).as_posix()] = [path.stat().st_size, sha256(path)]
+            name = path.relative_to(folder).as_posix()
+            files[name] = [path.stat().st_size, chunks.get(path) or sha256(path)]
     manifest = {
         "format": FORMAT,
         "kind": "climafuse training store",
@@ -540,66 +662,3 @@ def _decode_time(values: np.ndarray, calendar: str) -> np.ndarray:
 
 def _seconds(number: int | None) -> np.timedelta64 | None:
     return None if number is None else np.timedelta64(number, "s")
-
-
-def _plain(attributes: Any) -> dict[str, Any]:
-    """Attributes as JSON: numbers and text; arrays as lists."""
-    plain = {}
-    for name, value in dict(attributes).items():
-        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-        finite = not isinstance(value, float) or np.isfinite(value)  # JSON has no NaN
-        plain[str(name)] = value if finite and isinstance(value, str | int | float | list) else str(value)
-    return plain
-
-
-def _provenance(source: Any, dataset: xr.Dataset) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "sources": _describe_sources(source),
-        "attributes": _plain(dataset.attrs),  # license, institution, history, as the source states them
-        "variables": {str(name): _plain(array.attrs) for name, array in dataset.data_vars.items()},
-        "versions": versions,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _describe_sources(source: Any) -> list[dict[str, Any]]:
-    """Files of a source with size, time of change and, up to a limit, SHA-256."""
-    patterns = [source] if isinstance(source, str | os.PathLike) else source
-    if not isinstance(patterns, list | tuple):
-        return [{"name": type(source).__name__}]  # a dataset in memory
-    described: list[dict[str, Any]] = []
-    for pattern in map(str, patterns):
-        names = sorted(glob.glob(pattern)) or [pattern]
-        for name in names:
-            files = sorted(path for path in Path(name).rglob("*") if path.is_file()) or [Path(name)]
-            if not all(path.is_file() for path in files):
-                described.append({"name": name})  # a URI
-                continue
-            size = sum(path.stat().st_size for path in files)
-            changed = max(path.stat().st_mtime for path in files)
-            described.append(
-                {
-                    "name": name,
-                    "files": len(files),
-                    "bytes": size,
-                    "changed": datetime.datetime.fromtimestamp(changed, datetime.UTC).isoformat(
-                        timespec="seconds"
-                    ),
-                    "sha256": _digest_of(files, Path(name)) if size <= HASHED_BYTES else None,
-                }
-            )
-    return described
-
-
-def _digest_of(files: list[Path], root: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and SHA-256 of its files."""
-    if files == [root]:
-        return sha256(root)
-    lines = "".join(f"{sha256(path)}  {path.relative_to(root).as_posix()}\n" for path in files)
-    return hashlib.sha256(lines.encode()).hexdigest()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from climafuse.data.files import whole_file, whole_folder
+from climafuse.data.files import HOLE, whole_file, whole_folder, write_sparse
 from climafuse.errors import OutputError
 
 
@@ -44,3 +47,22 @@ def test_a_folder_appears_only_when_it_is_full(tmp_path: Path) -> None:
         assert not (tmp_path / "folder").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (tmp_path / "folder" / "part").read_text() == "x"
+
+
+@given(st.lists(st.booleans(), max_size=6), st.binary(max_size=40))
+def test_a_file_with_holes_reads_as_it_was_written(tmp_path_factory, filled, rest):
+    content = b"".join((b"\0" * (HOLE - 1) + b"x") if full else bytes(HOLE) for full in filled) + rest
+    path = tmp_path_factory.mktemp("sparse") / "file"
+    write_sparse(path, memoryview(content))
+    assert path.read_bytes() == content
+
+
+def test_zeros_take_no_room(tmp_path: Path) -> None:
+    content = np.zeros(2**20, dtype=np.float32)
+    content[2**18] = 1
+    write_sparse(tmp_path / "file", content.data.cast("B"))
+    found = (tmp_path / "file").stat()
+    assert found.st_size == 2**22
+    if 512 * found.st_blocks >= 2**22:
+        pytest.skip("this file system keeps zeros")
+    assert 512 * found.st_blocks <= 2**16

@@ -7,9 +7,13 @@ import hashlib
 import json
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cftime
 import numpy as np
@@ -24,7 +28,7 @@ from climafuse.data.samples import sample_path
 from climafuse.data.splits import Splits
 from climafuse.data.store import TrainingStore, prepare
 from climafuse.data.window import Box, select_window
-from climafuse.errors import OutOfRangeError, OutputError, PairsError, StoreError, UsageError
+from climafuse.errors import DataError, OutOfRangeError, OutputError, PairsError, StoreError, UsageError
 
 STEPS = 20
 HOUR = datetime.timedelta(hours=1)
@@ -215,16 +219,191 @@ def test_existing_folder_is_not_overwritten(source: Path, tmp_path: Path) -> Non
         prepare(source, tmp_path)
 
 
-def test_nothing_is_left_when_writing_fails(
+# ---- Interruptions -------------------------------------------------------------------------------------------
+
+BLOCK = 4 * 3 * 19 * 36 * 3  # three steps
+
+
+def content_of(folder: Path) -> dict[str, Any]:
+    """Bytes of all files; the manifest without the time of its creation, and the hash over it."""
+    files: dict[str, Any] = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    manifest = json.loads(files["manifest.json"])
+    del manifest["provenance"]["created"], manifest["digest"]
+    return {**files, "manifest.json": manifest}
+
+
+# A child is forked for each kill before anything has read a file: thousands of imports would take minutes.
+KILLED = """
+import datetime, os, pathlib, signal, sys
+import dask, netCDF4, pyarrow.parquet, xarray.backends, zarr
+from climafuse.data import sources, store
+
+source, pairs, folder, block, *moments = sys.argv[1:]
+gap = datetime.timedelta(hours=12)
+store.BLOCK_BYTES, synced = int(block), os.fsync
+for moment in moments:
+    if (child := os.fork()) == 0:
+        left = int(moment)
+        def fsync(descriptor):
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            synced(descriptor)
+        os.fsync = fsync
+        store.prepare(source, pathlib.Path(folder) / moment, gap=gap, pairs=pairs)
+        os._exit(0)
+    print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_killed_preparation_goes_on_and_ends_in_the_same_bytes(
+    source: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
+) -> None:
+    """Killed before each of its syncs: after a chunk, a record, the plan, a file of the frame, at the end."""
+    moments = list(range(1, 80, 1 if thorough else 13))
+    names = [str(moment) for moment in moments]
+    write_pairs(make_pairs(), tmp_path / "pairs.parquet")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, source, tmp_path / "pairs.parquet", tmp_path, str(BLOCK), *names],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    codes = dict(map(int, line.split()) for line in done.stdout.splitlines())
+    killed = [moment for moment in moments if codes[moment] == -signal.SIGKILL]
+    assert killed == moments[: len(killed)]
+    assert codes[moments[-1]] == 0  # the last one came after the end
+    assert len(killed) > (40 if thorough else 3)
+    expected = content_of(folder)
+    went_on = 0
+    for moment in moments:
+        path = tmp_path / str(moment)
+        assert path.exists() == (codes[moment] == 0 or not (tmp_path / f".{moment}.parts/folder").exists())
+        if not path.exists():
+            seen: list[int] = []
+            prepare(
+                source,
+                path,
+                gap=12 * HOUR,
+                pairs=make_pairs(),
+                progress=lambda done, _, seen=seen: seen.append(done),  # type: ignore[misc]
+            )
+            went_on += seen[0] > 0
+        assert content_of(path) == expected
+    assert went_on >= len(killed) // 3
+    assert {path.name for path in tmp_path.iterdir()} >= set(names)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_preparation_keeps_its_parts(
+    source: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_write_manifest", fail)
+        with pytest.raises((OutputError, KeyboardInterrupt)) as raised:
+            prepare(source, tmp_path / "store", gap=12 * HOUR, pairs=make_pairs())
+    if isinstance(error, OSError):
+        assert "No space left" in str(raised.value)
+        assert f"goes on from the parts in {tmp_path}/.store.parts" in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == [".store.parts"]
+    monkeypatch.setattr(store_module, "write_sparse", fail)  # not one chunk is written again
+    prepare(source, tmp_path / "store", gap=12 * HOUR, pairs=make_pairs())
+    assert content_of(tmp_path / "store") == content_of(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def interrupt(source: Path | xr.Dataset, destination: Path, **arguments: Any) -> None:
+    def stop(done: int, _: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "BLOCK_BYTES", BLOCK)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, destination, progress=stop, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"), [("source", "source"), ("variables", "variables"), ("splits", "splits")]
+)
+def test_another_job_does_not_go_on_from_the_parts(
+    source: Path, tmp_path: Path, change: str, differs: str
+) -> None:
+    path = Path(shutil.copy(source, tmp_path / "fields.nc"))
+    interrupt(path, tmp_path / "store")
+    if change == "source":
+        path.touch()
+    with pytest.raises(UsageError, match=f"differs in {differs}. Repeat that command as it was, or remove"):
+        prepare(
+            path,
+            tmp_path / "store",
+            variables=["t2m", "msl"] if change == "variables" else None,
+            gap=12 * HOUR if change == "splits" else store_module.DEFAULT_GAP,
+        )
+    shutil.rmtree(tmp_path / ".store.parts")
+    prepare(path, tmp_path / "store")
+
+
+def test_a_dataset_in_memory_begins_anew(tmp_path: Path) -> None:
+    """Nothing tells whether it is the same one."""
+    interrupt(make_dataset(), tmp_path / "store")
+    assert not list(tmp_path.iterdir())
+    changed = make_dataset()
+    changed["t2m"] += 1
+    store = prepare(changed, tmp_path / "store")
+    np.testing.assert_array_equal(store.window(0).field("t2m"), changed["t2m"].values[:1])
+
+
+def test_nothing_is_left_when_the_data_are_at_fault(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    dataset["t2m"][:] = 280.0
+    dataset.to_netcdf(tmp_path / "fields.nc")
+    with pytest.raises(DataError, match="280 everywhere"):
+        prepare(tmp_path / "fields.nc", tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["fields.nc"]
+
+
+def test_two_preparations_of_one_store_do_not_meet(source: Path, tmp_path: Path) -> None:
+    def again(done: int, _: int) -> None:
+        if not done:
+            with pytest.raises(UsageError, match="a process that writes them now"):
+                prepare(source, tmp_path / "store")
+
+    prepare(source, tmp_path / "store", progress=again)
+
+
+def test_too_little_room_is_told_before_anything_is_written(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(store_module, "_write_manifest", full_disk)
-    with pytest.raises(OutputError, match="no space"):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OutputError, match=f"room for {4 * STEPS * 3 * 19 * 36:,} bytes.*1,000 bytes free"):
         prepare(source, tmp_path / "store")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_blocks_and_threads_change_nothing(
+    source: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(store_module, "WORKERS", workers)
+    monkeypatch.setattr(store_module, "BLOCK_BYTES", BLOCK)
+    prepare(source, tmp_path / "store", gap=12 * HOUR, pairs=make_pairs())
+    assert content_of(tmp_path / "store") == content_of(folder)
+
+
+def test_hashes_of_the_manifest_are_those_of_the_files(folder: Path) -> None:
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    assert len(files) > STEPS
+    for name, (size, digest) in files.items():
+        content = (folder / name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (size, digest)
 
 
 def test_no_store_at_all(tmp_path: Path) -> None:
@@ -321,7 +500,7 @@ def test_progress_counts_every_step(source: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(store_module, "BLOCK_BYTES", 4 * 3 * 19 * 36 * 8)  # eight steps
     seen: list[tuple[int, int]] = []
     prepare(source, tmp_path / "store", progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(8, 20), (16, 20), (20, 20)]
+    assert seen == [(0, 20), (8, 20), (16, 20), (20, 20)]
 
 
 def test_random_windows_of_the_bundled_reanalysis_are_20_times_faster_than_xarray(tmp_path: Path) -> None:
