@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Sampler
 
 from climafuse.data.normalization import Statistics, normalize
-from climafuse.data.times import days_since_epoch
+from climafuse.data.times import days_since_epoch, format_time
 from climafuse.data.window import Box, Window
 from climafuse.errors import ModelInputError, UsageError
 
@@ -40,7 +40,7 @@ def collate_windows(windows: Sequence[Window], statistics: Statistics) -> dict[s
         climate_time: [B, T] float64, days since 1970-01-01.
 
     Raises:
-        ModelInputError: No windows, or a window has a variable that the statistics lack.
+        ModelInputError: No windows, a window has a variable that the statistics lack, or an infinite value.
     """
     if not windows:
         raise ModelInputError("windows", expected="at least one", received="none", remedy="Give a window.")
@@ -70,6 +70,8 @@ def collate_windows(windows: Sequence[Window], statistics: Statistics) -> dict[s
     missing = np.isnan(fields)
     fields = normalize(fields, statistics, variables)
     fields[missing] = 0
+    if not np.isfinite(fields).all():
+        _refuse_infinite(windows)
     return {
         "climate_fields": torch.from_numpy(fields),
         "climate_mask": torch.from_numpy(~missing),
@@ -77,6 +79,24 @@ def collate_windows(windows: Sequence[Window], statistics: Statistics) -> dict[s
         "climate_longitude": torch.from_numpy(longitude),
         "climate_time": torch.from_numpy(time),
     }
+
+
+def _refuse_infinite(windows: Sequence[Window]) -> None:
+    """Name the variable and the time: in the loss, they could only be guessed."""
+    for window in windows:
+        for step, variable, *_ in np.argwhere(np.isinf(window.fields)):
+            raise ModelInputError(
+                f"window with variable {window.variables[variable]!r} at {format_time(window.time[step])}",
+                expected="finite values, and NaN where there are none",
+                received="an infinite value",
+                remedy="If it stands for a missing value, write NaN in its place.",
+            )
+    raise ModelInputError(
+        "statistics",
+        expected="means and standard deviations of the same fields",
+        received="some by which normalized values are too large for float32",
+        remedy="Compute them again from the training times.",
+    )
 
 
 def _channels(window: Window, variables: tuple[str, ...]) -> list[int]:

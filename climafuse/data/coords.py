@@ -26,6 +26,8 @@ from climafuse.errors import CanonicalizationError
 
 # Coordinates closer than this are the same place: file coordinates are often float32 (degrees; about 1 m).
 SAME_PLACE = 1e-5
+MAX_SECONDS = 1e13  # from the reference of a time axis: 300,000 years
+MAX_COORDINATES = 10_000_000  # of one axis: every hour for a thousand years
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +224,8 @@ def level_axis(dataset: xr.Dataset, dimension: Hashable | None, *, where: str) -
         if factor is None:
             continue
         argument = f"{where}: coordinate {str(name)!r}"
-        values = np.round(np.atleast_1d(variable.values).astype(np.float64) * factor, 6)
+        with np.errstate(over="ignore"):
+            values = np.round(_values(variable, argument).astype(np.float64) * factor, 6)
         if not (np.isfinite(values).all() and values.min() > 0):
             raise CanonicalizationError(
                 argument,
@@ -341,7 +344,7 @@ def _degrees(dataset: xr.Dataset, kind: _Kind, where: str) -> tuple[Hashable | N
             received=f"units {units!r}",
             remedy="Fields on projected coordinates must be regridded; radians converted to degrees.",
         )
-    values = np.round(np.atleast_1d(variable.values).astype(np.float64), 6)
+    values = _values(variable, argument).astype(np.float64)
     if values.size == 0 or not np.isfinite(values).all():
         raise CanonicalizationError(
             argument,
@@ -349,12 +352,25 @@ def _degrees(dataset: xr.Dataset, kind: _Kind, where: str) -> tuple[Hashable | N
             received="missing values" if values.size else "no values",
             remedy="Correct the coordinate of the file.",
         )
-    return (variable.dims[0] if variable.dims else None), values, argument
+    with np.errstate(over="ignore"):  # what overflows is no degree either way
+        return (variable.dims[0] if variable.dims else None), np.round(values, 6), argument
+
+
+def _values(variable: xr.Variable, argument: str) -> np.ndarray:
+    """[n] the values of a coordinate; a size that none has is refused before memory is asked for."""
+    if variable.size > MAX_COORDINATES:
+        raise CanonicalizationError(
+            argument,
+            expected=f"at most {MAX_COORDINATES:,} values",
+            received=f"{variable.size:,}",
+            remedy="The metadata of the file are damaged: download or write it again.",
+        )
+    return np.atleast_1d(variable.values)
 
 
 def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
     """[T] datetime64[s] or cftime dates, to the nearest second."""
-    values = np.atleast_1d(variable.values)
+    values = _values(variable, argument)
     kind = values.dtype.kind
     missing = (
         np.isnat(values) if kind in "mM" else np.isnan(values) if kind == "f" else np.zeros(1, dtype=bool)
@@ -380,23 +396,26 @@ def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
     # The year 1 of COARDS files, in the four digits that leave no doubt about it.
     reference = re.sub(r"^\d{1,3}(?=-)", lambda year: year[0].zfill(4), reference.strip())
     seconds = next((number for names, number in _TIME_STEPS.items() if step in names), None)
+    undecodable = CanonicalizationError(
+        argument,
+        expected="a time that can be decoded",
+        received=f"units {units!r}, calendar {calendar!r}, values {values.min():g} to {values.max():g}",
+        remedy="Correct the units or calendar attribute, or the values.",
+    )
     if seconds is not None:
         # Whole seconds: fractions of a day are never exact, and xarray warns of them.
-        values, units = (
-            np.round(values.astype(np.float64) * seconds).astype(np.int64),
-            f"seconds since {reference}",
-        )
+        whole = np.round(values.astype(np.float64) * seconds)
+        if not (np.abs(whole) < MAX_SECONDS).all():
+            raise undecodable
+        values, units = whole.astype(np.int64), f"seconds since {reference}"
     try:
         raw = xr.Dataset({"time": ("time", values, {"units": units, "calendar": calendar})})
         # Counted in seconds, datetime64 reaches billions of years; in nanoseconds it ends in 2262.
         decoded = xr.decode_cf(raw, decode_times=xr.coders.CFDatetimeCoder(time_unit="s"))["time"].values
-    except (ValueError, OverflowError) as error:
-        raise CanonicalizationError(
-            argument,
-            expected="a time that can be decoded",
-            received=f"units {variable.attrs['units']!r}, calendar {calendar!r}",
-            remedy="Correct the units or calendar attribute.",
-        ) from error
+    except (ValueError, OverflowError, TypeError) as error:
+        raise undecodable from error
+    if decoded.dtype.kind == "M" and np.isnat(decoded).any():
+        raise undecodable
     return as_time_axis(_to_second(decoded))
 
 

@@ -19,15 +19,16 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from climafuse.data.coords import Axis
-from climafuse.errors import CanonicalizationError, ClimateFileError
+from climafuse.data.times import format_time
+from climafuse.errors import CanonicalizationError, ClimafuseError, ClimateFileError
 
 # MERRA-2 fills with 1e15, NetCDF by default with 9.97e36, and both lose the attribute that says so on their
 # way through other tools. No variable of the table comes near in any unit it is understood in.
 FILL_THRESHOLD = 1e14
 
 # What the libraries raise when a file ends or breaks in the middle: netCDF4 RuntimeError and OSError, codecs
-# of Zarr RuntimeError, ValueError, EOFError and zlib.error.
-_READ_ERRORS = (OSError, RuntimeError, ValueError, EOFError, zlib.error)
+# of Zarr RuntimeError, ValueError, EOFError and zlib.error; any of them MemoryError at a shape of terabytes.
+_READ_ERRORS = (OSError, RuntimeError, ValueError, EOFError, zlib.error, MemoryError)
 
 
 @contextmanager
@@ -36,8 +37,26 @@ def reading(where: str) -> Iterator[None]:
     try:
         yield
     except _READ_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise broken(where, reason) from error
+        raise _because(where, error) from error
+
+
+@contextmanager
+def inside_library(where: str) -> Iterator[None]:
+    """As `reading`, around calls of the file libraries alone.
+
+    Whatever they raise then is about the file: broken metadata of Zarr end in any kind of exception. A package
+    that is not installed is not.
+    """
+    try:
+        yield
+    except (ImportError, ClimafuseError):
+        raise
+    except Exception as error:
+        raise _because(where, error) from error
+
+
+def _because(where: str, error: Exception) -> ClimateFileError:
+    return broken(where, str(error).splitlines()[0] if str(error).strip() else type(error).__name__)
 
 
 def broken(where: str, reason: str) -> ClimateFileError:
@@ -86,7 +105,7 @@ class StoredField:
 
         Raises:
             ClimateFileError: The file breaks off.
-            CanonicalizationError: Two columns of one meridian differ.
+            CanonicalizationError: Two columns of one meridian differ, or a value is infinite.
         """
         time, *space = self.axes
         indexers: dict[Hashable, Any] = dict.fromkeys(self.variable.dims, 0)  # what is no axis has length 1
@@ -105,12 +124,13 @@ class StoredField:
             if axis.dimension is not None:
                 indexers[axis.dimension] = slice(start, int(positions.max()) + 1)
             takes.append(positions - start)
-        with reading(self.where):
+        with inside_library(self.where):
             block = self.variable.isel(indexers)
             dims = [axis.dimension for axis in self.axes if axis.dimension is not None]
             values = block.transpose(*dims).values
         absent = [index for index, axis in enumerate(self.axes) if axis.dimension is None]
         values = self._decode(np.expand_dims(values, absent))
+        self._refuse_infinite(values, steps)
         for number, take in enumerate(takes, start=1):
             values = np.take(values, take, axis=number)
         for column, copy in twins:
@@ -123,13 +143,29 @@ class StoredField:
                 )
         return values[..., : len(picks[-1])]
 
+    def _refuse_infinite(self, values: np.ndarray, steps: slice) -> None:
+        """An infinity may be a division by zero, an overflow or somebody's fill value: which, only its maker knows."""
+        if not np.isinf(values).any():
+            return
+        first = int(np.argwhere(np.isinf(values))[0][0])
+        time = self.axes[0]
+        at = (
+            int(np.flatnonzero(time.positions == steps.start + first)[0]) if time.dimension is not None else 0
+        )
+        raise CanonicalizationError(
+            f"{self.where} at {format_time(time.values[at])}",
+            expected="finite values, and NaN or the fill value where there are none",
+            received=f"{np.isinf(values[first]).sum()} infinite values",
+            remedy="If they stand for missing values, write NaN in their places.",
+        )
+
     def _decode(self, stored: np.ndarray) -> np.ndarray:
         """Stored values -> float32 in SI units, NaN where missing."""
         missing = np.zeros(stored.shape, dtype=bool)
         for fill in self.fills:
             missing |= stored == fill
         if stored.dtype.kind == "f":
-            missing |= np.abs(stored) >= FILL_THRESHOLD
+            missing |= np.isfinite(stored) & (np.abs(stored) >= FILL_THRESHOLD)
         if self.unsigned:
             stored = stored.astype(f"u{stored.dtype.itemsize}")
         with np.errstate(over="ignore", invalid="ignore"):  # fill values may not fit

@@ -59,7 +59,8 @@ def compute_statistics(
         OutOfRangeError: A time is not in the dataset.
         CanonicalizationError: A variable has other dimensions.
         MissingValuesError: A variable has no value at any of the times.
-        DataError: A variable has the same value everywhere: it cannot be normalized and says nothing.
+        DataError: A variable has the same value everywhere: it cannot be normalized and says nothing. Or it has
+            infinite values.
     """
     axis = as_time_axis(dataset["time"].values)
     steps = check_steps(axis, times)
@@ -154,12 +155,13 @@ def field_moments(values: np.ndarray, weights: np.ndarray) -> tuple[float, float
     if total == 0.0:
         return 0.0, 0.0, 0.0
     known = values if complete else np.where(valid, values, np.float32(0))
-    mean = float((weights * known.sum(axis=1, dtype=np.float64)).sum()) / total
-    deviation = values.astype(np.float64)
-    deviation -= mean
-    if not complete:
-        deviation[~valid] = 0.0
-    return total, mean, float((weights * np.einsum("hw,hw->h", deviation, deviation)).sum())
+    with np.errstate(invalid="ignore"):  # infinities: refused when all are merged, where their time is known
+        mean = float((weights * known.sum(axis=1, dtype=np.float64)).sum()) / total
+        deviation = values.astype(np.float64)
+        deviation -= mean
+        if not complete:
+            deviation[~valid] = 0.0
+        return total, mean, float((weights * np.einsum("hw,hw->h", deviation, deviation)).sum())
 
 
 def merge_statistics(dataset: xr.Dataset, steps: np.ndarray, parts: np.ndarray) -> Statistics:
@@ -175,9 +177,18 @@ def merge_statistics(dataset: xr.Dataset, steps: np.ndarray, parts: np.ndarray) 
 
     Raises:
         MissingValuesError: A variable has no value at any of the times.
-        DataError: A variable has the same value everywhere: it cannot be normalized and says nothing.
+        DataError: A variable has the same value everywhere: it cannot be normalized and says nothing. Or it has
+            infinite values.
     """
     names = [str(name) for name in dataset.data_vars]
+    axis = as_time_axis(dataset["time"].values)
+    for step, variable in np.argwhere(~np.isfinite(parts).all(axis=2)):
+        raise DataError(
+            f"variable {names[variable]!r} at {format_time(axis[steps[step]])}",
+            expected="finite values, and NaN where there are none",
+            received="infinite values",
+            remedy="If they stand for missing values, write NaN in their places.",
+        )
     total, mean, squares = np.zeros((3, len(names)))
     for part_total, part_mean, part_squares in parts.transpose(0, 2, 1):
         merged = np.maximum(total + part_total, np.finfo(float).tiny)  # nothing but missing values so far: 0
@@ -185,7 +196,6 @@ def merge_statistics(dataset: xr.Dataset, steps: np.ndarray, parts: np.ndarray) 
         squares = squares + part_squares + difference**2 * total * part_total / merged
         mean = mean + difference * part_total / merged
         total = total + part_total
-    axis = as_time_axis(dataset["time"].values)
     texts = [format_time(axis[step]) for step in steps]
     return xr.Dataset(
         {

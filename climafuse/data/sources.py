@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import glob
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +19,8 @@ import xarray as xr
 import zarr
 
 from climafuse.data.canonical import available_variables, canonicalize, select_variables
-from climafuse.data.lazy import broken, reading
+from climafuse.data.hdf5_heap import check_heaps
+from climafuse.data.lazy import broken, inside_library, reading
 from climafuse.data.netcdf_classic import expected_size
 from climafuse.errors import ClimateFileError
 
@@ -149,7 +151,7 @@ def _open(path: str) -> xr.Dataset:
 
 
 def _open_netcdf(local: Path, where: str) -> xr.Dataset:
-    with reading(where):
+    with _parsing(where):
         with local.open("rb") as file:
             start = file.read(8)
         _check_format(start, where)
@@ -157,7 +159,17 @@ def _open_netcdf(local: Path, where: str) -> xr.Dataset:
             promised, size = expected_size(local), local.stat().st_size
             if size < promised:
                 raise broken(where, f"{size} of {promised} bytes")
+        else:
+            check_heaps(local)
         return xr.open_dataset(local, engine="netcdf4", decode_cf=False, cache=False)
+
+
+@contextmanager
+def _parsing(where: str) -> Iterator[None]:
+    with inside_library(where), warnings.catch_warnings():
+        # xarray goes on, and warns that most of what it does then "is likely to fail silently".
+        warnings.filterwarnings("error", message="Duplicate dimension names", category=UserWarning)
+        yield
 
 
 def _check_format(start: bytes, where: str) -> None:
@@ -176,7 +188,7 @@ def _check_format(start: bytes, where: str) -> None:
 
 
 def _open_zarr(store: str, where: str) -> xr.Dataset:
-    with reading(where), warnings.catch_warnings():
+    with _parsing(where):
         # A note or checksum file beside the arrays is nobody's fault; without consolidated metadata zarr
         # lists the directory and warns of it.
         warnings.filterwarnings("ignore", message="Object at .* is not recognized", category=UserWarning)
