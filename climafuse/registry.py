@@ -179,6 +179,7 @@ FUSIONS = Registry(
         "cross_attention": "climafuse.fusion.cross_attention:CrossAttentionFusion",
         "film": "climafuse.fusion.film:FiLMFusion",
         "gated_addition": "climafuse.fusion.gated:GatedAdditionFusion",
+        "prefix": "climafuse.fusion.prefix:PrefixFusion",
     },
 )
 

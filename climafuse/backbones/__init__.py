@@ -18,6 +18,7 @@ from .catalog import CATALOG, DEFAULT_BACKBONE
 from .fetching import BackboneListing, fetch_backbone, import_backbone, list_backbones
 from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters
 from .loading import LoadedBackbone, find_backbone, freeze, load_backbone
+from .soft_prompt import soft_prompt, word_size
 
 __all__ = [
     "CATALOG",
@@ -47,4 +48,6 @@ __all__ = [
     "prefix_states",
     "resolve_sites",
     "resume",
+    "soft_prompt",
+    "word_size",
 ]

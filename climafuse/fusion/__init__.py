@@ -4,5 +4,6 @@ from climafuse.fusion.base import Fusion
 from climafuse.fusion.cross_attention import CrossAttentionFusion
 from climafuse.fusion.film import FiLMFusion
 from climafuse.fusion.gated import GatedAdditionFusion
+from climafuse.fusion.prefix import PrefixFusion
 
-__all__ = ["CrossAttentionFusion", "FiLMFusion", "Fusion", "GatedAdditionFusion"]
+__all__ = ["CrossAttentionFusion", "FiLMFusion", "Fusion", "GatedAdditionFusion", "PrefixFusion"]

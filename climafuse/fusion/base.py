@@ -1,8 +1,13 @@
 """What a fusion is: it lets text states look at climate tokens.
 
-A fusion knows nothing of the language model it serves, nor of where in it it sits (its site). Its gates start
-at zero: before training, text passes through unchanged, bit for bit. A new fusion is a subclass of `Fusion`
-in one file; see `examples/own_fusion.py`.
+A fusion knows nothing of the language model it serves, nor of where in it it sits (its site). There are two kinds:
+
+- One changes the states of the text at any site. Its gates start at zero: before training, text passes through
+  unchanged, bit for bit.
+- One of a `prefix_length` makes states that stand before those of the text, at the input. Texts get longer by them, and
+  the language model sees them from the beginning.
+
+A new fusion is a subclass of `Fusion` in one file; see `examples/own_fusion.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +33,12 @@ class Fusion(nn.Module, ABC):
     Args:
         hidden_size: D, the width of the text states.
         climate_width: C, the width of the climate tokens.
+
+    Attributes:
+        prefix_length: P, how many states it puts before each text; 0 for a fusion that changes the text's own.
     """
+
+    prefix_length: int = 0
 
     def __init__(self, hidden_size: int, climate_width: int) -> None:
         super().__init__()
@@ -40,11 +50,13 @@ class Fusion(nn.Module, ABC):
         """Fuse.
 
         Args:
-            text: [B, S, D], of the backbone's type (bfloat16, say).
-            climate: B rows of climate tokens. A row without any valid token must leave its text unchanged.
+            text: [B, S, D], of the backbone's type (bfloat16, say). With a `prefix_length`: [B, P, D], the places
+                to fill before the text, which hold nothing but the size of the embeddings of words.
+            climate: B rows of climate tokens. A row without any valid token must leave its text unchanged; what a
+                prefix gives for it is not seen.
 
         Returns:
-            [B, S, D] of the same type.
+            [B, S, D] of the same type, [B, P, D] with a `prefix_length`.
         """
 
     def once(self, climate: ClimateTokens, compute: Callable[[], T]) -> T:
@@ -94,3 +106,8 @@ def text_scale(text: Tensor) -> Tensor:
     rate serves every site.
     """
     return at_least_float32(text.detach()).pow(2).mean(dim=-1, keepdim=True).sqrt()
+
+
+def visible(climate: ClimateTokens) -> Tensor:
+    """Which tokens attention may look at, [B, 1, 1, M]: all of them in a row that has none, masked later."""
+    return (climate.mask | ~climate.mask.any(dim=1, keepdim=True))[:, None, None, :]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from climafuse.climate_tokens import ClimateTokens
-from climafuse.fusion.base import Fusion, at_least, at_least_float32, text_scale
+from climafuse.fusion.base import Fusion, at_least, at_least_float32, text_scale, visible
 
 
 class CrossAttentionFusion(Fusion):
@@ -99,8 +99,3 @@ class CrossAttentionFusion(Fusion):
             return key, value
 
         return self.once(climate, make)
-
-
-def visible(climate: ClimateTokens) -> Tensor:
-    """Which tokens attention may look at, [B, 1, 1, M]: all of them in a row that has none, masked later."""
-    return (climate.mask | ~climate.mask.any(dim=1, keepdim=True))[:, None, None, :]

@@ -188,6 +188,8 @@ def attended_tokens(
         no fusion of the model attends.
     """
     model = reader.model
+    if not any(isinstance(fusion, CrossAttentionFusion) for fusion in model.fusions.values()):
+        return None
     batch = reader._on_device(reader.processor([window], [prompt], [text]))
     climate = model.encode_climate(
         **{name: tensor for name, tensor in batch.items() if name.startswith("climate_")}
@@ -205,6 +207,4 @@ def attended_tokens(
 
     with model.watched(watch) as backbone:
         backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    if not weights:
-        return None
     return climate, torch.stack(weights).mean(dim=0).cpu().numpy()

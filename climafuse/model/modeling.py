@@ -4,7 +4,8 @@
     text tokens -> backbone, whose states meet the climate tokens at each site -> its own head -> logits
 
 Nothing replaces the language model: all its blocks run, its own head makes the logits, and none of its
-weights change. Before training every gate is zero and the model is the bare backbone, bit for bit.
+weights change. Before training every gate is zero and the model is the bare backbone, bit for bit; only a fusion that
+puts states before the text has no such beginning.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ from climafuse.backbones import (
     find_blocks,
     gather,
     load_backbone,
+    num_blocks_below,
     prefix_states,
     resolve_sites,
     resume,
+    soft_prompt,
+    word_size,
 )
 from climafuse.backbones.head import dense_input, head_logits, narrowed
 from climafuse.climate_tokens import ClimateTokens
@@ -49,7 +53,7 @@ from climafuse.manifest import MANIFEST_NAME, sha256, verify_checkpoint
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.objective import SampledVocabulary, cross_entropy, labeled_positions
 from climafuse.model.reuse import PrefixStore
-from climafuse.model.rows import check_rows, expand_rows, fuse_flat, select_rows
+from climafuse.model.rows import check_rows, fuse_flat, fuse_rows, prompt_rows, select_rows
 from climafuse.registry import ENCODERS, FUSIONS, Registry
 
 WEIGHTS_FILE = "model.safetensors"
@@ -125,6 +129,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         self.fusions = nn.ModuleDict(
             {str(site): make(layout.width(site), encoder.width, **options) for site in self.sites}
         )
+        self.prefix_length = _prefix_length(self.fusions, self.sites)
+        self.word_size = word_size(backbone.model) if self.prefix_length else 0.0
+        self._any_block_below = num_blocks_below(self.sites[0], layout.num_blocks) > 0
         self.prefix_store: PrefixStore | None = None
         self.sampled_vocabulary: SampledVocabulary | None = None
 
@@ -425,8 +432,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         )
         check_rows(len(input_ids), len(climate.states), climate_index)
         if labels is None:
-            rows = None if climate_index is None else climate_index
-            with attach(self.backbone, list(self.sites), self._fuse_with(climate, rows)):
+            with self._fused(climate, climate_index):
                 output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             return ClimateTextOutput(
                 logits=output.logits, past_key_values=output.past_key_values, climate_mask=climate.mask
@@ -461,7 +467,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             if climate_index is not None
             else torch.arange(len(input_ids), device=input_ids.device)
         )
-        store = self.prefix_store
+        store = self.prefix_store if self._any_block_below else None  # else there is nothing to reuse
         if store is not None and kwargs.keys() & {"position_ids", "past_key_values"}:
             raise ModelInputError(
                 ", ".join(sorted(kwargs)),
@@ -485,29 +491,23 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             if store is None
             else resume(self.backbone, first, store.lookup(input_ids, attention_mask))
         )
-        fusing = attach(self.backbone, list(self.sites), self._fuse_with(climate, climate_index))
-        with reuse, fusing, gather(self.backbone, positions):
+        with reuse, self._fused(climate, climate_index), gather(self.backbone, positions):
             output = self.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
             )
         logits: Tensor = output.logits[0]
         return logits
 
-    def _fuse_with(self, climate: ClimateTokens, index: Tensor | None) -> Callable[[Site, Tensor], Tensor]:
-        """The function attached to the backbone's sites."""
-        expanded: dict[int, ClimateTokens] = {}  # the same at every site, and at every step of generation
-
-        def fuse(site: Site, hidden: Tensor) -> Tensor:
-            fusion = cast("Fusion", self.fusions[str(site)])
-            if index is None:
-                if len(hidden) not in expanded:
-                    expanded[len(hidden)] = expand_rows(climate, len(hidden))
-                fused: Tensor = fusion(hidden, expanded[len(hidden)])
-                return fused
-            rows = index.unsqueeze(1).expand(hidden.shape[:2]).reshape(-1)
-            return fuse_flat(fusion, hidden.flatten(0, 1), climate, rows).view_as(hidden)
-
-        return fuse
+    def _fused(
+        self, climate: ClimateTokens, index: Tensor | None
+    ) -> contextlib.AbstractContextManager[object]:
+        """Let the backbone's forward calls read climate; index as for `fuse_rows`."""
+        if not self.prefix_length:
+            return attach(self.backbone, list(self.sites), fuse_rows(self.fusions, climate, index))
+        fusion = cast("Fusion", self.fusions["input"])
+        shape = (self.prefix_length, fusion.hidden_size)
+        places = torch.full(shape, self.word_size, dtype=self.backbone.dtype, device=self.backbone.device)
+        return soft_prompt(self.backbone, self.prefix_length, prompt_rows(fusion, climate, index, places))
 
     @torch.no_grad()
     def likely_tokens(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -538,9 +538,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         climate; a call with a multiple of its rows (beams, several answers) reads each row as often. What the
         fusions make of the climate alone is kept meanwhile, so their weights must not change.
         """
-        climate = replace(climate, memory={})
-        with self.watched(self._fuse_with(climate, None)) as backbone:
-            yield backbone
+        with self._fused(replace(climate, memory={}), None):
+            yield self.backbone
 
     @contextlib.contextmanager
     def watched(self, function: Callable[[Site, Tensor], Tensor]) -> Iterator[PreTrainedModel]:
@@ -650,6 +649,19 @@ def _name(registry: Registry, part: Any) -> str:
         return registry.name_of(part)
     except (ConfigurationError, AttributeError):  # a function, or a class that loading must be given again
         return f"{part.__module__}:{getattr(part, '__qualname__', type(part).__qualname__)}"
+
+
+def _prefix_length(fusions: nn.ModuleDict, sites: tuple[Site, ...]) -> int:
+    """How many states stand before each text; refuse a fusion that makes such states anywhere but at the input."""
+    length = max(cast("Fusion", fusion).prefix_length for fusion in fusions.values())
+    if length and sites != ("input",):
+        raise ConfigurationError(
+            "sites",
+            expected="input, for a fusion whose states stand before the text",
+            received=", ".join(map(str, sites)),
+            remedy="Set fusion.sites: input (from Python sites='input'), or choose another fusion.",
+        )
+    return length
 
 
 def _check_channels(encoder: ClimateEncoder, config: ClimateTextConfig) -> None:

@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from climafuse.backbones import Site
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.errors import ModelInputError
 from climafuse.fusion import Fusion
+
+
+def fuse_rows(
+    fusions: Mapping[str, object], climate: ClimateTokens, index: Tensor | None
+) -> Callable[[Site, Tensor], Tensor]:
+    """Make the function that is attached to the sites of a backbone.
+
+    Args:
+        fusions: The fusion of each site, by its name.
+        climate: B rows.
+        index: [N], which window each text is about; None where texts are B or a multiple, in their order.
+
+    Returns:
+        A function of the site and its states [N, S, D].
+    """
+    expanded: dict[int, ClimateTokens] = {}  # the same at every site, and at every step of generation
+
+    def fuse(site: Site, hidden: Tensor) -> Tensor:
+        fusion = cast("Fusion", fusions[str(site)])
+        if index is None:
+            if len(hidden) not in expanded:
+                expanded[len(hidden)] = expand_rows(climate, len(hidden))
+            fused: Tensor = fusion(hidden, expanded[len(hidden)])
+            return fused
+        rows = index.unsqueeze(1).expand(hidden.shape[:2]).reshape(-1)
+        return fuse_flat(fusion, hidden.flatten(0, 1), climate, rows).view_as(hidden)
+
+    return fuse
+
+
+def prompt_rows(
+    fusion: Fusion, climate: ClimateTokens, index: Tensor | None, places: Tensor
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Make the function that gives a backbone what stands before each text, see `soft_prompt`.
+
+    Args:
+        fusion: A fusion of a prefix length P.
+        climate: B rows.
+        index: As for `fuse_rows`.
+        places: [P, D], of the size of the embeddings of words.
+    """
+
+    def prompt(num_texts: int) -> tuple[Tensor, Tensor]:
+        rows = repeated(len(climate.states), num_texts, climate.states.device) if index is None else index
+        states = fusion(places.expand(len(climate.states), -1, -1), climate)  # once a window
+        return states[rows], climate.mask.any(dim=1)[rows]
+
+    return prompt
 
 
 def fuse_flat(fusion: Fusion, states: Tensor, climate: ClimateTokens, rows: Tensor) -> Tensor:
@@ -61,8 +112,15 @@ def expand_rows(climate: ClimateTokens, rows: int) -> ClimateTokens:
         ModelInputError: The number of rows is no multiple.
     """
     batch = len(climate.states)
-    if rows == batch:
-        return climate
+    return climate if rows == batch else select_rows(climate, repeated(batch, rows, climate.states.device))
+
+
+def repeated(batch: int, rows: int, device: torch.device) -> Tensor:
+    """Number of the window of each of so many rows, 0 0 1 1 … for twice as many rows as windows.
+
+    Raises:
+        ModelInputError: The number of rows is no multiple.
+    """
     if rows % batch:
         raise ModelInputError(
             "input_ids",
@@ -70,8 +128,7 @@ def expand_rows(climate: ClimateTokens, rows: int) -> ClimateTokens:
             received=rows,
             remedy="Give climate_index to say which window each text is about.",
         )
-    index = torch.arange(batch, device=climate.states.device).repeat_interleave(rows // batch)
-    return select_rows(climate, index)
+    return torch.arange(batch, device=device).repeat_interleave(rows // batch)
 
 
 def check_rows(num_texts: int, num_windows: int, index: Tensor | None) -> None:

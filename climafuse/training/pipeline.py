@@ -196,7 +196,7 @@ def prepare_reuse(setup: Run, *, say: Say) -> None:
         processor.encode(prompt, answer)[0]
         for prompt, answer in dict.fromkeys(texts_of(setup.train) + texts_of(setup.validation))
     ]
-    if settings.reuse_prefix:
+    if settings.reuse_prefix and model.sites[0] not in ("input", 0):  # there, no block has seen the text yet
         begin = time.perf_counter()
         model.prefix_store = PrefixStore(model.backbone, model.sites[0])
         model.prefix_store.add(

@@ -16,7 +16,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "cross_attention alone": {"heads": 2, "head_width": 7, "feed_forward": 0},
     "film": {"queries": 2, "feed_forward": 32},
     "gated_addition": {"queries": 2, "feed_forward": 32},
+    "prefix": {"length": 4, "heads": 2, "head_width": 8, "feed_forward": 32},
 }
+
+
+def changes_text(name: str) -> bool:
+    """Whether a fusion of the list changes the states of the text, at any site, or puts states before them."""
+    return small_fusion(name, 8, 8).prefix_length == 0
 
 
 def small_fusion(name: str, hidden_size: int, climate_width: int, *, gates: float = 0.5) -> Fusion:
