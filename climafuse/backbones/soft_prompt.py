@@ -13,7 +13,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -142,6 +142,6 @@ def word_size(model: PreTrainedModel, *, words: int = 1024) -> float:
         model: A causal language model.
         words: Of how many tokens of the vocabulary, evenly spread.
     """
-    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    size = len(cast("Tensor", model.get_input_embeddings().weight))
     ids = torch.linspace(0, size - 1, words, device=model.device).long().view(-1, 16)  # texts of 16 tokens
     return float(prefix_states(model, "input", input_ids=ids).double().pow(2).mean().sqrt())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from climafuse.backbones import Site
 from climafuse.climate_tokens import ClimateTokens
@@ -16,7 +16,7 @@ from climafuse.fusion import Fusion
 
 
 def fuse_rows(
-    fusions: Mapping[str, object], climate: ClimateTokens, index: Tensor | None
+    fusions: nn.ModuleDict, climate: ClimateTokens, index: Tensor | None
 ) -> Callable[[Site, Tensor], Tensor]:
     """Make the function that is attached to the sites of a backbone.
 
