@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from climafuse.data.files import cache_directory
+
 MANIFEST_NAME = "climafuse-manifest.json"
-
-
-def cache_directory() -> Path:
-    """Return the cache directory: `CLIMAFUSE_HOME`, else `climafuse` in the XDG cache directory."""
-    home = os.environ.get("CLIMAFUSE_HOME")
-    if home:
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "climafuse"
 
 
 def backbones_directory() -> Path:

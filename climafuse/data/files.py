@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and where those go that are kept between runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ import numpy as np
 from climafuse.errors import OutputError
 
 HOLE = 4096  # bytes; what file systems keep or leave out as one
+
+
+def cache_directory() -> Path:
+    """Where climafuse keeps what it fetched: `CLIMAFUSE_HOME`, else `climafuse` in the XDG cache directory."""
+    home = os.environ.get("CLIMAFUSE_HOME")
+    if home:
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "climafuse"
 
 
 @contextlib.contextmanager

@@ -34,9 +34,13 @@ _READ_ERRORS = (OSError, RuntimeError, ValueError, EOFError, zlib.error, MemoryE
 @contextmanager
 def reading(where: str) -> Iterator[None]:
     """Turn errors of the file libraries into ours; our own pass."""
+    # Behind a URI, libraries of protocols raise errors of their own on top, each its own kind.
+    errors = (Exception,) if "://" in where else _READ_ERRORS
     try:
         yield
-    except _READ_ERRORS as error:
+    except (ImportError, ClimafuseError):
+        raise
+    except errors as error:
         raise _because(where, error) from error
 
 
@@ -65,7 +69,9 @@ def broken(where: str, reason: str) -> ClimateFileError:
         where,
         expected="a complete NetCDF file or Zarr store",
         received=f"a file that cannot be read ({reason})",
-        remedy="It may be truncated or damaged: download or write it again.",
+        remedy="Check the connection, and whether you may read it; it may also be damaged."
+        if "://" in where
+        else "It may be truncated or damaged: download or write it again.",
     )
 
 

@@ -22,6 +22,7 @@ from climafuse.data.canonical import available_variables, canonicalize, select_v
 from climafuse.data.hdf5_heap import check_heaps
 from climafuse.data.lazy import broken, inside_library, reading
 from climafuse.data.netcdf_classic import expected_size
+from climafuse.data.remote import ZARR_METADATA, find_uris, is_uri, is_zarr, local_copy
 from climafuse.errors import ClimateFileError
 
 __all__ = ["ClimateSource", "available_variables", "load_fields", "open_climate", "select_variables"]
@@ -37,6 +38,10 @@ _OTHER_FORMATS = {
         "Unzip it; the Climate Data Store delivers several files in one archive.",
     ),
     b"\x1f\x8b": ("a gzip archive", "Unpack it with gunzip."),
+    b"{": (
+        "JSON",
+        "If it lists virtual references (kerchunk), open the files it leads to.",
+    ),
     b"<": ("a web page or XML", "Download it again; an expired login delivers a web page instead of data."),
 }
 
@@ -45,8 +50,8 @@ def open_climate(source: ClimateSource, *, variables: Sequence[str] | None = Non
     """Open climate fields as a lazy canonical dataset.
 
     Args:
-        source: A NetCDF file, Zarr directory or URI of a Zarr store; a glob pattern or several files, joined
-            along time and across variables; or an xarray dataset.
+        source: A NetCDF file or Zarr directory, by path or URI (``data/remote.py``); a glob pattern or
+            several files, joined along time and across variables; or an xarray dataset.
         variables: What to open, by canonical name or that of a product; channels such as "t850" and derived
             variables such as "ws10" included. None opens every variable of the table that the files hold.
 
@@ -101,7 +106,10 @@ def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
     places = [str(source)] if isinstance(source, str | Path) else [str(place) for place in source]
     paths = []
     for place in places:
-        pattern = "://" not in place and glob.has_magic(place) and not Path(place).exists()
+        if is_uri(place):
+            paths += find_uris(place)
+            continue
+        pattern = glob.has_magic(place) and not Path(place).exists()
         found = sorted(glob.glob(str(Path(place).expanduser()))) if pattern else [place]
         if not found:
             raise ClimateFileError(
@@ -120,16 +128,8 @@ def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
 
 def _open(path: str) -> xr.Dataset:
     """A file as stored: nothing decoded."""
-    if "://" in path:
-        try:
-            return _open_zarr(path, path)
-        except ImportError as error:
-            raise ClimateFileError(
-                path,
-                expected="a URI whose protocol can be read here",
-                received=str(error),
-                remedy="Install the package it names, or download the file.",
-            ) from error
+    if is_uri(path):
+        return _open_zarr(path, path) if is_zarr(path) else _open_netcdf(local_copy(path), path)
     local = Path(path).expanduser()
     if not local.exists():
         raise ClimateFileError(
@@ -140,7 +140,7 @@ def _open(path: str) -> xr.Dataset:
         )
     if not local.is_dir():
         return _open_netcdf(local, path)
-    if not any((local / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
+    if not any((local / name).exists() for name in ZARR_METADATA):
         raise ClimateFileError(
             path,
             expected="a NetCDF file or Zarr directory",

@@ -631,6 +631,7 @@ LAYOUTS = (
     MERRA2,
     MERRA2_FLUX,
     MERRA2_LEVELS,
+    MERRA2_URI,
     CMIP6,
     CMIP6_360,
     NCEP,
