@@ -69,10 +69,13 @@ def is_zarr(uri: str) -> bool:
         group = path.rstrip("/")
         if "?" not in path and any(files.exists(f"{group}/{name}") for name in ZARR_METADATA):
             return True
-        if files.isfile(path):
-            return False
-        received = "a directory without Zarr metadata (zarr.json or .zgroup)"
-        raise _absent(uri, received if files.isdir(path) else "no such file")
+        try:
+            kind = files.info(path)["type"]
+        except FileNotFoundError as error:
+            raise _absent(uri, "no such file") from error
+        if kind == "directory":
+            raise _absent(uri, "a directory without Zarr metadata (zarr.json or .zgroup)")
+        return False
 
 
 def local_copy(uri: str) -> Path:
