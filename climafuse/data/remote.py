@@ -72,7 +72,7 @@ def is_zarr(uri: str) -> bool:
         try:
             kind = files.info(path)["type"]
         except FileNotFoundError as error:
-            raise _absent(uri, "no such file") from error
+            raise _absent(uri, "nothing there that can be read") from error
         if kind == "directory":
             raise _absent(uri, "a directory without Zarr metadata (zarr.json or .zgroup)")
         return False
