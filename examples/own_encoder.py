@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         box_degrees=config.data.box_degrees,
     )
     # The frozen blocks below the fusion see only text: they run once for each text, not once for each step.
-    model.prefix_store = PrefixStore(model.backbone, model.sites[0])
+    model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
     processor = ClimateTextProcessor.of(model.config, model.tokenizer)
     collate = ExampleCollator(processor)
 

@@ -18,6 +18,7 @@ from .catalog import CATALOG, DEFAULT_BACKBONE
 from .fetching import BackboneListing, fetch_backbone, import_backbone, list_backbones
 from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters
 from .loading import LoadedBackbone, find_backbone, freeze, load_backbone
+from .lora import adapted_layers, base_name, first_adapted_block, with_lora, without_adapters
 from .soft_prompt import soft_prompt, word_size
 
 __all__ = [
@@ -30,13 +31,16 @@ __all__ = [
     "LoadedBackbone",
     "Site",
     "SiteFunction",
+    "adapted_layers",
     "attach",
     "backbones_directory",
+    "base_name",
     "cache_directory",
     "check_identity",
     "fetch_backbone",
     "find_backbone",
     "find_blocks",
+    "first_adapted_block",
     "freeze",
     "gather",
     "hash_files",
@@ -49,5 +53,7 @@ __all__ = [
     "resolve_sites",
     "resume",
     "soft_prompt",
+    "with_lora",
+    "without_adapters",
     "word_size",
 ]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 from ..data.files import whole_file
 from ..errors import BackboneError, BackboneMismatchError, OutputError
 from .cache import cache_directory, sha256_file
+from .lora import adapted_layers, base_name
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,8 @@ def hash_parameters(model: nn.Module) -> str:
     """Return the hash of a model's tensors in memory: parameters and persistent buffers, by name.
 
     Two models agree exactly when every tensor has the same name, type, shape and bits, so it tells whether
-    frozen weights are unchanged.
+    frozen weights are unchanged. Adapters that were put into the model do not count, nor do the names that their
+    layers have taken.
 
     Args:
         model: Any module whose tensors hold data (on any device).
@@ -102,6 +104,9 @@ def hash_parameters(model: nn.Module) -> str:
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())  # tied parameters appear once
     persistent = model.state_dict(keep_vars=True).keys()
     tensors.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
+    layers = adapted_layers(model)
+    named = {base_name(name, layers): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in named.items() if name is not None}
     for name in sorted(tensors):
         tensor = tensors[name].detach()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

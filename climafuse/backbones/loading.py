@@ -25,6 +25,7 @@ from .catalog import DEFAULT_BACKBONE, find_entry
 from .fetching import Progress, cached_backbone, fetch_backbone, no_weights
 from .hub import hub_snapshot
 from .identity import BackboneIdentity, hash_files, hash_parameters, hash_shard, identify, weight_files
+from .lora import adapted_layers, carries_adapters
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,12 @@ class LoadedBackbone:
             tokenizer: Its tokenizer.
             id: Name for it.
             random_weights: True where the weights were never trained.
+
+        Raises:
+            BackboneError: The tokenizer does not fit, or adapters were put into the model.
         """
+        if adapted_layers(model):
+            raise carries_adapters(id)
         _check_vocabulary(id, model, tokenizer)
         freeze(model)
         _set_padding(model, tokenizer)

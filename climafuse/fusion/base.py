@@ -103,9 +103,11 @@ def text_scale(text: Tensor) -> Tensor:
 
     The states of language models differ in size by orders of magnitude between models, blocks and positions.
     A fusion's change is measured in units of the state it is added to, so one initialization and learning
-    rate serves every site.
+    rate serves every site. The scale has a gradient: where the states have one (above another site, or an
+    adapter), it would else not be that of the loss.
     """
-    return at_least_float32(text.detach()).pow(2).mean(dim=-1, keepdim=True).sqrt()
+    square = at_least_float32(text).pow(2).mean(dim=-1, keepdim=True)
+    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()  # the slope of a root at zero is infinite
 
 
 def visible(climate: ClimateTokens) -> Tensor:

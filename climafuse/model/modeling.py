@@ -31,9 +31,12 @@ from transformers.utils import CONFIG_NAME, ModelOutput
 from climafuse.backbones import (
     LoadedBackbone,
     Site,
+    adapted_layers,
     attach,
+    base_name,
     check_identity,
     find_blocks,
+    first_adapted_block,
     gather,
     load_backbone,
     num_blocks_below,
@@ -41,6 +44,8 @@ from climafuse.backbones import (
     resolve_sites,
     resume,
     soft_prompt,
+    with_lora,
+    without_adapters,
     word_size,
 )
 from climafuse.backbones.head import dense_input, head_logits, narrowed
@@ -96,6 +101,13 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
 
     Raises:
         ConfigurationError: Sites, names or options do not make sense, or the encoder has other channels.
+
+    Attributes:
+        sites: Where fusion sits, from input to output.
+        prefix_site: The site up to which states depend on the text and frozen weights alone, so that they can
+            be stored: the first site of the fusion, or the first block with an adapter if that is lower.
+        prefix_store: States of texts at `prefix_site`, used in place of the blocks below; None computes them.
+        sampled_vocabulary: Over which tokens the softmax of a training step is taken; None for all.
     """
 
     config: ClimateTextConfig
@@ -116,9 +128,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         self.backbone_identity = backbone.identity
-        self.backbone = backbone.model
+        self.backbone = backbone.model if config.lora is None else with_lora(backbone.model, config.lora)
         self.tokenizer = backbone.tokenizer
-        layout = find_blocks(backbone.model)
+        layout = find_blocks(self.backbone)
         if encoder is None:
             encoder = ENCODERS.create(config.encoder, config.channels(), **(config.encoder_options or {}))
         _check_channels(encoder, config)
@@ -129,9 +141,10 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         self.fusions = nn.ModuleDict(
             {str(site): make(layout.width(site), encoder.width, **options) for site in self.sites}
         )
+        self.prefix_site = _prefix_site(self.sites[0], first_adapted_block(self.backbone), layout.num_blocks)
         self.prefix_length = _prefix_length(self.fusions, self.sites)
         self.word_size = word_size(backbone.model) if self.prefix_length else 0.0
-        self._any_block_below = num_blocks_below(self.sites[0], layout.num_blocks) > 0
+        self._any_block_below = num_blocks_below(self.prefix_site, layout.num_blocks) > 0
         self.prefix_store: PrefixStore | None = None
         self.sampled_vocabulary: SampledVocabulary | None = None
 
@@ -160,7 +173,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 **fusion_options).
             sites: As for `resolve_sites`.
             dtype: Type of the frozen weights, where the backbone is loaded here.
-            **options: Other keys of `ClimateTextConfig`: `encoder_options`, `fusion_options`, `history`, ….
+            **options: Other keys of `ClimateTextConfig`: `encoder_options`, `fusion_options`, `history`, `lora`, ….
 
         Raises:
             ConfigurationError: Sites, names or options do not make sense.
@@ -196,9 +209,12 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Return the weights a checkpoint holds: encoder and fusions, nothing of the frozen backbone."""
+        """Return the weights a checkpoint holds: encoder, fusions and adapters, nothing of the frozen backbone."""
+        layers = adapted_layers(self)
         return {
-            name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith("backbone.") or base_name(name, layers) is None
         }
 
     def save_pretrained(  # type: ignore[override]
@@ -458,10 +474,10 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         climate_index: Tensor | None,
         kwargs: dict[str, Any],
     ) -> Tensor:
-        """Logits [P, V] at the labeled positions; below the first site there is no graph, or nothing runs."""
+        """Logits [P, V] at the labeled positions; below `prefix_site` there is no graph, or nothing runs."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        first = self.sites[0]
+        first = self.prefix_site
         index = (
             climate_index
             if climate_index is not None
@@ -474,6 +490,13 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 expected="whole texts from their first position on, whose states are stored",
                 received="positions or a cache of the caller's own",
                 remedy="Leave these arguments out, or set prefix_store to None.",
+            )
+        if store is not None and store.site != first:
+            raise ModelInputError(
+                "prefix_store.site",
+                expected=f"{first!r}, up to which states depend on the text and frozen weights alone",
+                received=repr(store.site),
+                remedy="Make it with PrefixStore(model.backbone, model.prefix_site).",
             )
         if first == "output":
             # Nothing follows but the head, position by position: only labeled ones need be fused.
@@ -523,11 +546,13 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             [P, count] tokens.
         """
         positions, _ = labeled_positions(labels)
-        states = (
-            prefix_states(self.backbone, "output", input_ids=input_ids, attention_mask=attention_mask)
-            if self.prefix_store is None or self.sites[0] != "output"
-            else self.prefix_store.lookup(input_ids, attention_mask)
-        )
+        if self.prefix_store is not None and self.prefix_store.site == "output":
+            states = self.prefix_store.lookup(input_ids, attention_mask)
+        else:
+            with without_adapters(self.backbone):
+                states = prefix_states(
+                    self.backbone, "output", input_ids=input_ids, attention_mask=attention_mask
+                )
         return head_logits(self.backbone, states[positions]).topk(count, dim=-1).indices
 
     @contextlib.contextmanager
@@ -641,6 +666,13 @@ def check_folder(folder: Path) -> ClimateTextConfig:
             remedy="The file is damaged or of another model: copy the folder again from its source.",
         )
     return config
+
+
+def _prefix_site(first: Site, adapted: Site | None, num_blocks: int) -> Site:
+    """The lower of the first fusion's site and the first adapted block."""
+    if adapted is None or num_blocks_below(first, num_blocks) <= num_blocks_below(adapted, num_blocks):
+        return first
+    return adapted
 
 
 def _name(registry: Registry, part: Any) -> str:

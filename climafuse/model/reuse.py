@@ -1,4 +1,4 @@
-"""Frozen-prefix reuse: what the blocks below the first fusion site make of a text, computed once.
+"""Frozen-prefix reuse: what the blocks below the first fusion site (or adapter) make of a text, computed once.
 
 Those blocks see only text, and they are frozen: their states are the same in every epoch and for every
 climate. A store keeps them by the tokens of the text. Texts that begin alike (the same question, the same
@@ -33,15 +33,27 @@ class PrefixStore:
 
     Args:
         backbone: The frozen causal language model.
-        site: The first site of the fusion.
+        site: `prefix_site` of the model, or one below it.
         batch: How many texts are computed at a time.
+
+    Raises:
+        ModelInputError: Something below the site is trained: states would be those of old weights.
     """
 
     def __init__(self, backbone: PreTrainedModel, site: Site, *, batch: int = 64) -> None:
         self.backbone = backbone
         self.site = site
         self.batch = batch
-        self._any_block = num_blocks_below(site, find_blocks(backbone).num_blocks) > 0
+        layout = find_blocks(backbone)
+        below = layout.blocks[: num_blocks_below(site, layout.num_blocks)]
+        if any(parameter.requires_grad for parameter in below.parameters()):
+            raise ModelInputError(
+                "site",
+                expected="a site with nothing but frozen weights below it",
+                received=f"{site!r}, above weights that are trained",
+                remedy="Make it with PrefixStore(model.backbone, model.prefix_site).",
+            )
+        self._any_block = len(below) > 0
         # Text -> states of its beginning, which other texts share, and of its rest.
         self._states: dict[Tokens, tuple[Tensor, Tensor]] = {}
 

@@ -111,12 +111,30 @@ class FactsConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Adapters in the blocks of the frozen language model; needs the extra `climafuse[lora]`."""
+
+    rank: int = setting(8, "rank of an adapter", minimum=1)
+    alpha: float = setting(16.0, "adapters are scaled by alpha / rank", minimum=1e-9)
+    dropout: float = setting(
+        0.0, "share of an adapter's inputs dropped in training", minimum=0.0, maximum=0.99
+    )
+    target_modules: tuple[str, ...] | None = setting(
+        None, "linear layers of a block, such as [q_proj, v_proj]; null: all of them"
+    )
+    layers: Sites | None = setting(
+        None, "blocks, as a list of indices | {last: n} | {every: n}; null: all; those below sites cost most"
+    )
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """The frozen language model."""
 
     name: str = setting("smollm2-135m-instruct-q4_1", "name of the catalog, hub id or folder")
     dtype: Literal["bfloat16", "float16", "float32"] = setting("bfloat16", "type of the frozen weights")
     num_threads: int | None = setting(None, "threads torch may use; null: torch decides", minimum=1)
+    lora: LoraConfig | None = setting(None, "adapters to train in its blocks: {rank, alpha, …}; null: none")
 
 
 @dataclass(frozen=True)
@@ -148,6 +166,9 @@ class TrainingConfig:
     learning_rate: float = setting(1e-3, "peak learning rate", minimum=0.0)
     gate_learning_rate_scale: float = setting(
         10.0, "learning rate of gates relative to the rest", minimum=0.0
+    )
+    lora_learning_rate_scale: float = setting(
+        0.2, "learning rate of adapters in the backbone relative to the rest", minimum=0.0
     )
     weight_decay: float = setting(0.01, "AdamW decay of matrices; none on biases, norms, gates", minimum=0.0)
     betas: tuple[float, float] = setting((0.9, 0.98), "AdamW decay rates of the moments")

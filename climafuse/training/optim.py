@@ -2,6 +2,7 @@
 
 Gates start at zero and are few; they learn at their own, higher rate and are never decayed towards "no
 climate". Decay applies to matrices only, as decaying a bias or the scale of a norm regularizes nothing.
+Adapters change a language model that can already speak: they learn at a lower rate.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ def is_gate(name: str) -> bool:
     return last in ("gate", "gates") or last.endswith("_gate")
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a trainable parameter is an adapter's: what is trained inside the frozen backbone."""
+    return name.startswith("backbone.")
+
+
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
-    """The trainable parameters of a model in up to three groups: matrices, vectors, gates.
+    """The trainable parameters of a model in up to four groups: matrices, vectors, gates, adapters.
 
     Args:
         model: The model; frozen parameters are left out.
@@ -42,7 +48,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     Raises:
         TrainingError: Nothing is trainable, or a trainable parameter is not float32.
     """
-    members: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "gates": []}
+    members: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "gates": [], "lora": []}
     for prefix, module in model.named_modules():
         for own_name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
@@ -55,7 +61,9 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
                     received=parameter.dtype,
                     remedy="Keep trainable modules in float32; only the backbone may be in half precision.",
                 )
-            if is_gate(name):
+            if is_adapter(name):
+                members["lora"].append(parameter)
+            elif is_gate(name):
                 members["gates"].append(parameter)
             elif parameter.ndim < 2 or isinstance(module, _UNDECAYED_MODULES):
                 members["vectors"].append(parameter)
@@ -69,10 +77,12 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
             remedy="Unfreeze the encoder and the fusion.",
         )
     gate_rate = config.learning_rate * config.gate_learning_rate_scale
+    lora_rate = config.learning_rate * config.lora_learning_rate_scale
     settings = {
         "matrices": {"lr": config.learning_rate, "weight_decay": config.weight_decay},
         "vectors": {"lr": config.learning_rate, "weight_decay": 0.0},
         "gates": {"lr": gate_rate, "weight_decay": 0.0},
+        "lora": {"lr": lora_rate, "weight_decay": config.weight_decay},
     }
     return [{"name": name, "params": members[name], **settings[name]} for name in members if members[name]]
 
@@ -161,7 +171,7 @@ def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Trainable parameters by part of the model, for gradient norms: the encoder, each fusion site, ….
 
     A part is a child of the model, or an entry of a child that is a ModuleList or ModuleDict: `encoder`,
-    `fusions.20`.
+    `fusions.20`. Adapters are the part `lora`.
     """
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -171,6 +181,8 @@ def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         child = getattr(model, first)
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             first = f"{first}.{rest.partition('.')[0]}"
+        if is_adapter(name):
+            first = "lora"
         parts.setdefault(first, []).append(parameter)
     return parts
 

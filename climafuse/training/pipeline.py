@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,7 @@ def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> Clima
         sites=_plain(config.fusion.sites),
         encoder_options=dict(config.encoder.options),
         fusion_options=dict(config.fusion.options),
+        lora=None if config.backbone.lora is None else _plain(asdict(config.backbone.lora)),
         history=config.data.history,
         box_degrees=config.data.box_degrees,
     )
@@ -198,12 +199,12 @@ def prepare_reuse(setup: Run, *, say: Say) -> None:
     ]
     if settings.reuse_prefix and model.sites[0] not in ("input", 0):  # there, no block has seen the text yet
         begin = time.perf_counter()
-        model.prefix_store = PrefixStore(model.backbone, model.sites[0])
+        model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
         model.prefix_store.add(
             texts, progress=_every(5.0, lambda done, all_: say(f"texts: {done:,} of {all_:,}"))
         )
         say(
-            f"texts: states of {len(texts):,} distinct texts below site {model.sites[0]} stored in "
+            f"texts: states of {len(texts):,} distinct texts below site {model.prefix_site} stored in "
             f"{time.perf_counter() - begin:.0f} s"
         )
     if settings.sampled_vocabulary is not None:
@@ -273,8 +274,11 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
     return trainer
 
 
-def _plain(sites: Any) -> Any:
-    return [_plain(site) for site in sites] if isinstance(sites, tuple) else sites
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON keeps them."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def _every(seconds: float, tell: Callable[[int, int], None]) -> Callable[[int, int], None]:

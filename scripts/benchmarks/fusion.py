@@ -67,7 +67,7 @@ def fused_step(
     ).train()
     open_gates(model)
     if reuse:
-        model.prefix_store = PrefixStore(model.backbone, model.sites[0])
+        model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
     optimizer = make_optimizer(model, TrainingConfig())
 
     def step() -> Tensor:

@@ -146,7 +146,7 @@ def _mock(*, reuse: bool) -> tuple[ClimateTextForCausalLM, ExampleCollator]:
         history=HISTORY,
     ).train()
     if reuse:
-        model.prefix_store = PrefixStore(model.backbone, model.sites[0])
+        model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
     return model, ExampleCollator(ClimateTextProcessor.of(model.config, model.tokenizer))
 
 

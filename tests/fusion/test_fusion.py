@@ -267,12 +267,13 @@ def test_a_prefix_has_its_length_however_many_tokens_there_are() -> None:
 
 
 def test_text_scale_is_the_root_mean_square() -> None:
-    # (3, 4) has mean square 12.5; no gradient flows through it.
-    states = torch.tensor([[[3.0, 4.0]]], requires_grad=True)
+    # (3, 4) has mean square 12.5; the slope of sqrt((x² + y²) / 2) is (x, y) / 2 over it, and none at zero.
+    states = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]], requires_grad=True)
     scale = text_scale(states.bfloat16())
-    assert scale.item() == pytest.approx(12.5**0.5)
+    assert scale.flatten().tolist() == pytest.approx([12.5**0.5, 0.0])
     assert scale.dtype == torch.float32
-    assert not scale.requires_grad
+    text_scale(states).sum().backward()
+    assert states.grad.flatten().tolist() == pytest.approx([1.5 / 12.5**0.5, 2.0 / 12.5**0.5, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if " " not in name])

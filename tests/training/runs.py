@@ -39,9 +39,9 @@ def write_climate(path: Path, *, seed: int = 0, region: bool = False) -> Path:
     return path
 
 
-def save_backbone(folder: Path) -> Path:
+def save_backbone(folder: Path, architecture: str = "llama") -> Path:
     """A random backbone with its tokenizer, as a directory."""
-    tiny_model("llama").save_pretrained(folder)
+    tiny_model(architecture).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
