@@ -14,6 +14,8 @@ ClimafuseError
 │   ├── OutOfRangeError           a time or place lies outside the fields
 │   ├── MissingValuesError        nothing but missing values where values are needed
 │   ├── PairsError                a climate-text pair is malformed
+│   ├── DownloadError             a file cannot be had from its service, or not whole
+│   │   └── AccessError           the service wants an account, a login or its terms accepted
 │   └── StoreError                a training store is incomplete or does not fit its request
 ├── BackboneError
 │   ├── BackboneNotFoundError     no weights where the backbone was looked for
@@ -103,6 +105,14 @@ class MissingValuesError(DataError):
 
 class PairsError(DataError):
     """A climate-text pair is malformed."""
+
+
+class DownloadError(DataError):
+    """A file cannot be had from its service, or not whole."""
+
+
+class AccessError(DownloadError):
+    """A service wants an account, a login, or its terms accepted."""
 
 
 class StoreError(DataError):
