@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import xarray as xr
 import zarr
+from zarr.abc.store import Store
 
 from climafuse.data.canonical import available_variables, canonicalize, select_variables
 from climafuse.data.hdf5_heap import check_heaps
@@ -187,7 +188,7 @@ def _check_format(start: bytes, where: str) -> None:
     )
 
 
-def _open_zarr(store: str, where: str) -> xr.Dataset:
+def _open_zarr(store: str | Store, where: str) -> xr.Dataset:
     with _parsing(where):
         # A note or checksum file beside the arrays is nobody's fault; without consolidated metadata zarr
         # lists the directory and warns of it.
