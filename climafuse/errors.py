@@ -50,13 +50,31 @@ class ClimafuseError(Exception):
         super().__init__(argument, expected, received, remedy)
 
     def __str__(self) -> str:
-        """One line, whatever the parts hold."""
-        text = f"{self.argument}: expected {self.expected}; received {self.received}. {self.remedy}"
-        return " ".join(text.split())
+        """One line of bounded length, whatever the parts hold.
+
+        Parts may come from a file that somebody else made. What would move the cursor, color the terminal or turn
+        the direction of writing is spelled out.
+        """
+        argument, expected, received, remedy = map(
+            _printable, (self.argument, self.expected, self.received, self.remedy)
+        )
+        return f"{argument or repr('')}: expected {expected}; received {received}. {remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keyword-only arguments survive pickling, so that loader workers can raise these errors."""
         return _rebuild, (type(self), self.argument, self.expected, self.received, self.remedy)
+
+
+LONGEST_PART = 2000  # characters
+
+
+def _printable(part: object) -> str:
+    """A part of a message in one line."""
+    text = str(part)
+    if len(text) > LONGEST_PART:
+        text = f"{text[:LONGEST_PART]}… ({len(text):,} characters)"
+    text = " ".join(text.split())
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _rebuild(

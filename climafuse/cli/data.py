@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from climafuse.cli.handler import JsonOption, print_json, print_table, progress_line
+from climafuse.errors import UsageError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,9 +29,16 @@ Variables = Annotated[
 @app.command()
 def inspect(source: Source, variables: Variables = None, as_json: JsonOption = False) -> None:
     """Show times, grid, variables, units and missing values of a source once it is canonical."""
-    from climafuse.data.sources import open_climate
+    from climafuse.data.sources import open_climate, select_variables
+    from climafuse.data.store import MANIFEST, TrainingStore
 
-    found = summarize(open_climate(source_path(source), variables=variables))
+    path = source_path(source)
+    if (Path(path) / MANIFEST).is_file():
+        dataset = TrainingStore.open(path, memory_bytes=0).to_dataset()
+        dataset = dataset if variables is None else select_variables(dataset, variables)
+    else:
+        dataset = open_climate(path, variables=variables)
+    found = summarize(dataset)
     if as_json:
         print_json({"source": source, **found})
         return
@@ -83,6 +91,13 @@ def describe(
 
     dataset = open_climate(source_path(source), variables=variables)
     times = dataset["time"].values
+    if history > len(times):
+        raise UsageError(
+            "--history",
+            expected=f"at most the {len(times)} times of {source}",
+            received=history,
+            remedy="Ask for fewer, or give a source of more times.",
+        )
     grid = Grid(dataset["latitude"].values, dataset["longitude"].values)
     chosen = sample_boxes(
         np.arange(history - 1, len(times)),
@@ -126,7 +141,7 @@ def prepare(
         typer.Option("--pairs", help="File of climate-text pairs to keep with it.", show_default=False),
     ] = None,
     gap_hours: Annotated[
-        float, typer.Option("--gap-hours", min=0, help="Hours left out between splits.")
+        float, typer.Option("--gap-hours", min=0, max=1e6, help="Hours left out between splits.")
     ] = 24.0,
     as_json: JsonOption = False,
 ) -> None:

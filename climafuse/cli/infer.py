@@ -40,6 +40,9 @@ def infer(
             "--map", help="Draw fields and attention to this .png, .pdf or .svg.", show_default=False
         ),
     ] = None,
+    whole_grid: Annotated[
+        bool, typer.Option("--whole-grid", help="Without --location, ask about all of the file at once.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask about fields, and see the same facts computed from them."""
@@ -54,7 +57,13 @@ def infer(
     model = load_model(checkpoint)
     start = clock.perf_counter()
     found = answer(
-        model, source_path(climate), time=time, location=location, prompt=prompt, attention=map_ is not None
+        model,
+        source_path(climate),
+        time=time,
+        location=location,
+        prompt=prompt,
+        attention=map_ is not None,
+        whole_grid=whole_grid,
     )
     seconds = clock.perf_counter() - start
 

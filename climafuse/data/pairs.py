@@ -23,7 +23,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Pair:
         sample: Number of the window; pairs about the same window share it.
         withheld: Variables to hide from the reader of the text: the fields hold them, but the text
             says that they do not.
+        where: File and line it was read from, for errors.
 
     Raises:
         PairsError: The last time is before the first, or the text is empty.
@@ -65,6 +66,7 @@ class Pair:
     facts: tuple[dict[str, Any], ...] = ()
     sample: int = 0
     withheld: tuple[str, ...] = ()
+    where: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Bring times to seconds, of other calendars by their labels, and check."""
@@ -137,7 +139,7 @@ def read_pairs(path: str | os.PathLike[str], *, size: tuple[float, float] = (16.
                 received=error.received,
                 remedy=error.remedy,
             ) from error
-        pairs.append(pair)
+        pairs.append(replace(pair, where=f"{path}, {where}"))
     if not pairs:
         raise PairsError(
             str(path), expected="at least one pair", received="no rows", remedy="Write one row for each pair."
@@ -153,12 +155,12 @@ def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike[str]) -> None:
         path: JSONL, CSV or Parquet, by suffix; replaced if it is there.
 
     Raises:
-        PairsError: A pair holds what no file can: a fact that is not JSON, text that is not Unicode.
+        PairsError: There is no pair, or one holds what no file can: a fact that is not JSON, text that is not Unicode.
         UsageError: The suffix is none of the three.
     """
     path = Path(path)
     suffix = _suffix_of(path)
-    rows = (_row_of(pair, number) for number, pair in enumerate(pairs, start=1))
+    rows = _rows_of(pairs, path)
     with whole_file(path) as temporary:
         if suffix == ".jsonl":
             with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -185,6 +187,19 @@ def _suffix_of(path: Path) -> str:
             remedy="Rename it.",
         )
     return path.suffix.lower()
+
+
+def _rows_of(pairs: Iterable[Pair], path: Path) -> Iterator[dict[str, Any]]:
+    number = 0
+    for number, pair in enumerate(pairs, start=1):
+        yield _row_of(pair, number)
+    if number == 0:
+        raise PairsError(
+            str(path),
+            expected="at least one pair to write",
+            received="none",
+            remedy="If they are made from facts: other kinds, variables or larger boxes have more to say.",
+        )
 
 
 def _row_of(pair: Pair, number: int) -> dict[str, Any]:

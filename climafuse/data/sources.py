@@ -120,10 +120,10 @@ def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
                 remedy="Check the path and the pattern.",
             )
         paths += found
+    if not all(paths):  # an empty text would be the current folder
+        paths = []
     if not paths:
-        raise ClimateFileError(
-            "source", expected="at least one file", received="an empty list", remedy="Name a file."
-        )
+        raise ClimateFileError("source", expected="at least one file", received="none", remedy="Name a file.")
     return paths
 
 
@@ -138,6 +138,13 @@ def _open(path: str) -> xr.Dataset:
             expected="a NetCDF file or Zarr directory",
             received="no such file",
             remedy="Check the path.",
+        )
+    if not local.is_dir() and not local.is_file():
+        raise ClimateFileError(
+            path,
+            expected="a NetCDF file or Zarr directory",
+            received="a device, pipe or socket",
+            remedy="Write what it delivers to a file first.",
         )
     if not local.is_dir():
         return _open_netcdf(local, path)

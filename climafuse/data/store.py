@@ -178,6 +178,23 @@ class TrainingStore:
         store.check_pairs()
         return store
 
+    def to_dataset(self) -> xr.Dataset:
+        """The fields as a canonical dataset, read on use where they lie on disk."""
+        import xarray as xr
+
+        names, held = self.variables, self.provenance.get("variables", {})
+        if isinstance(self.fields, StoredFields):
+            stored = xr.open_zarr(self.fields.folder / FIELDS, chunks=None, consolidated=False)[
+                "fields"
+            ].variable
+        else:
+            stored = xr.Variable(("time", "variable", "latitude", "longitude"), self.fields)
+        fields = {name: stored.isel(variable=index).copy(deep=False) for index, name in enumerate(names)}
+        for name, field_ in fields.items():
+            field_.attrs = dict(held.get(name, {}))
+        coordinates = {"time": self.time, "latitude": self.latitude, "longitude": self.longitude}
+        return xr.Dataset(fields, coordinates)
+
     def window(self, time_index: int, box: Box | None = None, history: int = 1) -> Window:
         """Cut out a window.
 
@@ -239,7 +256,7 @@ class TrainingStore:
                 self._grid.locate(pair.place)
             except ClimafuseError as error:
                 raise PairsError(
-                    f"pair {number}: {error.argument}",
+                    f"{pair.where or f'pair {number}'}: {error.argument}",
                     expected=error.expected,
                     received=error.received,
                     remedy=error.remedy,

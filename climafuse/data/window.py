@@ -53,19 +53,19 @@ class Box:
 
     def __post_init__(self) -> None:
         """Check the values; bring the longitude to [0, 360)."""
-        if not (abs(self.latitude) <= 90 and math.isfinite(self.longitude)):  # NaN is in no range
-            raise PlaceError(
-                "box center",
-                expected="latitude from -90 to 90 and a finite longitude, in degrees",
-                received=f"{self.latitude}, {self.longitude}",
-                remedy="Give latitude first, then longitude.",
-            )
-        if not (0 < self.height <= 180 and 0 < self.width <= 360):
+        if not (0 < self.height <= 180 and 0 < self.width <= 360):  # NaN is in no range
             raise UsageError(
                 "box size",
                 expected="height in (0, 180] and width in (0, 360], in degrees",
                 received=f"{self.height} by {self.width}",
                 remedy="Give the full height and width of the box, not half of it.",
+            )
+        if not (abs(self.latitude) <= 90 and math.isfinite(self.longitude)):
+            raise PlaceError(
+                "box center",
+                expected="latitude from -90 to 90 and a finite longitude, in degrees",
+                received=f"{self.latitude}, {self.longitude}",
+                remedy="Give latitude first, then longitude.",
             )
         object.__setattr__(self, "longitude", float(self.longitude) % 360.0 % 360.0)  # -1e-20 % 360 is 360
         object.__setattr__(self, "latitude", float(self.latitude))
@@ -255,7 +255,7 @@ def locate_history(times: np.ndarray, index: int, history: int) -> slice:
             expected=f"{available}, for {history} steps of history within {format_time(times[0])} to "
             f"{format_time(times[-1])}",
             received=format_time(times[index]),
-            remedy="Choose a later time or a shorter history.",
+            remedy="Choose a later time, or fields that begin earlier.",
         )
     return slice(index - history + 1, index + 1)
 
@@ -338,6 +338,15 @@ class Grid:
             margin = min(width / 2, extent / 4)
             west, extent = columns[first] - step_east / 2 + margin, extent - 2 * margin
         return Box((inner_south + inner_north) / 2, west + extent / 2, inner_north - inner_south, extent)
+
+    def extent(self) -> tuple[float, float]:
+        """Height and width of the whole grid in degrees, from the outer edge of its first cell to that of its last."""
+        step_north, step_east = self._spacing
+        south, north = self._latitude[0] - step_north / 2, self._latitude[-1] + step_north / 2
+        height = min(north, 90.0) - max(south, -90.0)
+        columns = self._longitude
+        gaps = [east - here for here, east in zip(columns, [*columns[1:], columns[0] + 360], strict=True)]
+        return height, 360.0 if self._wraps else 360 - max(gaps) + step_east
 
     def locate(self, box: Box | None) -> tuple[slice, tuple[slice, ...]]:
         """Which rows and columns lie in a box.

@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 
 from climafuse.backbones import LoadedBackbone
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.places import Place, find_place
 from climafuse.data.sources import open_climate
-from climafuse.data.window import Box, Window, select_window
+from climafuse.data.window import Box, Grid, Window, select_window
 from climafuse.errors import MissingValuesError, UsageError
 from climafuse.facts.phrasing import overview_questions
 from climafuse.fusion import CrossAttentionFusion
 from climafuse.model.modeling import ClimateTextForCausalLM
 from climafuse.model.objective import IGNORED
 from climafuse.model.processing import ClimateTextProcessor
+
+MUCH_LARGER = 1.5  # than a box of training
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def answer(
     location: str | None = None,
     prompt: str | None = None,
     attention: bool = False,
+    whole_grid: bool = False,
 ) -> Answer:
     """Ask about a file.
 
@@ -119,11 +123,15 @@ def answer(
         reader: From `load_model`.
         source: What `open_climate` takes.
         time: Valid time, matched exactly.
-        location: "latitude,longitude" or a place name; None for all of the file.
+        location: "latitude,longitude" or a place name; None for all of the file, if that is about as large as the
+            boxes the model was trained on.
         prompt: The question; None for an overview: the mean of each variable and the wind, asked one by one.
         attention: Whether to say where the model attended.
+        whole_grid: Ask about all of the file however large it is: for models that were trained on pairs without a
+            place.
 
     Raises:
+        UsageError: No location, and the file is far larger than what the model was trained on.
         DataError: The file, the time, the place or a variable is at fault.
         PlaceError: The place is unknown or ambiguous.
     """
@@ -131,6 +139,8 @@ def answer(
     dataset = open_climate(source, variables=config.variables)
     place = None if location is None else find_place(location)
     box = None
+    if place is None and not whole_grid:
+        _check_extent(dataset, config.box_degrees)
     if place is not None:
         box = Box(place.latitude, place.longitude, config.box_degrees, config.box_degrees)
     window = select_window(dataset, time=time, box=box, history=config.history)
@@ -164,6 +174,18 @@ def answer(
         attention=placed(tokens, weights),
         attended=tuple((tokens.labels[index], float(weights[index])) for index in top if tokens.labels),
     )
+
+
+def _check_extent(dataset: xr.Dataset, box_degrees: float) -> None:
+    """A model that was trained on boxes of 16° answers about the globe as readily, and mostly wrong."""
+    height, width = Grid(dataset["latitude"].values, dataset["longitude"].values).extent()
+    if max(height, width) > MUCH_LARGER * box_degrees:
+        raise UsageError(
+            "location",
+            expected=f"a place, since the model was trained on boxes of {box_degrees:g} degrees",
+            received=f"none, and fields of {height:g} by {width:g} degrees",
+            remedy="Give --location; or --whole-grid, if the model was trained on texts about all of a grid.",
+        )
 
 
 def placed(tokens: ClimateTokens, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -635,11 +635,18 @@ def check_folder(folder: Path) -> ClimateTextConfig:
         CheckpointError: No saved model, or one that is incomplete or altered.
     """
     if not (folder / CONFIG_NAME).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        of_run = (folder / "model" / WEIGHTS_FILE).is_file()
         raise CheckpointError(
             str(folder),
             expected=f"the folder of a saved model, with {CONFIG_NAME} and {WEIGHTS_FILE}",
-            received="no such folder" if not folder.is_dir() else "a folder without them",
-            remedy="Give the folder that `climafuse train` or save_pretrained wrote.",
+            received="a folder without them"
+            if folder.is_dir()
+            else "a file"
+            if folder.exists()
+            else "no such folder",
+            remedy=f"Give {folder / 'model'}."
+            if of_run
+            else "Give the folder that `climafuse train` or save_pretrained wrote.",
         )
     if (folder / MANIFEST_NAME).is_file():
         verify_checkpoint(folder)

@@ -67,7 +67,9 @@ class DataConfig:
     fractions: tuple[float, float, float] = setting(
         (0.6, 0.2, 0.2), "share of the times in training, validation and test, in that order in time"
     )
-    gap_hours: float = setting(24.0, "hours dropped between two splits, against leakage", minimum=0.0)
+    gap_hours: float = setting(
+        24.0, "hours dropped between two splits, against leakage", minimum=0.0, maximum=1e6
+    )
     pairs: str | None = setting(None, "file of climate-text pairs; null: texts are made from facts")
     seed: int = setting(0, "seed of the window places and times", minimum=0)
 

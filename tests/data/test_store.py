@@ -188,7 +188,7 @@ def test_tolerance_of_pair_times(source: Path, tmp_path: Path) -> None:
 )
 def test_pairs_outside_the_fields_are_named(source: Path, tmp_path: Path, pair: Pair, reason: str) -> None:
     write_pairs([make_pairs()[0], pair], tmp_path / "pairs.jsonl")
-    with pytest.raises(PairsError, match=f"pair 2: {reason}"):
+    with pytest.raises(PairsError, match=rf"(pairs.jsonl, line|pair) 2: {reason}"):
         prepare(source, tmp_path / "store", pairs=tmp_path / "pairs.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 

@@ -8,7 +8,13 @@ import torch
 import xarray as xr
 
 from climafuse.climate_tokens import ClimateTokens
-from climafuse.errors import MissingValuesError, OutOfRangeError, PlaceError, VariableNotFoundError
+from climafuse.errors import (
+    MissingValuesError,
+    OutOfRangeError,
+    PlaceError,
+    UsageError,
+    VariableNotFoundError,
+)
 from climafuse.facts import asked
 from climafuse.model.inference import Reader, answer, attended_tokens, placed
 from tests.model.build import make_model, make_processor, random_window
@@ -77,16 +83,24 @@ def test_asking_about_a_place(reader):
 def test_without_a_prompt_it_is_asked_about_every_variable_one_by_one(reader):
     dataset = _dataset()
     dataset["msl"] = dataset["msl"].where(dataset["latitude"] > 99)
-    found = answer(reader, dataset, time="2026-03-01T12:00")
+    found = answer(reader, dataset, time="2026-03-01T12:00", whole_grid=True)
     questions = [f"{question}?" for question in found.prompt.removesuffix("?").split("? ")]
     assert [asked(question)[:2] for question in questions] == [("mean", "t2m"), ("mean", "ws10")]
     assert found.text == " ".join(reader.answer([found.window] * 2, questions))
 
 
 def test_asking_about_everywhere(reader):
-    found = answer(reader, _dataset(), time="2026-03-01T06:00")
+    found = answer(reader, _dataset(), time="2026-03-01T06:00", whole_grid=True)
     assert found.place is None
     assert found.window.fields.shape == (2, 3, 16, 11)
+
+
+def test_without_a_place_the_fields_must_be_about_as_large_as_the_boxes_of_training(reader):
+    """The grid is 32° high and 22° wide, cells included; the boxes are 12°, so that at most 18° pass."""
+    with pytest.raises(UsageError, match=r"fields of 32 by 22 degrees.*--location"):
+        answer(reader, _dataset(), time="2026-03-01T12:00")
+    part = _dataset().isel(latitude=slice(0, 9), longitude=slice(0, 9))  # 18° by 18°
+    assert answer(reader, part, time="2026-03-01T12:00", prompt="Wind?").place is None
 
 
 @pytest.mark.parametrize(
@@ -101,21 +115,24 @@ def test_asking_about_everywhere(reader):
 )
 def test_what_is_not_there(reader, options, error):
     with pytest.raises(error):
-        answer(reader, _dataset(), **options)
+        answer(reader, _dataset(), **options, whole_grid=True)
 
 
 def test_fields_without_a_value_and_without_a_variable(reader):
     dataset = _dataset()
     with pytest.raises(VariableNotFoundError, match="msl"):
-        answer(reader, dataset.drop_vars("msl"), time="2026-03-01T12:00")
+        answer(reader, dataset.drop_vars("msl"), time="2026-03-01T12:00", whole_grid=True)
     with pytest.raises(MissingValuesError):
-        answer(reader, dataset.where(dataset["latitude"] > 99), time="2026-03-01T12:00")
+        answer(reader, dataset.where(dataset["latitude"] > 99), time="2026-03-01T12:00", whole_grid=True)
     # Missing at the place asked about is missing, whatever there is elsewhere.
     with pytest.raises(MissingValuesError):
         answer(reader, dataset.where(dataset["latitude"] > 54), time="2026-03-01T12:00", location="36,0")
     # One variable of three is enough to be asked: what is missing can be said.
     dataset["t2m"] = dataset["t2m"].where(dataset["latitude"] > 99)
-    assert answer(reader, dataset, time="2026-03-01T12:00").window.available() == ("msl", "ws10")
+    assert answer(reader, dataset, time="2026-03-01T12:00", whole_grid=True).window.available() == (
+        "msl",
+        "ws10",
+    )
 
 
 def test_attention_is_a_share_of_every_climate_token(reader):
@@ -147,7 +164,7 @@ def test_attention_is_that_of_the_answer_alone_and_moves_with_the_words(reader):
 def test_a_fusion_that_does_not_attend_has_no_attention():
     plain = _reader("gated_addition")
     assert attended_tokens(plain, random_window(0), "Wind?", "calm") is None
-    found = answer(plain, _dataset(), time="2026-03-01T12:00", attention=True)
+    found = answer(plain, _dataset(), time="2026-03-01T12:00", attention=True, whole_grid=True)
     assert found.attention is None
     assert found.attended == ()
 
