@@ -59,7 +59,7 @@ def canonicalize(
     files = [_File(where, dataset) for where, dataset in datasets]
     held = {name for file in files for name in file.matches}
     levels = {float(value) for file in files for value in file.levels}
-    source = _join(where for where, _ in datasets)
+    source = _join(dict.fromkeys(where for where, _ in datasets))
     ignored = sorted({name for file in files for name in file.ignored})
     if variables is None:
         wanted = held

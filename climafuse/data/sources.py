@@ -1,4 +1,4 @@
-"""Open climate files: NetCDF and Zarr of any product -> one lazy, canonical dataset.
+"""Open climate files: NetCDF, Zarr and GRIB of any product -> one lazy, canonical dataset.
 
 Threads and processes: the NetCDF and HDF5 libraries are not thread-safe. Every read goes through xarray,
 which holds its locks for them, so threads are safe but wait for each other. An open file must not cross a
@@ -20,6 +20,7 @@ import zarr
 from zarr.abc.store import Store
 
 from climafuse.data.canonical import available_variables, canonicalize, select_variables
+from climafuse.data.grib import open_grib
 from climafuse.data.hdf5_heap import check_heaps
 from climafuse.data.lazy import broken, inside_library, reading
 from climafuse.data.netcdf_classic import expected_size
@@ -30,10 +31,9 @@ __all__ = ["ClimateSource", "available_variables", "load_fields", "open_climate"
 
 ClimateSource: TypeAlias = str | Path | Sequence[str | Path] | xr.Dataset
 
-_NETCDF_CLASSIC, _HDF5 = b"CDF", b"\x89HDF\r\n\x1a\n"
+_NETCDF_CLASSIC, _HDF5, _GRIB = b"CDF", b"\x89HDF\r\n\x1a\n", b"GRIB"
 # First bytes of what is often found under the name of a climate file, and what to do about it.
 _OTHER_FORMATS = {
-    b"GRIB": ("GRIB", "Convert it to NetCDF, for example with `cdo -f nc4 copy` or `grib_to_netcdf`."),
     b"PK\x03\x04": (
         "a zip archive",
         "Unzip it; the Climate Data Store delivers several files in one archive.",
@@ -51,7 +51,7 @@ def open_climate(source: ClimateSource, *, variables: Sequence[str] | None = Non
     """Open climate fields as a lazy canonical dataset.
 
     Args:
-        source: A NetCDF file or Zarr directory, by path or URI (``data/remote.py``); a glob pattern or
+        source: A NetCDF or GRIB file or Zarr directory, by path or URI (``data/remote.py``); a glob pattern or
             several files, joined along time and across variables; or an xarray dataset.
         variables: What to open, by canonical name or that of a product; channels such as "t850" and derived
             variables such as "ws10" included. None opens every variable of the table that the files hold.
@@ -72,7 +72,7 @@ def open_climate(source: ClimateSource, *, variables: Sequence[str] | None = Non
     opened: list[tuple[str, xr.Dataset]] = []
     try:
         for path in _paths(source):
-            opened.append((path, _open(path)))
+            opened += [(path, dataset) for dataset in _open(path)]
         dataset = canonicalize(opened, variables)
     except BaseException:
         _close(opened)
@@ -127,10 +127,10 @@ def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
     return paths
 
 
-def _open(path: str) -> xr.Dataset:
-    """A file as stored: nothing decoded."""
+def _open(path: str) -> list[xr.Dataset]:
+    """A file as stored: nothing decoded; in GRIB, several datasets."""
     if is_uri(path):
-        return _open_zarr(path, path) if is_zarr(path) else _open_netcdf(local_copy(path), path)
+        return [_open_zarr(path, path)] if is_zarr(path) else _open_file(local_copy(path), path)
     local = Path(path).expanduser()
     if not local.exists():
         raise ClimateFileError(
@@ -147,7 +147,7 @@ def _open(path: str) -> xr.Dataset:
             remedy="Write what it delivers to a file first.",
         )
     if not local.is_dir():
-        return _open_netcdf(local, path)
+        return _open_file(local, path)
     if not any((local / name).exists() for name in ZARR_METADATA):
         raise ClimateFileError(
             path,
@@ -155,14 +155,20 @@ def _open(path: str) -> xr.Dataset:
             received="a directory without Zarr metadata (zarr.json or .zgroup)",
             remedy="Give the Zarr group itself, or a pattern such as 'directory/*.nc' for several files.",
         )
-    return _open_zarr(str(local), path)
+    return [_open_zarr(str(local), path)]
 
 
-def _open_netcdf(local: Path, where: str) -> xr.Dataset:
+def _open_file(local: Path, where: str) -> list[xr.Dataset]:
+    with inside_library(where), local.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(_GRIB):
+        return open_grib(local, where)
+    _check_format(start, where)
+    return [_open_netcdf(local, start, where)]
+
+
+def _open_netcdf(local: Path, start: bytes, where: str) -> xr.Dataset:
     with _parsing(where):
-        with local.open("rb") as file:
-            start = file.read(8)
-        _check_format(start, where)
         if start.startswith(_NETCDF_CLASSIC):
             promised, size = expected_size(local), local.stat().st_size
             if size < promised:
@@ -185,11 +191,11 @@ def _check_format(start: bytes, where: str) -> None:
         return
     found = [other for magic, other in _OTHER_FORMATS.items() if start.lstrip().startswith(magic)]
     received, remedy = (
-        found[0] if found else ("another kind of file", "Give a NetCDF file or a Zarr directory.")
+        found[0] if found else ("another kind of file", "Give a NetCDF or GRIB file or a Zarr directory.")
     )
     raise ClimateFileError(
         where,
-        expected="NetCDF (versions 3 and 4) or a Zarr directory",
+        expected="NetCDF (versions 3 and 4), GRIB or a Zarr directory",
         received=received if start else "an empty file",
         remedy=remedy if start else "Download or write it again.",
     )

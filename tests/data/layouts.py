@@ -146,6 +146,8 @@ class Layout:
     def write(self, known: Truth, folder: Path) -> str:
         """Write the file or files; returns what to give to ``open_climate``."""
         folder.mkdir(parents=True, exist_ok=True)
+        if self.file.startswith("grib"):
+            return _write_grib(self, known, folder / self.filename)
         dataset = self.encode(known)
         parts = {self.filename: dataset} if self.split is None else self._parts(dataset, known)
         for name, part in parts.items():
@@ -249,6 +251,52 @@ def _write(dataset: xr.Dataset, path: str, file: str, *, time: str) -> None:
     else:
         chunks = {name: {"chunks": [1, *v.shape[1:]]} for name, v in dataset.data_vars.items() if v.ndim > 2}
         dataset.to_zarr(path, zarr_format=int(file[-1]), consolidated=file == "zarr2", encoding=chunks)
+
+
+def _write_grib(layout: Layout, known: Truth, path: Path) -> str:
+    """As MARS and the CDS deliver ERA5: a message a field, sums from the forecasts of 06 and 18 hours."""
+    import eccodes
+
+    edition = layout.file[-1]
+    keys = {
+        "centre": "ecmf",
+        "Ni": len(known.longitude),
+        "Nj": len(known.latitude),
+        "latitudeOfFirstGridPointInDegrees": 90.0,
+        "latitudeOfLastGridPointInDegrees": -90.0,
+        "longitudeOfFirstGridPointInDegrees": 0.0,
+        "longitudeOfLastGridPointInDegrees": float(known.longitude[-1]),
+        "iDirectionIncrementInDegrees": float(known.longitude[1]),
+        "jDirectionIncrementInDegrees": 180 / (len(known.latitude) - 1),
+    }
+    with path.open("wb") as file:
+        for name, fields in known.fields.items():
+            on_levels = name in ON_LEVELS
+            for valid, at_time in zip(known.time, fields, strict=True):
+                for level, values in zip(known.level, at_time, strict=True) if on_levels else [(0, at_time)]:
+                    sample = f"regular_ll_{'pl' if on_levels else 'sfc'}_grib{edition}"
+                    message = eccodes.codes_grib_new_from_samples(sample)
+                    time = valid
+                    own: dict[str, Any] = {"level": int(level)} if on_levels else {}
+                    if name == "tp":
+                        step = (
+                            1 + (int(str(valid)[11:13]) - 7) % 12
+                        )  # 7 of the forecast of 18 hours is 1 hour
+                        time = valid - np.timedelta64(step, "h")
+                        own = {"stepType": "accum", "startStep": step - 1, "endStep": step}
+                    stamp = str(time)
+                    dated = {
+                        "dataDate": int(stamp[:10].replace("-", "")),
+                        "dataTime": int(stamp[11:13]) * 100,
+                    }
+                    own |= {"shortName": layout.names[name], "bitsPerValue": 16, "bitmapPresent": 1}
+                    for key, value in {**keys, **dated, **own, "missingValue": 9999.0}.items():
+                        eccodes.codes_set(message, key, value)
+                    stored = np.where(np.isnan(values), 9999.0, values)[::-1].ravel().astype(np.float64)
+                    eccodes.codes_set_values(message, stored)
+                    eccodes.codes_write(message, file)
+                    eccodes.codes_release(message)
+    return str(path)
 
 
 def _upload(path: Path, protocol: str) -> str:
@@ -363,7 +411,16 @@ ERA5_OLD = Layout(
     file="netcdf3",
     filename="adaptor.mars.internal.nc",
 )
-
+ERA5_GRIB = Layout(
+    "ERA5, GRIB 1",
+    "ECMWF, 'ERA5: data documentation', and messages of MARS as ecCodes shows them",
+    names={"t2m": "2t", "u10": "10u", "msl": "msl", "tp": "tp", "t": "t", "z": "z"},
+    axes={"time": "valid_time", "level": "isobaricInhPa", "latitude": "latitude", "longitude": "longitude"},
+    time=("seconds since 1970-01-01", "i8"),
+    file="grib1",
+    filename="download.grib",
+)
+ERA5_GRIB_2 = replace(ERA5_GRIB, name="ERA5, GRIB 2", file="grib2")
 
 # ARCO-ERA5 and WeatherBench 2.
 
@@ -624,6 +681,8 @@ LAYOUTS = (
     ERA5,
     ERA5_LEVELS,
     ERA5_OLD,
+    ERA5_GRIB,
+    ERA5_GRIB_2,
     ARCO,
     ARCO_3,
     WEATHERBENCH,

@@ -490,7 +490,7 @@ def test_threads_read_the_same(tmp_path):
         (b"temperature 12 C, wind west\n", "another kind of file"),
         (b"", "an empty file"),
         (b"PK\x03\x04rest of a zip", "zip archive"),
-        (b"GRIB....", "GRIB"),
+        (b"GRIB....", "cannot be read"),
         (b"\n<!DOCTYPE html><html>login</html>", "web page"),
         (b"CDF\x01", "header"),
         (b"\x89HDF\r\n\x1a\n and nothing else", "cannot be read"),
