@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoProcessor
 
 from climafuse import parse, read_pairs
 from climafuse.encoders import Channels
@@ -51,7 +52,14 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_every_example_is_tested_and_tells_how_to_run_it() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"quickstart", "own_pairs", "own_fusion", "own_encoder"}
+    assert names == {
+        "quickstart",
+        "own_pairs",
+        "own_fusion",
+        "own_encoder",
+        "llama3_gated_addition",
+        "llama3_cross_attention",
+    }
     for name in names:
         assert f"python examples/{name}.py" in example(name).__doc__
 
@@ -187,6 +195,48 @@ def test_own_encoder_keeps_the_contract_of_encoders() -> None:
     torch.testing.assert_close(states, tokens.states)
     garbage = dict(given, fields=given["fields"].masked_fill(~given["mask"], torch.nan))
     torch.testing.assert_close(encoder(**garbage).states, tokens.states)
+
+
+LLAMAS = ("llama3_gated_addition", "llama3_cross_attention")
+
+
+def test_llama_with_gated_addition_is_composed_trained_and_asked(backbone: str, tmp_path: Path) -> None:
+    run = [f"--output={tmp_path}", f"--backbone={backbone}", "--steps=20", "--windows=32"]
+    result = example("llama3_gated_addition").main(run)
+    assert result["bare_equal"]
+    assert np.mean(result["losses"][-5:]) < np.mean(result["losses"][:3]) - 0.3
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.fusion == "gated_addition"
+    assert model.sites == (0, 1, 2, 3)  # of the four blocks of the tiny Llama; of 32, the last four
+    assert all(value > 0 for value in model.gate_values().values())
+    assert AutoProcessor.from_pretrained(tmp_path).feature_extractor.variables == model.config.variables
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora=2"]], ids=["plain", "lora"])
+def test_llama_with_cross_attention_is_trained_from_a_configuration_and_asked(
+    backbone: str, tmp_path: Path, lora: list[str]
+) -> None:
+    run = [f"--output={tmp_path}", f"--backbone={backbone}", "--steps=8", "--windows=16", *lora]
+    result = example("llama3_cross_attention").main(run)
+    assert result["losses"][-1] < result["losses"][0] - 0.05
+    model = result["reader"].model
+    assert model.sites == (0, 2)
+    adapters = [tensor for name, tensor in model.trainable_state_dict().items() if ".lora_B." in name]
+    assert len(adapters) == (28 if lora else 0)
+    assert all(tensor.any() for tensor in adapters)
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_without_the_weights_the_examples_say_how_to_get_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="accept its licence") as caught:
+        example(name).main([f"--output={tmp_path}/run", "--windows=2"])
+    for words in ("meta-llama/Meta-Llama-3-8B", "hf auth login", "HF_HOME", "--backbone"):
+        assert words in str(caught.value)
+    assert "16.1 GB" in example(name).__doc__
+    assert 2 * 8.03e9 / 1e9 == pytest.approx(16.1, abs=0.05)
 
 
 def _commands() -> list[str]:
