@@ -24,6 +24,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from climafuse.errors import ClimafuseError, PairsError, UsageError
 
 COLUMNS = ("time", "place", "prompt", "text", "facts", "sample", "withheld")
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+ROW_GROUP = 8192  # rows of a Parquet file that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,22 @@ def read_pairs(path: str | os.PathLike[str], *, size: tuple[float, float] = (16.
             row, from 1) and the reason.
         UsageError: The suffix is none of the three.
     """
+    return list(iterate_pairs(path, size=size))
+
+
+def iterate_pairs(
+    path: str | os.PathLike[str], *, size: tuple[float, float] = (16.0, 16.0)
+) -> Iterator[Pair]:
+    """The pairs of a file one by one: a large one need not be in memory.
+
+    Args:
+        path: As `read_pairs`.
+        size: Likewise.
+
+    Raises:
+        PairsError: As `read_pairs`, when it comes to the row.
+        UsageError: The suffix is none of the three.
+    """
     path = Path(path)
     suffix = _suffix_of(path)
     if not path.is_file():
@@ -107,7 +125,6 @@ def read_pairs(path: str | os.PathLike[str], *, size: tuple[float, float] = (16.
             str(path), expected="a file of pairs", received="no such file", remedy="Check the path."
         )
     rows = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[suffix](path)
-    pairs: list[Pair] = []
     window_of: dict[int, Any] = {}  # sample -> its window; every sample is about one window
     sample_of: dict[Any, int] = {}
     numbered: bool | None = None
@@ -123,8 +140,8 @@ def read_pairs(path: str | os.PathLike[str], *, size: tuple[float, float] = (16.
                     received="a row with a number" if has_sample else "a row without one",
                     remedy="Number all rows, or leave the column out.",
                 )
-            if not has_sample:
-                pair = replace(pair, sample=sample_of.setdefault(window, len(sample_of)))
+            number = pair.sample if has_sample else sample_of.setdefault(window, len(sample_of))
+            pair = replace(pair, sample=number, where=f"{path}, {where}")
             if window_of.setdefault(pair.sample, window) != window:
                 raise PairsError(
                     "sample",
@@ -139,12 +156,11 @@ def read_pairs(path: str | os.PathLike[str], *, size: tuple[float, float] = (16.
                 received=error.received,
                 remedy=error.remedy,
             ) from error
-        pairs.append(replace(pair, where=f"{path}, {where}"))
-    if not pairs:
+        yield pair
+    if numbered is None:
         raise PairsError(
             str(path), expected="at least one pair", received="no rows", remedy="Write one row for each pair."
         )
-    return pairs
 
 
 def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike[str]) -> None:
@@ -175,7 +191,9 @@ def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike[str]) -> None:
             import pyarrow.parquet
 
             schema = pa.schema([(name, pa.int64() if name == "sample" else pa.string()) for name in COLUMNS])
-            pyarrow.parquet.write_table(pa.Table.from_pylist([_flat(row) for row in rows], schema), temporary)
+            with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+                while group := [_flat(row) for row in islice(rows, ROW_GROUP)]:
+                    writer.write_table(pa.Table.from_pylist(group, schema))
 
 
 def _suffix_of(path: Path) -> str:
@@ -326,13 +344,13 @@ def _facts_from(value: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _sample_from(value: Any) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) <= 20:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
     raise PairsError(
         "sample",
-        expected="a whole number from 0",
+        expected="a whole number from 0 to 2**63 - 1",
         received=_seen(value),
         remedy="Number the windows, or leave it out.",
     )
@@ -396,14 +414,17 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet
 
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROW_GROUP):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
     except (pa.ArrowException, OSError) as error:
         raise PairsError(
             str(path), expected="a whole Parquet file", received=error, remedy="Write the file again."
         ) from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"row {number}", row
 
 
 def _unreadable(path: Path, where: str, expected: str, received: object) -> PairsError:

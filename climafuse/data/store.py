@@ -16,14 +16,16 @@ orders of magnitude.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +45,8 @@ from climafuse.data.normalization import (
     statistics_from_dict,
     statistics_to_dict,
 )
-from climafuse.data.pairs import Pair, read_pairs, write_pairs
+from climafuse.data.pair_table import PairTable
+from climafuse.data.pairs import Pair, iterate_pairs, write_pairs
 from climafuse.data.parts import Parts, folder_in_parts
 from climafuse.data.provenance import identity, plain, provenance, versions
 from climafuse.data.splits import SPLIT_NAMES, SplitName, Splits, split_by_time
@@ -66,7 +69,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST, FIELDS, STATISTICS, PAIRS = "manifest.json", "fields.zarr", "statistics.json", "pairs.parquet"
 DEFAULT_GAP = datetime.timedelta(days=1)
-MEMORY_BYTES = 2 * 2**30
+MEMORY_BYTES = 2**28  # a mapped store is read as fast; in memory its content is checked
+# What is mapped counts as resident memory of the process, though the system may drop it at any time.
+MAPPED_BYTES = 2**28
 MAPPED_STEPS = 1024  # each keeps a file open
 BLOCK_BYTES = 64 * 2**20  # read from the source at once, by each worker
 WORKERS = min(4, os.cpu_count() or 1)  # threads that prepare; more wait for each other at the file libraries
@@ -96,7 +101,7 @@ class TrainingStore:
     statistics: Statistics
     splits: Splits
     fields: np.ndarray | StoredFields
-    all_pairs: tuple[Pair, ...] = ()
+    all_pairs: PairTable = field(default_factory=PairTable)
     tolerance: np.timedelta64 | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -134,8 +139,8 @@ class TrainingStore:
             longitude=np.fromfile(arrays / "longitude" / "c.0", dtype="<f8"),
             statistics=statistics_from_dict(json.loads((folder / STATISTICS).read_text(encoding="utf-8"))),
             splits=Splits(**{name: _indices(ranges) for name, ranges in manifest["splits"].items()}),
-            fields=StoredFields(folder, shape, in_memory=4 * int(np.prod(shape)) <= memory_bytes),
-            all_pairs=tuple(read_pairs(folder / PAIRS)) if manifest["pairs"] is not None else (),
+            fields=StoredFields(folder, shape, in_memory=4 * math.prod(shape) <= memory_bytes),
+            all_pairs=PairTable(() if manifest["pairs"] is None else iterate_pairs(folder / PAIRS)),
             tolerance=_seconds(manifest["tolerance_seconds"]),
             provenance=manifest["provenance"],
         )
@@ -172,11 +177,27 @@ class TrainingStore:
             compute_statistics(dataset, whole.time[splits.train]),
             splits,
             whole.fields,
-            tuple(pairs),
-            tolerance,
+            tolerance=tolerance,
         )
-        store.check_pairs()
-        return store
+        return store.with_pairs(pairs)
+
+    def with_pairs(
+        self, pairs: str | os.PathLike[str] | Iterable[Pair], *, size: tuple[float, float] = (16.0, 16.0)
+    ) -> TrainingStore:
+        """The same store with these pairs instead of its own.
+
+        Args:
+            pairs: The pairs, or a file of them.
+            size: Height and width, in degrees, of the box around a place that the file gives as a point or a
+                name.
+
+        Raises:
+            PairsError: A pair is malformed, or about a time or place that the fields do not hold: the message
+                names its line in the file, or its number from 1, and why.
+        """
+        if isinstance(pairs, str | os.PathLike):
+            pairs = iterate_pairs(pairs, size=size)
+        return replace(self, all_pairs=PairTable(self._checked(pairs)))
 
     def to_dataset(self) -> xr.Dataset:
         """The fields as a canonical dataset, read on use where they lie on disk."""
@@ -209,7 +230,7 @@ class TrainingStore:
         Raises:
             OutOfRangeError: The history or the box lies outside the fields.
         """
-        return self._cut(locate_history(self.time, time_index, history), box)
+        return self.cut(locate_history(self.time, time_index, history), box)
 
     def pair_window(self, pair: Pair, history: int = 1) -> Window:
         """The window a pair is about.
@@ -224,51 +245,21 @@ class TrainingStore:
         Raises:
             OutOfRangeError: The time, the history or the place lies outside the fields.
         """
-        return self._cut(self._steps(pair, history), pair.place)
+        return self.cut(self._steps(pair.times, history), pair.place)
 
-    def pairs(self, split: SplitName, history: int = 1) -> list[Pair]:
-        """Pairs whose whole window lies in a split, in their order.
+    def cut(self, steps: slice, box: Box | None) -> Window:
+        """Cut out a window by steps.
 
         Args:
-            split: The split.
-            history: Number of steps for a pair about one time.
-        """
-        inside = np.zeros(len(self.time), dtype=bool)
-        inside[self.splits.indices(split)] = True
-        whole: dict[Any, bool] = {}  # many pairs are about one time
-        for pair in self.all_pairs:
-            if pair.times not in whole:
-                try:
-                    whole[pair.times] = bool(inside[self._steps(pair, history)].all())
-                except OutOfRangeError:  # the history begins before the first time
-                    whole[pair.times] = False
-        return [pair for pair in self.all_pairs if whole[pair.times]]
+            steps: First step, and one past the last; within the time axis.
+            box: Where; None for everywhere.
 
-    def check_pairs(self) -> None:
-        """Check that the fields hold the time and place of every pair.
+        Returns:
+            The window, a copy.
 
         Raises:
-            PairsError: Names the first pair that does not fit, from 1, and why.
+            OutOfRangeError: The box lies outside the fields.
         """
-        for number, pair in enumerate(self.all_pairs, start=1):
-            try:
-                self._steps(pair, 1)
-                self._grid.locate(pair.place)
-            except ClimafuseError as error:
-                raise PairsError(
-                    f"{pair.where or f'pair {number}'}: {error.argument}",
-                    expected=error.expected,
-                    received=error.received,
-                    remedy=error.remedy,
-                ) from error
-
-    def _steps(self, pair: Pair, history: int) -> slice:
-        first, last = pair.times
-        if first == last:
-            return locate_history(self.time, find_time(self.time, last, tolerance=self.tolerance), history)
-        return locate_range(self.time, first, last, tolerance=self.tolerance)
-
-    def _cut(self, steps: slice, box: Box | None) -> Window:
         rows, columns = self._grid.locate(box)
         height = rows.stop - rows.start
         width = sum(piece.stop - piece.start for piece in columns)
@@ -282,6 +273,64 @@ class TrainingStore:
                 left = right
         longitude = np.concatenate([self.longitude[piece] for piece in columns])
         return Window(fields, self.variables, self.time[steps], self.latitude[rows], longitude)
+
+    def pairs(self, split: SplitName, history: int = 1) -> list[Pair]:
+        """Pairs whose whole window lies in a split, in their order.
+
+        Args:
+            split: The split.
+            history: Number of steps for a pair about one time.
+        """
+        return [self.all_pairs[position] for position in self.pair_steps(split, history)[0].tolist()]
+
+    def pair_steps(self, split: SplitName, history: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Which pairs have their whole window in a split, and the steps of it.
+
+        Args:
+            split: The split.
+            history: Number of steps for a pair about one time.
+
+        Returns:
+            [N] positions in `all_pairs`, ascending; [N, 2] first step of each window, and one past the last.
+        """
+        inside = np.zeros(len(self.time), dtype=bool)
+        inside[self.splits.indices(split)] = True
+        times, rows = self.all_pairs.windows()  # many pairs are about one time
+        steps = np.zeros((len(times), 2), dtype=np.int64)
+        for row, (first, last) in enumerate(times):
+            with contextlib.suppress(OutOfRangeError):  # the history begins before the first time
+                found = self._steps((first, last), history)
+                if inside[found].all():
+                    steps[row] = found.start, found.stop
+        steps = steps[rows]
+        positions = np.flatnonzero(steps[:, 1])
+        return positions, steps[positions]
+
+    def _checked(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Pass pairs on whose time and place the fields hold."""
+        known: set[Any] = set()
+        for number, pair in enumerate(pairs, start=1):
+            try:
+                if pair.times not in known:
+                    self._steps(pair.times, 1)
+                    known.add(pair.times)
+                if pair.place not in known:
+                    self._grid.locate(pair.place)
+                    known.add(pair.place)
+            except ClimafuseError as error:
+                raise PairsError(
+                    f"{pair.where or f'pair {number}'}: {error.argument}",
+                    expected=error.expected,
+                    received=error.received,
+                    remedy=error.remedy,
+                ) from error
+            yield pair
+
+    def _steps(self, times: tuple[np.datetime64, np.datetime64], history: int) -> slice:
+        first, last = times
+        if first == last:
+            return locate_history(self.time, find_time(self.time, last, tolerance=self.tolerance), history)
+        return locate_range(self.time, first, last, tolerance=self.tolerance)
 
 
 class StoredFields:
@@ -299,15 +348,16 @@ class StoredFields:
         self.in_memory = in_memory
         self._loaded = self._load() if in_memory else None
         # Least recently used maps are closed first; the pages themselves are the system's to keep or drop.
-        self._map_cached = functools.lru_cache(maxsize=MAPPED_STEPS)(self._map)
+        size = min(MAPPED_STEPS, max(1, MAPPED_BYTES // (4 * math.prod(shape[1:]))))
+        self._map_cached = functools.lru_cache(maxsize=size)(self._map)
 
     def __getitem__(self, step: int) -> np.ndarray:
         """Fields of a step: [V, H, W] float32, read only."""
         return self._map_cached(int(step)) if self._loaded is None else self._loaded[step]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A loader worker opens the files for itself rather than being sent their content."""
-        return functools.partial(StoredFields, in_memory=self.in_memory), (self.folder, self.shape)
+        """A loader worker maps the files rather than being sent their content, or loading it once more."""
+        return functools.partial(StoredFields, in_memory=False), (self.folder, self.shape)
 
     def _map(self, step: int) -> np.ndarray:
         with chunk_path(self.folder, step).open("rb") as file:
@@ -394,10 +444,8 @@ def prepare(
             dataset[[]],  # the statistics come with the fields
             splits,
             np.empty(0),
-            tuple(read_pairs(pairs) if isinstance(pairs, str | os.PathLike) else pairs or ()),
-            tolerance,
-        )
-        draft.check_pairs()
+            tolerance=tolerance,
+        ).with_pairs(pairs or ())
         files = identity(source)
         local = all(count > 0 for _, count, _ in files)
         with folder_in_parts(
@@ -493,7 +541,7 @@ def _write_fields(
     """The chunks that are not written yet, in blocks of steps.
 
     Blocks are read, converted, measured and written by the threads of Dask. The libraries of NetCDF read one at
-    a time; the rest goes on meanwhile. Measured on two cores: TODO
+    a time; the rest goes on meanwhile.
     """
     import dask
 
@@ -574,7 +622,7 @@ def _write_manifest(
         "shape": [len(draft.time), len(draft.variables), len(draft.latitude), len(draft.longitude)],
         "calendar": _encode_time(draft.time)[2],
         "splits": {name: _ranges(getattr(draft.splits, name)) for name in (*SPLIT_NAMES, "dropped")},
-        "pairs": {name: len(draft.pairs(name)) for name in SPLIT_NAMES} if draft.all_pairs else None,
+        "pairs": {name: len(draft.pair_steps(name)[0]) for name in SPLIT_NAMES} if draft.all_pairs else None,
         "tolerance_seconds": None
         if draft.tolerance is None
         else int(draft.tolerance / np.timedelta64(1, "s")),

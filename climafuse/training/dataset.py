@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from climafuse.data.batch import sample_boxes
-from climafuse.data.pairs import Pair, read_pairs
+from climafuse.data.pair_table import PairTable
+from climafuse.data.pairs import Pair
 from climafuse.data.samples import SAMPLES, SampleName, sample_path
-from climafuse.data.sources import open_climate
 from climafuse.data.splits import SPLIT_NAMES, SplitName, split_by_time
 from climafuse.data.store import MANIFEST, TrainingStore
-from climafuse.data.window import Grid, Window
+from climafuse.data.window import Box, Grid, Window
 from climafuse.errors import ConfigurationError, PairsError
 from climafuse.facts import describe, withhold
 from climafuse.model import ClimateTextProcessor
@@ -42,15 +43,72 @@ class Example:
     pairs: tuple[Pair, ...]
 
 
+class Examples(Sequence[Example]):
+    """Examples of a split by position. A window is cut from the store when its example is asked for.
+
+    That is a pure function of the position, and takes microseconds: nothing is gained by keeping windows. A loader
+    worker is sent the descriptions, not the fields.
+
+    Args:
+        store: The fields.
+        split: The split.
+        pairs: All texts, and possibly more.
+        positions: [N] of the texts of this split among them.
+        steps: [N, 2] first step of the window of each of these texts, and one past the last.
+        boxes: Box of a window by its sample number; None where pairs tell their place.
+    """
+
+    def __init__(
+        self,
+        store: TrainingStore,
+        split: SplitName,
+        pairs: PairTable,
+        positions: np.ndarray,
+        steps: np.ndarray,
+        boxes: Sequence[Box] | None = None,
+    ) -> None:
+        self.store, self.split, self.pairs, self._boxes = store, split, pairs, boxes
+        # Windows in the order of their first texts; the texts of a window in their order.
+        samples = pairs.samples[positions]
+        _, first, group = np.unique(samples, return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(first))
+        order = np.argsort(rank[group], kind="stable")
+        self._positions = positions[order]
+        self._begins = np.append(0, np.cumsum(np.bincount(rank[group]))) if len(first) else np.zeros(1, int)
+        self._steps = steps[order][self._begins[:-1]]
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """The example at a position, or those of a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        begin, end = self._begins[index : index + 2]
+        pairs = tuple(self.pairs[position] for position in self._positions[begin:end])
+        sample = pairs[0].sample
+        box = pairs[0].place if self._boxes is None else self._boxes[sample]
+        return Example(self.split, sample, self.store.cut(slice(*self._steps[index].tolist()), box), pairs)
+
+    def texts(self) -> list[tuple[str, str]]:
+        """(prompt, answer) of all texts, repeated ones included; no window is cut."""
+        return self.pairs.texts(self._positions)
+
+
 class ExampleDataset(Dataset[Example]):
-    """Examples in memory, by position.
+    """Examples by position, for a loader.
 
     Args:
         examples: The examples.
     """
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = list(examples)
+        self.examples = examples
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -110,6 +168,9 @@ def open_store(config: RunConfig) -> TrainingStore:
         PairsError: A pair is malformed or is about what the fields do not hold.
         ConfigurationError: A training store holds other variables than the configuration names.
     """
+    # Only here: a loader worker imports this module, and has no use for the libraries of climate files.
+    from climafuse.data.sources import open_climate
+
     data = config.data
     source: str | Path = data.source
     if data.source in SAMPLES:
@@ -119,8 +180,7 @@ def open_store(config: RunConfig) -> TrainingStore:
     dataset = open_climate(source, variables=data.variables)
     gap = datetime.timedelta(hours=data.gap_hours)
     splits = split_by_time(dataset["time"].values, fractions=data.fractions, gap=gap)
-    pairs = [] if data.pairs is None else read_pairs(data.pairs, size=(data.box_degrees, data.box_degrees))
-    return TrainingStore.from_dataset(dataset, splits=splits, pairs=pairs)
+    return _with_pairs(TrainingStore.from_dataset(dataset, splits=splits), config)
 
 
 def _open_prepared(path: Path, config: RunConfig) -> TrainingStore:
@@ -133,14 +193,15 @@ def _open_prepared(path: Path, config: RunConfig) -> TrainingStore:
             received=f"[{', '.join(data.variables)}]",
             remedy="Name these, or prepare a store of the others.",
         )
-    if data.pairs is not None:
-        pairs = read_pairs(data.pairs, size=(data.box_degrees, data.box_degrees))
-        store = replace(store, all_pairs=tuple(pairs))
-        store.check_pairs()
-    return store
+    return _with_pairs(store, config)
 
 
-def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> list[Example]:
+def _with_pairs(store: TrainingStore, config: RunConfig) -> TrainingStore:
+    data = config.data
+    return store if data.pairs is None else store.with_pairs(data.pairs, size=(data.box_degrees,) * 2)
+
+
+def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> Examples:
     """Make the examples of a split: from the pairs of the store if it has any, else from facts.
 
     Windows lie wholly inside the split. Texts made from facts are a pure function of the configuration.
@@ -168,17 +229,16 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
         seed=seed,
         within=Grid(store.latitude, store.longitude).centers(data.box_degrees, data.box_degrees),
     )
-    windows = {number: store.window(step, box, data.history) for number, (step, box) in enumerate(chosen)}
-    pairs: dict[int, list[Pair]] = {}
-    for pair in describe(
-        windows.items(),
-        seed=seed,
-        kinds=facts.kinds,
-        questions_per_window=facts.questions_per_window,
-        bulletins=facts.bulletin_fraction,
-        abstentions=facts.abstention_fraction,
-    ):
-        pairs.setdefault(pair.sample, []).append(pair)
+    pairs = PairTable(
+        describe(
+            ((number, store.window(step, box, data.history)) for number, (step, box) in enumerate(chosen)),
+            seed=seed,
+            kinds=facts.kinds,
+            questions_per_window=facts.questions_per_window,
+            bulletins=facts.bulletin_fraction,
+            abstentions=facts.abstention_fraction,
+        )
+    )
     if not pairs:
         raise PairsError(
             "facts.kinds",
@@ -186,14 +246,14 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
             received=f"{', '.join(facts.kinds or ['all kinds'])}: nothing to say of any {split} window",
             remedy="Choose other kinds, variables or larger boxes.",
         )
-    return [Example(split, number, windows[number], tuple(texts)) for number, texts in pairs.items()]
+    last = np.array([step for step, _ in chosen])[pairs.samples] + 1
+    steps = np.stack([last - data.history, last], axis=1)
+    return Examples(store, split, pairs, np.arange(len(pairs)), steps, [box for _, box in chosen])
 
 
-def _from_pairs(store: TrainingStore, split: SplitName, history: int) -> list[Example]:
-    groups: dict[int, list[Pair]] = {}
-    for pair in store.pairs(split, history):
-        groups.setdefault(pair.sample, []).append(pair)
-    if not groups:
+def _from_pairs(store: TrainingStore, split: SplitName, history: int) -> Examples:
+    positions, steps = store.pair_steps(split, history)
+    if not len(positions):
         first, last = store.time[store.splits.indices(split)[[0, -1]]]
         raise PairsError(
             "pairs",
@@ -201,21 +261,10 @@ def _from_pairs(store: TrainingStore, split: SplitName, history: int) -> list[Ex
             received="none",
             remedy="Add pairs about these times, or change data.fractions.",
         )
-    return [
-        Example(split, number, store.pair_window(texts[0], history), tuple(texts))
-        for number, texts in groups.items()
-    ]
+    return Examples(store, split, store.all_pairs, positions, steps)
 
 
-def texts_of(examples: Sequence[Example]) -> list[tuple[str, str]]:
-    """Return (prompt, answer) of all texts, repeated ones included."""
-    return [(pair.prompt, pair.text) for example in examples for pair in example.pairs]
-
-
-def window_statistics(examples: Sequence[Example]) -> dict[str, int]:
+def window_statistics(examples: Examples) -> dict[str, int]:
     """Count windows and texts, for logs."""
-    return {
-        "windows": len(examples),
-        "texts": len(texts_of(examples)),
-        "distinct": len(set(texts_of(examples))),
-    }
+    texts = examples.texts()
+    return {"windows": len(examples), "texts": len(texts), "distinct": len(set(texts))}

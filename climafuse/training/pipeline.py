@@ -20,12 +20,11 @@ from climafuse.registry import ENCODERS, FUSIONS
 from climafuse.training.checkpoint import newest_good_checkpoint
 from climafuse.training.config import RunConfig
 from climafuse.training.dataset import (
-    Example,
     ExampleCollator,
     ExampleDataset,
+    Examples,
     make_examples,
     open_store,
-    texts_of,
     window_statistics,
 )
 from climafuse.training.thinning import LabelThinning
@@ -51,8 +50,8 @@ class Run:
 
     config: RunConfig
     store: TrainingStore
-    train: list[Example]
-    validation: list[Example]
+    train: Examples
+    validation: Examples
     model: ClimateTextForCausalLM
     processor: ClimateTextProcessor
     thinning: LabelThinning | None
@@ -170,7 +169,7 @@ def assemble(config: RunConfig, *, say: Say | None = None) -> Run:
     settings = config.training
     thinning = None
     if settings.labels_decided_by_words < 1:
-        encoded = [processor.encode(prompt, answer) for prompt, answer in texts_of(train)]
+        encoded = [processor.encode(prompt, answer) for prompt, answer in train.texts()]
         thinning = LabelThinning(encoded, kept=settings.labels_decided_by_words, seed=settings.seed)
     return Run(config, store, train, validation, model, processor, thinning)
 
@@ -195,7 +194,7 @@ def prepare_reuse(setup: Run, *, say: Say) -> None:
     settings, model, processor = setup.config.training, setup.model, setup.processor
     texts = [
         processor.encode(prompt, answer)[0]
-        for prompt, answer in dict.fromkeys(texts_of(setup.train) + texts_of(setup.validation))
+        for prompt, answer in dict.fromkeys(setup.train.texts() + setup.validation.texts())
     ]
     if settings.reuse_prefix and model.sites[0] not in ("input", 0):  # there, no block has seen the text yet
         begin = time.perf_counter()
@@ -217,7 +216,7 @@ def prepare_reuse(setup: Run, *, say: Say) -> None:
 
 def _vocabulary(setup: Run, num_sampled: int) -> SampledVocabulary:
     model, processor = setup.model, setup.processor
-    distinct = list(dict.fromkeys(texts_of(setup.train)))
+    distinct = list(dict.fromkeys(setup.train.texts()))
     kept = [
         torch.tensor([token for text in distinct for token in processor.encode(*text)[0]]).unique(),
     ]

@@ -188,8 +188,10 @@ def test_tolerance_of_pair_times(source: Path, tmp_path: Path) -> None:
 )
 def test_pairs_outside_the_fields_are_named(source: Path, tmp_path: Path, pair: Pair, reason: str) -> None:
     write_pairs([make_pairs()[0], pair], tmp_path / "pairs.jsonl")
-    with pytest.raises(PairsError, match=rf"(pairs.jsonl, line|pair) 2: {reason}"):
+    with pytest.raises(PairsError, match=rf"pairs\.jsonl, line 2: {reason}"):
         prepare(source, tmp_path / "store", pairs=tmp_path / "pairs.jsonl")
+    with pytest.raises(PairsError, match=f"pair 2: {reason}"):
+        prepare(source, tmp_path / "store", pairs=[make_pairs()[0], pair])
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
@@ -462,7 +464,22 @@ def test_store_goes_to_loader_workers(folder: Path, memory_bytes: int) -> None:
     np.testing.assert_array_equal(
         again.window(3, Box(0, 0, 40, 40), 2).fields, store.window(3, Box(0, 0, 40, 40), 2).fields
     )
+    assert again.all_pairs == store.all_pairs
+    assert not again.fields.in_memory  # several workers share what is mapped
     assert len(sent) < 4 * STEPS * 3 * 19 * 36  # the files are opened again, not sent
+
+
+def test_little_of_a_large_store_is_mapped_at_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is mapped counts as memory of the process."""
+    monkeypatch.setattr(store_module, "MAPPED_BYTES", 5 * 4 * 3 * 19 * 36)
+    store = TrainingStore.open(copy, memory_bytes=0)
+    for step in [*range(STEPS), 3]:
+        np.testing.assert_array_equal(
+            store.window(step).fields[0, 0], make_dataset()["t2m"].values[step], strict=True
+        )
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert sum(str(copy) in line for line in maps.read_text().splitlines()) == 5
 
 
 def test_in_memory_store_is_the_same_without_a_folder(folder: Path) -> None:

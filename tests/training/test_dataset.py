@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from torch.utils.data import DataLoader
 
+from climafuse.data.batch import EpochSampler
 from climafuse.data.pairs import Pair, write_pairs
 from climafuse.data.store import prepare
 from climafuse.data.window import Box
@@ -22,11 +25,11 @@ from climafuse.training.dataset import (
     ExampleDataset,
     make_examples,
     open_store,
-    texts_of,
     window_statistics,
 )
 from climafuse.training.thinning import LabelThinning
 from tests.model.build import make_model, random_window
+from tests.training.loading import TellingCollator
 from tests.training.runs import TIMES, make_config, write_climate
 
 SPLITS = ("train", "validation", "test")
@@ -201,7 +204,7 @@ def test_a_training_store_with_pairs_and_with_others(climate, tmp_path):
     assert {pair.prompt for pair in open_store(config).all_pairs} == {"Other?"}
     outside = [dataclasses.replace(_pairs([0])[0], times=(np.datetime64("2001-01-01"),) * 2)]
     config = _config(tmp_path / "store", data={"pairs": _write(tmp_path / "outside.jsonl", outside)})
-    with pytest.raises(PairsError, match="pair 1"):
+    with pytest.raises(PairsError, match=r"outside\.jsonl, line 1: time"):
         open_store(config)
 
 
@@ -271,13 +274,68 @@ def test_a_batch_follows_from_its_examples(processor):
     assert all(torch.equal(collate(one)[name], tensor) for name, tensor in collate(one).items())
 
 
-def test_counts():
-    made = [
-        _example(0, ("a?", "x.", ()), ("b?", "x.", ())),
-        _example(1, ("a?", "x.", ()), ("a?", "y.", ())),
-    ]
-    assert texts_of(made) == [("a?", "x."), ("b?", "x."), ("a?", "x."), ("a?", "y.")]
-    assert window_statistics(made) == {"windows": 2, "texts": 4, "distinct": 3}
-    dataset = ExampleDataset(made)
-    assert len(dataset) == 2
-    assert dataset[1] is made[1]
+def test_counts(climate):
+    time = TIMES[3].astype("datetime64[s]")
+    told = [(0, "a?", "x."), (7, "b?", "x."), (0, "a?", "x."), (7, "a?", "y."), (0, "c?", "z.")]
+    boxes = {0: Box(10, 20, 40, 40), 7: Box(10, 60, 40, 40)}
+    pairs = [Pair((time, time), boxes[sample], *texts, sample=sample) for sample, *texts in told]
+    config = _config(climate)
+    made = make_examples(open_store(config).with_pairs(pairs), "train", config)
+    assert [[pair.prompt for pair in example.pairs] for example in made] == [["a?", "a?", "c?"], ["b?", "a?"]]
+    assert made.texts() == [("a?", "x."), ("a?", "x."), ("c?", "z."), ("b?", "x."), ("a?", "y.")]
+    assert window_statistics(made) == {"windows": 2, "texts": 5, "distinct": 4}
+
+
+# ---- Loaders -------------------------------------------------------------------------------------------------
+
+
+def test_examples_are_a_sequence(examples):
+    made = examples[1]["validation"]
+    assert [example.sample for example in made[2:5]] == [made[n].sample for n in (2, 3, 4)]
+    assert made[-1].pairs == made[len(made) - 1].pairs
+    with pytest.raises(IndexError):
+        made[len(made)]
+    assert made[0].window is not made[0].window  # cut anew
+
+
+@pytest.mark.parametrize("kind", ["facts", "pairs"])
+def test_what_is_sent_to_a_worker_makes_the_same_examples(climate, tmp_path, kind):
+    prepare(
+        climate,
+        tmp_path / "store",
+        variables=["t2m", "msl"],
+        pairs=_pairs(range(20)) if kind == "pairs" else (),
+    )
+    config = _config(tmp_path / "store")
+    made = make_examples(open_store(config), "train", config)
+    sent = pickle.dumps(made)
+    assert _same(pickle.loads(sent), made)
+    assert len(sent) < 50_000
+
+
+@pytest.mark.slow
+def test_spawned_workers_give_the_same_batches_in_the_same_order(climate, tmp_path, processor):
+    prepare(climate, tmp_path / "store", variables=["t2m", "msl"], pairs=_pairs(range(20)))
+    config = _config(tmp_path / "store")
+    made = make_examples(open_store(config), "train", config)
+
+    def batches(workers):
+        return list(
+            DataLoader(
+                ExampleDataset(made),
+                batch_size=3,
+                sampler=EpochSampler(len(made), seed=1),
+                collate_fn=TellingCollator(processor),
+                num_workers=workers,
+                multiprocessing_context="spawn" if workers else None,
+            )
+        )
+
+    here, there = batches(0), batches(2)
+    assert len(here) == len(there) == 4
+    for one, other in zip(here, there, strict=True):
+        # Climate files are none of a worker's business, and Dask starts threads.
+        assert not {"dask", "zarr", "netCDF4"} & set(other.pop("modules"))
+        del one["modules"]
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
