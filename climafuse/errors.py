@@ -1,7 +1,7 @@
 """Every error a user of climafuse can meet.
 
 Each names four things: the argument, what was expected, what was received, and the remedy. Exit codes are those of
-the command line: 2 when the call is wrong, 1 when the data, a model or a run is.
+the command line: 2 when the call is wrong, 1 when the data, a model or a run is, 75 when a run was told to stop.
 
 ClimafuseError
 ├── UsageError                    exit code 2
@@ -24,7 +24,8 @@ ClimafuseError
 ├── ModelInputError               tensors given to a model or module do not fit together
 ├── CheckpointError               a checkpoint is incomplete, altered, or does not fit the model
 └── TrainingError
-    └── NonFiniteError            a loss or gradient is not finite
+    ├── NonFiniteError            a loss or gradient is not finite
+    └── RunInterruptedError       a signal ended a run, which can be resumed; exit code 75
 """
 
 from __future__ import annotations
@@ -167,3 +168,9 @@ class TrainingError(ClimafuseError):
 
 class NonFiniteError(TrainingError):
     """A loss or gradient is not finite."""
+
+
+class RunInterruptedError(TrainingError):
+    """A signal ended a run. It was saved and can be resumed."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -29,6 +29,7 @@ class GridTransformerEncoder(ClimateEncoder):
         patch: Height and width of a patch, in grid cells.
         pooling: "none" gives a token for each patch and time step, "time" one for each time step.
         summary: Whether summary tokens are added.
+        dropout: Share of the values that a layer leaves out in training, from 0 to below 1.
 
     Raises:
         ConfigurationError: An option does not make sense.
@@ -43,6 +44,7 @@ class GridTransformerEncoder(ClimateEncoder):
         patch: int = 4,
         pooling: str = "none",
         summary: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(channels, width)
         check_options(pooling=pooling, depth=depth, heads=heads, patch=patch, width=width)
@@ -53,13 +55,20 @@ class GridTransformerEncoder(ClimateEncoder):
                 received=width,
                 remedy="Change width or heads.",
             )
+        if not 0 <= dropout < 1:
+            raise ConfigurationError(
+                "encoder.options.dropout",
+                expected="a share from 0 to below 1",
+                received=dropout,
+                remedy="For example 0.1.",
+            )
         self.patch = patch
         self.pooling = pooling
         self.embedding = nn.Linear(2 * len(channels.names) * patch * patch, width)  # values and mask
         self.place = nn.Linear(NUM_PLACE_FEATURES, width)
         self.when = nn.Linear(NUM_TIME_FEATURES, width)
         layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            width, heads, 4 * width, dropout=dropout, activation="gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
         self.summary = SummaryTokens(channels, width) if summary else None

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from climafuse.errors import UsageError
+from climafuse.errors import OutputError, UsageError
+from climafuse.training.checkpoint import disk_errors, write_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG_FILE = "log.jsonl"
+_EVENT_BYTES = 100  # about what a number takes in an event file
 
 
 class RunClock:
@@ -72,18 +74,24 @@ class TimeLimit(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forgets the length of earlier steps."""
-        self._previous, self.reached = None, False
+        self._previous = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Compares the time left with the length of the last step."""
-        seconds = self.clock.seconds
-        step_seconds = 0.0 if self._previous is None else seconds - self._previous
-        self._previous = seconds
-        if seconds + step_seconds >= self.max_seconds and not control.should_training_stop:
-            self.reached = True
+        if not control.should_training_stop and self.look(state):
             stop(args, control)
+        self._previous = self.clock.seconds
+
+    def look(self, state: TrainerState) -> bool:
+        """Whether the time is up after a step; the first of a session is taken to last as long as the mean."""
+        seconds = self.clock.seconds
+        step_seconds = (
+            seconds / max(state.global_step, 1) if self._previous is None else seconds - self._previous
+        )
+        self.reached = seconds + step_seconds >= self.max_seconds
+        return self.reached
 
 
 class EarlyStopping(TrainerCallback):
@@ -108,14 +116,17 @@ class EarlyStopping(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Counts the evaluations since the best one."""
-        sign = -1.0 if self.greater_is_better else 1.0
-        losses = [sign * entry[self.metric] for entry in state.log_history if self.metric in entry]
-        waited = evaluations_without_improvement(losses, self.minimum_improvement)
-        self.reached = waited >= self.patience
-        if self.reached:
+        """Ends the run when patience is at an end."""
+        if self.look(state):
             control.should_training_stop = True
             control.should_save = True
+
+    def look(self, state: TrainerState) -> bool:
+        """Whether patience is at an end: counts the evaluations since the best one."""
+        sign = -1.0 if self.greater_is_better else 1.0
+        losses = [sign * entry[self.metric] for entry in state.log_history if self.metric in entry]
+        self.reached = evaluations_without_improvement(losses, self.minimum_improvement) >= self.patience
+        return self.reached
 
 
 def evaluations_without_improvement(losses: Iterable[float], minimum_improvement: float = 0.0) -> int:
@@ -158,15 +169,15 @@ class JsonLinesLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Makes the file end at the step training goes on from."""
-        kept = (
-            [line for line in read_log(self.path) if line["step"] <= state.global_step]
-            if state.global_step
-            else []
-        )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"tmp-{self.path.name}")
-        temporary.write_text("".join(_json_line(line) for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        kept = []
+        if state.global_step:
+            with disk_errors(self.path, OutputError, lambda: 0):
+                lines = read_log(self.path)
+            # The summary of an interrupted session would stand in the middle.
+            kept = [
+                line for line in lines if line["step"] <= state.global_step and "train_runtime" not in line
+            ]
+        write_file(self.path, "".join(_json_line(line) for line in kept))
 
     def on_log(
         self,
@@ -176,18 +187,29 @@ class JsonLinesLog(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes one line, so that a killed run loses none before it."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_json_line({"step": state.global_step, **(logs or {})}))
+        """Writes one line, on disk before any checkpoint of its step: a killed run loses none before it."""
+        content = _json_line({"step": state.global_step, **(logs or {})}).encode()
+        with disk_errors(self.path, OutputError, lambda: len(content)), self.path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `log.jsonl`. A last line that a kill cut short is left out."""
+    """The lines of a run's `log.jsonl`, up to one that a kill or a full disk cut short."""
     path = Path(path)
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last line feed is unfinished or empty
+    lines = []
+    for text in path.read_bytes().split(b"\n")[:-1]:  # what follows the last line feed is unfinished or empty
+        try:
+            line = json.loads(text)
+        except ValueError:  # not JSON, or not UTF-8
+            break
+        if not isinstance(line, dict) or "step" not in line:
+            break
+        lines.append(line)
+    return lines
 
 
 def _json_line(line: dict[str, Any]) -> str:
@@ -227,7 +249,8 @@ class TensorBoardLog(TrainerCallback):
         from torch.utils.tensorboard import SummaryWriter
 
         purge = state.global_step + 1 if state.global_step else None
-        self._writer = SummaryWriter(str(self.directory), purge_step=purge)
+        with disk_errors(self.directory, OutputError, lambda: _EVENT_BYTES):
+            self._writer = SummaryWriter(str(self.directory), purge_step=purge)
 
     def on_log(
         self,
@@ -238,16 +261,21 @@ class TensorBoardLog(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Writes the numbers of one log line."""
-        for name, value in (logs or {}).items():
-            if self._writer is not None and isinstance(value, int | float):
+        if self._writer is None:
+            return
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        with disk_errors(self.directory, OutputError, lambda: _EVENT_BYTES * len(numbers)):
+            for name, value in numbers.items():
                 self._writer.add_scalar(name, value, state.global_step)
+            self._writer.flush()  # it writes in a thread, and an error there is told here
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Closes the event file."""
         if self._writer is not None:
-            self._writer.close()
+            with disk_errors(self.directory, OutputError, lambda: _EVENT_BYTES):
+                self._writer.close()
             self._writer = None
 
 

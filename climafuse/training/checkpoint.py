@@ -5,10 +5,12 @@ The protocol, each step on disk before the next begins:
     1. write every file into `tmp-<name>` beside the destination, and fsync each
     2. write `manifest.json` (sizes, SHA-256, versions) last, fsync it and the folder
     3. rename `tmp-<name>` to `<name>`, fsync the parent
-    4. verify what is now there; only then delete older checkpoints
+    4. verify what is now there; only then delete what it replaces and older checkpoints
 
 A crash before 3 leaves a `tmp-` folder that nobody takes for a checkpoint; a crash after it leaves a whole
 checkpoint. Nothing here knows what is in the files, and nothing imports torch.
+
+A disk that is full or fails is a `CheckpointError` or `OutputError` that says how many bytes were to be written.
 """
 
 from __future__ import annotations
@@ -17,20 +19,23 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from climafuse.errors import CheckpointError
+from climafuse.errors import CheckpointError, ClimafuseError, OutputError
 from climafuse.manifest import MANIFEST_NAME, verify_checkpoint, write_manifest
 
 __all__ = [
     "checkpoint_path",
+    "disk_errors",
     "list_checkpoints",
     "newest_good_checkpoint",
     "remove_unfinished",
     "rotate_checkpoints",
     "verify_checkpoint",
+    "write_file",
     "write_folder",
 ]
 
@@ -39,6 +44,7 @@ log = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED = "tmp-"
 _REPLACED = "tmp-replaced-"
+_OWN = ("tmp-checkpoint-", "tmp-model")  # what a killed process may leave in a run's folder
 
 
 def checkpoint_path(output: str | Path, step: int) -> Path:
@@ -84,40 +90,83 @@ def write_folder(
     _check_replaceable(destination)
     temporary = destination.parent / f"{_UNFINISHED}{destination.name}"
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(destination, bytes_needed)
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir()
-        write(temporary)
-        # The data first: a manifest that reached the disk vouches for files that reached it before.
-        for path in sorted(temporary.rglob("*")):
-            _fsync(path)
-        write_manifest(temporary, kind=kind, details=details)
-        _fsync(temporary / MANIFEST_NAME)
-        _fsync(temporary)
-        _rename_over(temporary, destination)
-    except Exception as error:
-        if not _is_disk_error(error):
-            raise
-        size = max(bytes_needed, _size(temporary))
-        raise CheckpointError(
-            str(destination),
-            expected=f"a writable, working disk with room for about {size:,} bytes",
-            received=f"{type(error).__name__}: {error}",
-            remedy="Free space or give another output folder; what was saved before is untouched.",
-        ) from error
+        with disk_errors(destination, CheckpointError, lambda: max(bytes_needed, _size(temporary))):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            _check_space(destination, bytes_needed)
+            if temporary.exists():
+                shutil.rmtree(temporary)
+            temporary.mkdir()
+            write(temporary)
+            # The data first: a manifest that reached the disk vouches for files that reached it before.
+            for path in sorted(temporary.rglob("*")):
+                _fsync(path)
+            write_manifest(temporary, kind=kind, details=details)
+            _fsync(temporary / MANIFEST_NAME)
+            _fsync(temporary)
+            _rename_over(temporary, destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    verify_checkpoint(destination)
     return destination
 
 
-def newest_good_checkpoint(output: str | Path) -> Path | None:
+def write_file(path: str | Path, text: str) -> None:
+    """Writes a text file so that a reader sees either all of it or what was there before.
+
+    Args:
+        path: The file; its folder is made.
+        text: Its content, written as UTF-8.
+
+    Raises:
+        OutputError: The disk is full or failing. What was there before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_UNFINISHED}{path.name}")
+    content = text.encode()
+    with disk_errors(path, OutputError, lambda: len(content)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path, kind: type[ClimafuseError], bytes_needed: Callable[[], int]) -> Iterator[None]:
+    """Turns errors of the disk into one that names the file and the bytes that were to be written.
+
+    Args:
+        path: The file or folder.
+        kind: Type of the error to raise.
+        bytes_needed: About how much was to be written; 0 where something was to be read or deleted.
+
+    Raises:
+        ClimafuseError: Of that kind.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_disk_error(error):
+            raise
+        size = bytes_needed()
+        raise kind(
+            str(path),
+            expected="a writable, working disk" + (f" with room for about {size:,} bytes" if size else ""),
+            received=f"{type(error).__name__}: {error}",
+            remedy="Free space or give another output folder; what was saved before is untouched.",
+        ) from error
+
+
+def newest_good_checkpoint(output: str | Path, *, with_best: bool = True) -> Path | None:
     """The checkpoint to resume from: the newest whose manifest verifies.
 
     Args:
         output: A run's output folder.
+        with_best: Whether the checkpoint of its best step so far must verify, too: a run that ends with the
+            weights of the best step needs both.
 
     Returns:
         The folder, or None where there is no checkpoint at all. Damaged ones are passed over with a logged
@@ -127,9 +176,12 @@ def newest_good_checkpoint(output: str | Path) -> Path | None:
         CheckpointError: There are checkpoints, and none of them is whole.
     """
     failures = []
-    for _, path in reversed(list_checkpoints(output)):
+    for step, path in reversed(list_checkpoints(output)):
         try:
-            verify_checkpoint(path)
+            details = _verify(path, step)
+            best = details.get("best_step")
+            if with_best and best and best != step:
+                _verify(checkpoint_path(output, best), best)
         except CheckpointError as error:
             failures.append(error)
         else:
@@ -146,26 +198,48 @@ def newest_good_checkpoint(output: str | Path) -> Path | None:
     return None
 
 
-def rotate_checkpoints(output: str | Path, *, keep: int, protect: Collection[Path] = ()) -> list[Path]:
+def _verify(path: Path, step: int) -> dict[str, Any]:
+    """Verifies a checkpoint, and that it is the one of its name; returns the details of its manifest."""
+    details: dict[str, Any] = verify_checkpoint(path)["details"]
+    if details.get("step", step) != step:
+        raise CheckpointError(
+            str(path),
+            expected=f"the checkpoint of step {step}",
+            received=f"that of step {details['step']}, under another name",
+            remedy="Give the folder its own name back.",
+        )
+    return details
+
+
+def rotate_checkpoints(
+    output: str | Path, *, keep: int, newest: int, protect: Collection[Path] = ()
+) -> list[Path]:
     """Deletes all but the newest checkpoints. Call it only after the newest has been verified.
 
     Args:
         output: A run's output folder.
         keep: How many to keep, at least 1.
+        newest: Step of the newest. Later ones, damaged and passed over when the run was resumed, do not count
+            and stay until the run replaces or passes them.
         protect: Checkpoints to keep besides, such as the best one.
 
     Returns:
         The deleted folders.
+
+    Raises:
+        CheckpointError: The disk is failing.
     """
     kept = {path.resolve() for path in protect}
     deleted = []
-    for _, path in list_checkpoints(output)[: -max(keep, 1)]:
-        if path.resolve() not in kept:
-            # Renamed first, so that a crash half-way through deleting leaves no damaged checkpoint behind.
-            doomed = path.parent / f"{_UNFINISHED}{path.name}"
-            os.rename(path, doomed)
-            shutil.rmtree(doomed)
-            deleted.append(path)
+    with disk_errors(Path(output), CheckpointError, lambda: 0):
+        own = [path for step, path in list_checkpoints(output) if step <= newest]
+        for path in own[: -max(keep, 1)]:
+            if path.resolve() not in kept:
+                # Renamed first, so that a crash half-way through deleting leaves no damaged checkpoint behind.
+                doomed = path.parent / f"{_UNFINISHED}{path.name}"
+                os.rename(path, doomed)
+                shutil.rmtree(doomed)
+                deleted.append(path)
     return deleted
 
 
@@ -176,19 +250,23 @@ def remove_unfinished(output: str | Path) -> list[Path]:
 
     Returns:
         The folders removed or put back.
+
+    Raises:
+        CheckpointError: The disk is failing.
     """
     handled = []
-    for path in sorted(Path(output).glob(f"{_UNFINISHED}*")):
-        if not path.is_dir():
-            continue
-        original = path.parent / path.name.removeprefix(_REPLACED)
-        if path.name.startswith(_REPLACED) and not original.exists():
-            os.rename(path, original)
-        elif path.name.startswith((_REPLACED, f"{_UNFINISHED}checkpoint-")):
-            shutil.rmtree(path)
-        else:
-            continue
-        handled.append(path)
+    with disk_errors(Path(output), CheckpointError, lambda: 0):
+        for path in sorted(Path(output).glob(f"{_UNFINISHED}*")):
+            if not path.is_dir():
+                continue
+            original = path.parent / path.name.removeprefix(_REPLACED)
+            if path.name.startswith(_REPLACED) and not original.exists():
+                os.rename(path, original)
+            elif path.name.startswith((_REPLACED, *_OWN)):
+                shutil.rmtree(path)
+            else:
+                continue
+            handled.append(path)
     return handled
 
 
@@ -201,11 +279,14 @@ def _rename_over(temporary: Path, destination: Path) -> None:
         os.rename(destination, replaced)
     try:
         os.rename(temporary, destination)
+        _fsync(destination.parent)
+        verify_checkpoint(destination)
     except BaseException:
+        if destination.exists():
+            os.rename(destination, temporary)
         if replaced.exists():
             os.rename(replaced, destination)
         raise
-    _fsync(destination.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
 
@@ -239,7 +320,9 @@ def _is_disk_error(error: Exception) -> bool:
 
 
 def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    with suppress(OSError):  # only to say how much it was
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return 0
 
 
 def _fsync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from climafuse.errors import ConfigurationError, OutputError
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
 from climafuse.model.card import model_card
 from climafuse.registry import ENCODERS, FUSIONS
-from climafuse.training.checkpoint import newest_good_checkpoint
+from climafuse.training.checkpoint import newest_good_checkpoint, remove_unfinished
 from climafuse.training.config import RunConfig
 from climafuse.training.dataset import (
     ExampleCollator,
@@ -76,11 +77,17 @@ def run(
     """
     say = say or _print
     begin = time.perf_counter()
-    checkpoint = newest_good_checkpoint(config.output.directory) if resume else None
+    checkpoint = None
+    if resume:
+        if not dry_run:
+            remove_unfinished(config.output.directory)
+        checkpoint = newest_good_checkpoint(config.output.directory, with_best=config.training.keep_best)
     if checkpoint is None:
         check_output(config.output)
         if resume:
             say(f"resume: no checkpoint in {config.output.directory}; starting from the beginning")
+    else:
+        say(f"resume: going on from {checkpoint}")
     setup = assemble(config, say=say)
     trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
     result: dict[str, Any] = {
@@ -267,10 +274,26 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
         data_collator=ExampleCollator(setup.processor, setup.thinning),
         processing_class=setup.processor,
         card=card,
+        identity=_identity(setup),
         progress=progress,
     )
     trainer.config = setup.config  # what is written beside the weights is what was configured
     return trainer
+
+
+def _identity(setup: Run) -> dict[str, Any]:
+    """What a run is made of, wherever its files lie."""
+    texts, statistics = hashlib.sha256(), hashlib.sha256()
+    for examples in (setup.train, setup.validation):
+        for prompt, answer in examples.texts():
+            texts.update(f"{prompt}\0{answer}\0".encode())
+    for name in ("mean", "std"):
+        statistics.update(setup.store.statistics[name].values.tobytes())
+    return {
+        "content of the backbone": setup.model.backbone_identity["content_hash"],
+        "texts": texts.hexdigest(),
+        "statistics of the fields": statistics.hexdigest(),
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,10 @@ What is different, and why:
 - Weights load strictly. The Trainer's `strict=False` resumes from half a checkpoint without a word.
 - Gates have their own learning rate; the gradient norm is known for every part of the model.
 - The evaluation loss is a mean over answer tokens, not a mean of batch means.
-- `max_seconds` ends a run cleanly: evaluated, saved, resumable.
+- `max_seconds` ends a run cleanly: evaluated, saved, resumable. So does a signal such as a cluster sends.
+- A resumed run is the uninterrupted one bit for bit: weights, moments, random numbers, order of the samples,
+  and the losses in the log. Neither evaluation nor the number of loader processes moves the random numbers of
+  training. (Where a run ends by `max_seconds`, and a rate that goes by seconds, depend on the clock.)
 
 The model computes its own loss (shifted, answer tokens only) and divides it by `num_items_in_batch`, so that
 accumulation over microbatches changes nothing. Dataset and collator must be pure functions of the sample
@@ -32,10 +35,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.trainer_utils import TrainOutput
 
-from climafuse.errors import CheckpointError, NonFiniteError, OutputError, TrainingError
+from climafuse.errors import (
+    CheckpointError,
+    NonFiniteError,
+    OutputError,
+    RunInterruptedError,
+    TrainingError,
+)
 from climafuse.training.callbacks import (
     LOG_FILE,
     EarlyStopping,
@@ -56,6 +70,9 @@ from climafuse.training.checkpoint import (
     write_folder,
 )
 from climafuse.training.config import EvaluationConfig, OutputConfig, RunConfig, TrainingConfig
+from climafuse.training.interruption import StopOnSignal, StopSignals, outlive_stop_signals
+from climafuse.training.meter import Meter
+from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
 from climafuse.training.state import (
     load_optimizer,
@@ -69,13 +86,11 @@ from climafuse.training.state import (
 CARD_FILE = "README.md"
 CONFIG_FILE = "run.yaml"
 TRAINER_STATE_FILE = "trainer_state.json"
-# Bookkeeping of the collator that is not an input of the model.
-SAMPLE_KEY = "sample"
-
 # The Trainer calls these; were one renamed, its override would never run and a gap would be open again.
 _OVERRIDDEN = (
     "_clip_grad_norm",
     "_determine_best_metric",
+    "_get_dataloader",
     "_get_grad_norm",
     "_get_train_sampler",
     "_init_training_state",
@@ -94,20 +109,27 @@ _OVERRIDDEN = (
     "training_step",
 )
 
-# Settings that may differ when a run is resumed: how long it goes on and how it is watched, not what it
-# computes.
+# Settings that may differ when a run is resumed: how long it goes on, how it is watched and where its inputs
+# lie (`identity` says whether they are the same ones), not what it computes.
 _MAY_CHANGE = frozenset(
     {
-        "steps",
-        "max_seconds",
-        "evaluation_interval",
-        "patience",
-        "minimum_improvement",
-        "logging_interval",
-        "workers",
-        "keep_best",
+        "data.source",
+        "data.pairs",
+        "data.test_windows",
+        "backbone.name",
+        "backbone.num_threads",
+        "training.steps",
+        "training.max_seconds",
+        "training.evaluation_interval",
+        "training.patience",
+        "training.minimum_improvement",
+        "training.logging_interval",
+        "training.workers",
+        "training.keep_best",
     }
 )
+# Sections that say what a run computes; `evaluation` and `output` do not.
+_SECTIONS = ("data", "facts", "backbone", "encoder", "fusion", "training")
 
 
 class ClimateTextTrainer(Trainer):
@@ -128,6 +150,9 @@ class ClimateTextTrainer(Trainer):
         processing_class: Processor saved with every checkpoint and model.
         card: Writes the text of the model card, anew on every save.
         extra_metrics: Computes more evaluation metrics from the model, such as the share of right facts.
+        identity: What the run is made of beside its settings, such as hashes of texts and backbone: JSON values
+            by name. A run is not resumed with others.
+        describe_sample: Says what a sample is, for errors that name it.
         callbacks: More callbacks.
         progress: Show the line of progress.
         clock: Clock of the run, for tests.
@@ -149,6 +174,8 @@ class ClimateTextTrainer(Trainer):
         processing_class: Any = None,
         card: Callable[[], str] | None = None,
         extra_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        identity: Mapping[str, Any] | None = None,
+        describe_sample: Callable[[int], str] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         progress: bool = True,
         clock: RunClock | None = None,
@@ -160,6 +187,8 @@ class ClimateTextTrainer(Trainer):
         self.output = Path(config.output.directory)
         self.card = card
         self.extra_metrics = extra_metrics
+        self.identity = dict(identity or {})
+        self.describe_sample = describe_sample
         self.clock = clock if clock is not None else RunClock()
         self.stopped_by: str | None = None
         self._sampler = (
@@ -188,12 +217,12 @@ class ClimateTextTrainer(Trainer):
         self._module: Any = model  # self.model, which the Trainer types as optional
         self._parts = trainable_parts(model)
         self._trainable = [parameter for parameters in self._parts.values() for parameter in parameters]
-        self._meter = _Meter(self.clock)
+        self._meter = Meter(self.clock)
         self._microbatches: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
         self._norms: dict[str, float] = {}
         self._evaluated = (0.0, 0)
-        self._restored: Path | None = None
+        self._signals = StopSignals()
         self._add_callbacks(callbacks or [], progress)
 
     def _add_callbacks(self, callbacks: list[TrainerCallback], progress: bool) -> None:
@@ -211,6 +240,8 @@ class ClimateTextTrainer(Trainer):
                 minimum_improvement=settings.minimum_improvement,
             )
         own: list[TrainerCallback | None] = [
+            _GoOn(self),
+            StopOnSignal(self._signals),
             self._time_limit,
             self._early_stopping,
             JsonLinesLog(self.output / LOG_FILE),
@@ -244,28 +275,53 @@ class ClimateTextTrainer(Trainer):
             NonFiniteError: A loss or gradient was not finite; the weights are those before that step.
             CheckpointError: The checkpoint is damaged, or was written with other settings; or saving failed.
             TrainingError: The output folder holds another run.
+            RunInterruptedError: SIGTERM or SIGUSR1 asked the process to end (in the main thread; a second one
+                ends it at once). The step was finished and saved.
         """
         remove_unfinished(self.output)
         checkpoint: Path | None = None
         if resume_from_checkpoint is True:
-            checkpoint = newest_good_checkpoint(self.output)
+            checkpoint = newest_good_checkpoint(self.output, with_best=self.settings.keep_best)
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
             verify_checkpoint(checkpoint)
-        seconds = 0.0
+        self._resumed: dict[str, Any] = {}
         if checkpoint is None:
             self._claim_output()
         else:
-            seconds = self._check_settings(checkpoint)
-        self._restored = checkpoint
+            self._resumed = read_state(checkpoint)
+            self._check_settings(checkpoint)
         self.stopped_by = None
-        self.clock.start(seconds)
+        self.clock.start(self._resumed.get("seconds", 0.0))
         self._meter.reset()
-        try:
-            return super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
-        finally:
-            self.is_in_train = False
-            self._microbatches, self._losses = [], []
+        with self._signals:
+            try:
+                output = super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
+            except RuntimeError as error:
+                # A loader that was starting when all processes of the job were told to end.
+                if self._signals.received is None:
+                    raise
+                raise self._interrupted() from error
+            finally:
+                self.is_in_train = False
+                self._microbatches, self._losses = [], []
+                # Their processes would wait for another epoch.
+                self.callback_handler.train_dataloader = None
+                self._eval_dataloaders: dict[str, Any] = {}
+        if self.stopped_by in self._signals.names:
+            raise self._interrupted()
+        return output._replace(training_loss=self._mean_loss())
+
+    def _interrupted(self) -> RunInterruptedError:
+        saved = list_checkpoints(self.output)
+        return RunInterruptedError(
+            str(self._signals.received),
+            expected=f"{self.state.max_steps} steps",
+            received=f"a request to end at step {self.state.global_step}",
+            remedy=f"Go on from {saved[-1][1]} with --resume."
+            if saved
+            else "No checkpoint was saved before: start again.",
+        )
 
     def _claim_output(self) -> None:
         """Makes sure that what will stand in the output folder comes from this run alone."""
@@ -274,30 +330,59 @@ class ClimateTextTrainer(Trainer):
             if path.is_dir():
                 shutil.rmtree(path)
 
-    def _check_settings(self, checkpoint: Path) -> float:
-        """Refuses settings that would make it another run; returns the seconds already trained."""
-        state = read_state(checkpoint)
-        now = _plain(dataclasses.asdict(self.settings))
-        for key, before in state["settings"].items():
-            if key not in _MAY_CHANGE and key in now and now[key] != before:
+    def _check_settings(self, checkpoint: Path) -> None:
+        """Refuses settings and inputs that would make it another run."""
+        before = self._resumed["settings"] | self._resumed["identity"]
+        now = self._identifying()
+        for key, value in before.items():
+            if key not in _MAY_CHANGE and key in now and now[key] != value:
                 raise CheckpointError(
-                    f"training.{key}",
-                    expected=f"{before!r}, as in {checkpoint.name}",
+                    key,
+                    expected=f"{value!r}, as in {checkpoint.name}",
                     received=repr(now[key]),
-                    remedy="Resume with the settings the run was started with, or start another run.",
+                    remedy="Resume with the settings and data the run was started with, or start another run.",
                 )
-        return float(state["seconds"])
+
+    def _identifying(self) -> dict[str, Any]:
+        return _plain({**_flat_settings(self.config), **self.identity})
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Lets the checkpoint say where the run stands, but not how often to log, evaluate and save."""
         epoch, batch = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
+        self._note_best()
+        if self.settings.keep_best and self.state.best_global_step and not self.state.best_model_checkpoint:
+            raise CheckpointError(
+                str(checkpoint_path(self.output, self.state.best_global_step)),
+                expected="the checkpoint of the best step so far, with whose weights the run shall end",
+                received="no such folder",
+                remedy="Copy it back, or resume with training.keep_best=false to end with the last weights.",
+            )
+        if self.state.global_step:
+            self._rotate()  # what a killed process had no time for
+        ends: list[TimeLimit | EarlyStopping | None] = [self._time_limit, self._early_stopping]
+        over = [end.look(self.state) for end in ends if end is not None]
+        if self.state.global_step >= max_steps or (self.state.global_step and any(over)):
+            return self.state.num_train_epochs, 0  # nothing is left; the Trainer would take one step more
+        return epoch, batch
+
+    def _note_best(self) -> None:
         if self.state.best_global_step:
             best = checkpoint_path(self.output, self.state.best_global_step)
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
-        if self.state.global_step >= max_steps:
-            return self.state.num_train_epochs, 0  # nothing is left; the Trainer would take one step more
-        return epoch, batch
+
+    def _rotate(self) -> None:
+        best = self.state.best_model_checkpoint
+        rotate_checkpoints(
+            self.output,
+            keep=self.config.output.keep_checkpoints,
+            newest=self.state.global_step,
+            protect=[Path(best)] if best else [],
+        )
+
+    def _mean_loss(self) -> float:
+        """Over all steps of the run, those before it was resumed included."""
+        return float(self._total_loss_scalar) / max(self.state.global_step, 1)
 
     # ---- Optimization --------------------------------------------------------------------------------------
 
@@ -372,52 +457,23 @@ class ClimateTextTrainer(Trainer):
         num_losses = len(self._losses)
         norm, losses, norms = values[0], values[1 : 1 + num_losses], values[1 + num_losses :]
         if not all(map(math.isfinite, values)):
-            raise self._non_finite(losses, norm)
+            self._module.zero_grad()
+            raise non_finite_step(
+                self.state.global_step + 1,
+                self._microbatches,
+                losses,
+                norm,
+                model=self._module,
+                trainable=self._trainable,
+                prepare=self._prepare_inputs,
+                describe=self.describe_sample,
+            )
         self._norms = dict(zip((f"gradient_norm/{part}" for part in self._parts), norms, strict=True))
         self._norms["gradient_norm"] = norm
         if max_norm is not None and norm > max_norm:
             nn.utils.clip_grads_with_norm_(self._trainable, max_norm, total)
         self._microbatches, self._losses = [], []
         return total
-
-    def _non_finite(self, losses: list[float], norm: float) -> NonFiniteError:
-        """The error for this step, with the samples that bring it about when taken one by one."""
-        bad_losses = [loss for loss in losses if not math.isfinite(loss)]
-        received = (
-            f"a loss of {bad_losses[0]}" if bad_losses else f"finite losses, but a gradient norm of {norm}"
-        )
-        suspects = [
-            batch
-            for batch, loss in zip(self._microbatches, losses, strict=True)
-            if not bad_losses or not math.isfinite(loss)
-        ]
-        self._module.zero_grad()
-        culprits: list[int] = []
-        apart = "though from none of them alone"
-        try:
-            for batch in suspects:
-                culprits += _culprits(
-                    self._module, self._prepare_inputs(batch), _sample_numbers(batch), self._trainable
-                )
-        except Exception as error:  # the search is a courtesy: what it looked for must still be reported
-            apart = f"which could not be looked at one by one ({type(error).__name__}: {error})"
-        everyone = [number for batch in suspects for number in _sample_numbers(batch)]
-        if culprits:
-            where = f"from sample {_enumerate(culprits)} alone"
-        elif everyone:
-            where = f"in the batch of samples {_enumerate(everyone)}, {apart}"
-        else:
-            where = f"in a batch without a {SAMPLE_KEY!r} entry"
-        if any("labels" in batch and not batch["labels"].ne(-100).any() for batch in suspects):
-            where += "; a microbatch holds no labeled token"
-        step = self.state.global_step + 1
-        return NonFiniteError(
-            f"step {step}",
-            expected="a finite loss and gradient",
-            received=f"{received} {where}",
-            remedy=f"The weights are still those of step {step - 1}. Look at these samples for values far "
-            "out of range, or lower training.learning_rate.",
-        )
 
     # ---- Evaluation ----------------------------------------------------------------------------------------
 
@@ -430,7 +486,8 @@ class ClimateTextTrainer(Trainer):
         Raises:
             NonFiniteError: The loss is not finite.
         """
-        with self._meter.paused():
+        # However often it is evaluated, the run draws the same random numbers.
+        with self._meter.paused(), torch.random.fork_rng():
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(
@@ -486,6 +543,15 @@ class ClimateTextTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         return self._sampler
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        """The Trainer's loader, apart from the random numbers of training and from signals to the process."""
+        loader: Any = super()._get_dataloader(*args, **kwargs)
+        base = getattr(loader, "base_dataloader", loader)  # out of accelerate's wrapper
+        # A loader draws a seed for its processes whenever they start.
+        base.generator = torch.Generator()
+        base.worker_init_fn = outlive_stop_signals
+        return cast("DataLoader[Any]", loader)
+
     # ---- Log -----------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
@@ -510,6 +576,7 @@ class ClimateTextTrainer(Trainer):
         else:
             self.state.log_history.append({**line, "step": self.state.global_step})
         if "train_runtime" in line:
+            line["train_loss"] = self._mean_loss()
             line["stopped_by"] = self.stopped_by = self._why_stopped()
         line["seconds"] = self.clock.seconds
         line["epoch"] = self.state.epoch
@@ -522,7 +589,7 @@ class ClimateTextTrainer(Trainer):
             return "max_seconds"
         if self._early_stopping is not None and self._early_stopping.reached:
             return "patience"
-        return "callback"
+        return self._signals.received or "callback"
 
     # ---- Saving and loading --------------------------------------------------------------------------------
 
@@ -560,21 +627,21 @@ class ClimateTextTrainer(Trainer):
                 checkpoint_path(self.output, step),
                 self._write_checkpoint,
                 kind="checkpoint",
-                details={"step": step},
+                details={"step": step, "best_step": self.state.best_global_step},
                 bytes_needed=3 * self._weight_bytes(),  # weights and two moments
             )
-            if self.state.best_global_step:
-                best = checkpoint_path(self.output, self.state.best_global_step)
-                self.state.best_model_checkpoint = str(best) if best.is_dir() else None
-            protected = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
-            rotate_checkpoints(self.output, keep=self.config.output.keep_checkpoints, protect=protected)
+            self._note_best()
+            self._rotate()
 
     def _write_checkpoint(self, folder: Path) -> None:
         self._write_model(folder)
         content = {
             "step": self.state.global_step,
             "seconds": self.clock.seconds,
-            "settings": dataclasses.asdict(self.settings),
+            "settings": _flat_settings(self.config),
+            "identity": self.identity,
+            # Of the steps since the last log line, and of all before it: log lines and the mean come out the same.
+            "loss": [self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged],
             "optimizer": save_optimizer(folder, self._plain_optimizer(), self._module),
             "scheduler": {
                 key: value
@@ -617,6 +684,21 @@ class ClimateTextTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_random(Path(checkpoint), read_state(Path(checkpoint))["random"])
+
+
+class _GoOn(TrainerCallback):
+    """Sets the running losses of a resumed run to where they stood; the Trainer starts them at zero."""
+
+    def __init__(self, trainer: ClimateTextTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer._resumed:
+            running, total, step = self.trainer._resumed["loss"]
+            self.trainer._tr_loss += running
+            self.trainer._total_loss_scalar, self.trainer._globalstep_last_logged = total, step
 
 
 def check_output(output: OutputConfig) -> None:
@@ -678,6 +760,7 @@ def training_arguments(config: RunConfig, *, evaluate: bool) -> TrainingArgument
         dataloader_num_workers=settings.workers,
         # netCDF and zarr do not survive a fork: their locks and threads stay behind.
         dataloader_multiprocessing_context="spawn" if settings.workers else None,
+        dataloader_persistent_workers=settings.workers > 0,  # each takes seconds to start
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
         disable_tqdm=True,
@@ -703,120 +786,6 @@ def _activation_checkpointing(wanted: bool) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-class _Meter:
-    """Speed since the last log line, not counting the time spent evaluating and saving.
-
-    Args:
-        clock: The clock of the run.
-    """
-
-    def __init__(self, clock: RunClock) -> None:
-        self.clock = clock
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts a new interval."""
-        self._since = self.clock.seconds
-        self._samples = self._text_tokens = self._climate_tokens = 0
-
-    def paused(self) -> _Pause:
-        """A context whose duration does not count."""
-        return _Pause(self)
-
-    def count(self, inputs: Mapping[str, Any]) -> None:
-        """Counts the windows and text tokens of a microbatch."""
-        windows = next(
-            (inputs[key] for key in ("climate_fields", "climate_states", "input_ids") if key in inputs), None
-        )
-        self._samples += len(windows) if windows is not None else 0
-        if "attention_mask" in inputs:
-            self._text_tokens += inputs["attention_mask"].sum()  # stays on the device until it is logged
-        elif "input_ids" in inputs:
-            self._text_tokens += inputs["input_ids"].numel()
-
-    def count_climate(self, outputs: Any) -> None:
-        """Counts climate tokens where the output tells: `num_climate_tokens` or `climate_mask`."""
-        number = getattr(outputs, "num_climate_tokens", None)
-        if number is None and getattr(outputs, "climate_mask", None) is not None:
-            number = outputs.climate_mask.sum()
-        if number is not None:
-            self._climate_tokens += number
-
-    def rates(self) -> dict[str, float]:
-        """Rates a second over the interval, which ends here."""
-        seconds = max(self.clock.seconds - self._since, 1e-9)
-        rates = {
-            "samples_per_second": float(self._samples) / seconds,
-            "text_tokens_per_second": float(self._text_tokens) / seconds,
-            "climate_tokens_per_second": float(self._climate_tokens) / seconds,
-        }
-        self.reset()
-        return rates
-
-
-class _Pause:
-    def __init__(self, meter: _Meter) -> None:
-        self.meter = meter
-
-    def __enter__(self) -> None:
-        self._begin = self.meter.clock.seconds
-
-    def __exit__(self, *error: object) -> None:
-        # Not before an interval that a log line inside the pause has begun.
-        self.meter._since += self.meter.clock.seconds - max(self._begin, self.meter._since)
-
-
-def _culprits(
-    model: nn.Module, inputs: Mapping[str, Any], numbers: list[int], trainable: list[nn.Parameter]
-) -> list[int]:
-    """The samples of a microbatch whose loss or gradient is not finite when they are alone."""
-    found = []
-    for number, row in _rows(inputs, numbers):
-        model.zero_grad()
-        with torch.enable_grad():
-            loss = model(**row).loss
-            loss.backward()
-        _, norm = gradient_norms({"all": trainable})
-        if not bool(torch.isfinite(loss.detach().to(norm) + norm)):
-            found.append(number)
-    model.zero_grad()
-    return sorted(set(found))
-
-
-def _rows(batch: Mapping[str, Any], numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each text of a batch as a batch of its own, with the number of its sample.
-
-    Several texts may share a window: `climate_index` [N] is the row of the climate tensors that belongs to
-    each text.
-    """
-    index = batch.get("climate_index")
-    if not numbers:
-        return
-    num_texts = len(batch["input_ids"]) if "input_ids" in batch else len(numbers)
-    for text in range(num_texts):
-        window = int(index[text]) if index is not None else text
-        row: dict[str, Any] = {}
-        for key, value in batch.items():
-            if key == "climate_index":
-                row[key] = torch.zeros_like(value[:1])
-            elif isinstance(value, Tensor) and value.ndim:
-                at = window if key.startswith("climate_") else text
-                row[key] = value[at : at + 1]
-            else:
-                row[key] = value
-        yield numbers[window if window < len(numbers) else text], row
-
-
-def _sample_numbers(batch: Mapping[str, Any]) -> list[int]:
-    numbers = batch.get(SAMPLE_KEY, [])
-    return [int(number) for number in (numbers.tolist() if isinstance(numbers, Tensor) else numbers)]
-
-
-def _enumerate(numbers: list[int], most: int = 8) -> str:
-    shown = ", ".join(str(number) for number in numbers[:most])
-    return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most} more"
-
-
 def _finite_loss(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise NonFiniteError(
@@ -826,6 +795,15 @@ def _finite_loss(loss: float, step: int) -> float:
             remedy="Look at the validation samples for values far out of range, or lower the learning rate.",
         )
     return loss
+
+
+def _flat_settings(config: RunConfig) -> dict[str, Any]:
+    """What a run computes: "section.key" -> value."""
+    return {
+        f"{section}.{key}": value
+        for section in _SECTIONS
+        for key, value in dataclasses.asdict(getattr(config, section)).items()
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -221,9 +221,10 @@ def test_rotation_keeps_the_newest_and_the_protected(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
     (tmp_path / "tmp-mine").mkdir()  # not ours
-    deleted = rotate_checkpoints(tmp_path, keep=2, protect=[tmp_path / "checkpoint-1"])
+    save(tmp_path, 9)  # damaged, say, and passed over
+    deleted = rotate_checkpoints(tmp_path, keep=2, newest=4, protect=[tmp_path / "checkpoint-1"])
     assert deleted == [tmp_path / "checkpoint-2"]
-    assert [step for step, _ in list_checkpoints(tmp_path)] == [1, 3, 4]
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [1, 3, 4, 9]
     assert remove_unfinished(tmp_path) == []
     assert (tmp_path / "tmp-mine").is_dir()
 
