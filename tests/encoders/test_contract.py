@@ -278,6 +278,7 @@ def test_wrong_inputs_are_refused(name: str) -> None:
         ({"patch": 0}, "patch"),
         ({"heads": 0}, "heads"),
         ({"depth": 0}, "depth"),
+        ({"dropout": 1.0}, "dropout"),
     ],
 )
 def test_options_without_sense_are_refused(options: dict[str, object], option: str) -> None:
@@ -295,7 +296,7 @@ def test_options_of_the_convolutional_encoder() -> None:
 def test_an_encoder_knows_what_it_was_made_with() -> None:
     encoder = GridTransformerEncoder(CHANNELS, 32, patch=2)
     assert encoder.options == {
-        "width": 32, "depth": 2, "heads": 4, "patch": 2, "pooling": "none", "summary": True,
+        "width": 32, "depth": 2, "heads": 4, "patch": 2, "pooling": "none", "summary": True, "dropout": 0.0,
     }  # fmt: skip
 
     class Own(ClimateEncoder):
