@@ -1,8 +1,8 @@
 """How commands end and how they speak: exit codes, one-line errors, tables and JSON.
 
-0 success · 1 data, a model or a run is at fault · 2 the call is wrong · 130 interrupted. A `ClimafuseError`
-is one line on standard error; any other exception is a bug of climafuse and keeps its traceback. Standard
-output carries results only, so that it can be piped; with `--json`, exactly one JSON document.
+0 success · 1 data, a model or a run is at fault · 2 the call is wrong · 75 a run was told to end by SIGTERM or
+SIGUSR1, has been saved, and goes on with `--resume` · 130 interrupted by Ctrl-C. A `ClimafuseError` is one line on
+standard error; any other exception is a bug of climafuse and keeps its traceback. Standard output carries results only, so that it can be piped; with `--json`, exactly one JSON document.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from climafuse.errors import ClimafuseError
+from climafuse.errors import ClimafuseError, RunInterruptedError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 
@@ -33,9 +33,16 @@ class CommandGroup(TyperGroup):
         """Runs the chosen command."""
         try:
             return super().invoke(ctx)
+        except RunInterruptedError as error:
+            typer.echo(f"interrupted: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
         except ClimafuseError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            line = "\n" if sys.stderr.isatty() else ""  # off the line of progress
+            typer.echo(f"{line}interrupted{f': {error}' if error.args else ''}", err=True)
+            raise typer.Exit(130) from error
 
 
 def print_json(value: object) -> None:

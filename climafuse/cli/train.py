@@ -37,7 +37,10 @@ def train(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train encoder and fusion inside a frozen language model."""
+    """Train encoder and fusion inside a frozen language model.
+
+    SIGTERM or SIGUSR1 ends a run after its step: saved, exit code 75. Go on with --resume, as after any interruption.
+    """
     from climafuse.training.config import load_config
 
     settings = list(overrides or [])
@@ -47,8 +50,20 @@ def train(
 
     from climafuse.training.pipeline import run
 
-    result = run(configuration, resume=resume, dry_run=dry_run)
+    try:
+        result = run(configuration, resume=resume, dry_run=dry_run)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_way_on(configuration.output.directory)) from error
     if as_json:
         print_json(result)
     elif dry_run:
         typer.echo(configuration.to_yaml(comments=True), nl=False)
+
+
+def _way_on(directory: str) -> str:
+    from climafuse.training.checkpoint import list_checkpoints
+
+    saved = list_checkpoints(directory)
+    if not saved:
+        return f"no checkpoint in {directory} yet, so the run would begin again."
+    return f"{saved[-1][1]} is saved. Go on from it with --resume."

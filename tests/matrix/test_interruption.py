@@ -80,6 +80,7 @@ CASES = [
     Case(fusion, accumulation, position)
     for fusion, accumulation, position in product(FUSIONS, (1, 3), INTERVALS)
 ]
+SPAWNED = (CASES[1], CASES[6])
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,8 @@ def uninterrupted(forks: Forks, place: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def start(forks: Forks, folder: Path, place: Path, case: Case, workers: int, **plan: Any) -> int:
+    # Starting loaders as users do takes most of a run's time, and two cases show that it makes no difference.
+    plan.setdefault("spawn", workers and case in SPAWNED)
     (folder / "run.yaml").write_text(yaml.safe_dump(case.content(place, workers)))
     arguments = ["train", "run.yaml", "--resume"] if (folder / "run").exists() else ["train", "run.yaml"]
     return forks.run(folder, arguments, **plan)
@@ -204,6 +207,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = "{0.fusion}-{0.accumulation}-{0.position}-{1}"
         chosen = every if thorough else some
         metafunc.parametrize(("case", "moment"), chosen, ids=[names.format(*pair) for pair in chosen])
+    elif "signals" in metafunc.fixturenames:
+        chosen = [(CASES[2], 0, "SIGTERM")]
+        if thorough:
+            chosen += [(case, 0, "SIGTERM") for case in CASES if case != CASES[2]]
+            chosen += [(CASES[1], 0, "SIGUSR1"), (CASES[5], 2, "SIGTERM"), (CASES[6], 2, "SIGTERM")]
+        metafunc.parametrize(("case", "workers", "signals"), chosen)
     elif "number" in metafunc.fixturenames:
         metafunc.parametrize("number", range(len(CASES)) if thorough else [])
 
@@ -234,4 +243,47 @@ def test_killed_thrice_with_loader_processes(
         record(cell, case, 2, moment)
         kill(forks, tmp_path, place, case, moment, workers=2)
     finish(forks, tmp_path, place, case, workers=2)
+    assert_same(tmp_path, uninterrupted(case))
+
+
+def test_a_signal_saves_the_step_and_the_exit_code_says_so(
+    forks: Forks,
+    place: Path,
+    tmp_path: Path,
+    uninterrupted: Any,
+    cell: Any,
+    case: Case,
+    workers: int,
+    signals: str,
+) -> None:
+    row = f"{case.fusion}, accumulation {case.accumulation}, {workers} workers, {case.position}"
+    cell("interruption", row, signals)
+    step = 2 * case.interval + 1
+    assert start(forks, tmp_path, place, case, workers, send=(signals, step)) == 75, said(tmp_path)
+    line = said(tmp_path).splitlines()[-1]
+    assert line.startswith(
+        f"interrupted: {signals}: expected 8 steps; received a request to end at step {step}."
+    )
+    assert line.endswith(f"Go on from run/checkpoint-{step} with --resume.")
+    assert not (tmp_path / "run" / "model").exists()
+    finish(forks, tmp_path, place, case, workers)
+    assert_same(tmp_path, uninterrupted(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signals", "code", "last"),
+    [
+        ("SIGTERM SIGTERM", -15, ""),
+        ("SIGINT", 130, "interrupted: run/checkpoint-4 is saved. Go on from it with --resume."),
+    ],
+)
+def test_what_ends_a_run_at_once(
+    forks: Forks, place: Path, tmp_path: Path, uninterrupted: Any, signals: str, code: int, last: str
+) -> None:
+    case = CASES[5]
+    assert start(forks, tmp_path, place, case, workers=0, send=(signals, 5)) == code
+    assert "Traceback" not in said(tmp_path)
+    assert said(tmp_path).splitlines()[-1].startswith(last)
+    finish(forks, tmp_path, place, case)
     assert_same(tmp_path, uninterrupted(case))

@@ -72,6 +72,7 @@ class Forks:
         *,
         kill: tuple[str, int] | None = None,
         send: tuple[str, int] | None = None,
+        spawn: bool = True,
     ) -> int:
         """Run the command line in a folder; its output goes to `stdout` and `stderr` there.
 
@@ -79,14 +80,17 @@ class Forks:
             folder: Where to run it.
             arguments: Of `climafuse`.
             kill: A moment, and the step at which the process kills itself there.
-            send: A signal and the step in the middle of which the process sends it to itself.
+            send: Signals, separated by spaces, and the step in the middle of which all processes of the run, its
+                loaders too, are sent them.
+            spawn: Whether loader processes start as they do for users, which takes seconds each; else they are
+                forked.
 
         Returns:
             Its exit code; minus the signal if it died of one.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        job = {"folder": str(folder), "arguments": arguments, "kill": kill, "send": send}
+        job = {"folder": str(folder), "arguments": arguments, "kill": kill, "send": send, "spawn": spawn}
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
@@ -119,7 +123,11 @@ def _record(plan: Callable[[Any, int], None]) -> None:
 
 
 def _wrap(
-    owner: Any, name: str, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
+    owner: Any,
+    name: str,
+    *,
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
 ) -> None:
     real = getattr(owner, name)
 
@@ -217,16 +225,32 @@ def _plant(moment: str, step: int) -> Callable[[Any, int], None]:
     return at_microbatch
 
 
-def _send(name: str, step: int) -> Callable[[Any, int], None]:
+def _send(names: str, step: int) -> Callable[[Any, int], None]:
     def at_microbatch(training: Any, number: int) -> None:
         if training.state.global_step == step - 1 and number == 0:
-            os.kill(os.getpid(), getattr(signal, name))
+            for name in names.split():
+                os.killpg(0, getattr(signal, name))
 
     return at_microbatch
 
 
+def _fork_loaders() -> None:
+    from climafuse.training import trainer
+
+    real = trainer.training_arguments
+
+    def training_arguments(*args: Any, **kwargs: Any) -> Any:
+        arguments = real(*args, **kwargs)
+        if arguments.dataloader_num_workers:
+            arguments.dataloader_multiprocessing_context = "fork"
+        return arguments
+
+    trainer.training_arguments = training_arguments
+
+
 def _child(job: dict[str, Any]) -> None:
     os.chdir(job["folder"])
+    os.setsid()  # a group of its own, as a job of a cluster is
     for number, name in ((1, "stdout"), (2, "stderr")):
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
@@ -237,6 +261,8 @@ def _child(job: dict[str, Any]) -> None:
     elif job["send"]:
         plan = _send(*job["send"])
     _record(plan)
+    if not job["spawn"]:
+        _fork_loaders()
     from climafuse.cli import app
 
     sys.argv = ["climafuse", *job["arguments"]]
