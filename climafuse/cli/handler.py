@@ -2,7 +2,8 @@
 
 0 success · 1 data, a model or a run is at fault · 2 the call is wrong · 75 a run was told to end by SIGTERM or
 SIGUSR1, has been saved, and goes on with `--resume` · 130 interrupted by Ctrl-C. A `ClimafuseError` is one line on
-standard error; any other exception is a bug of climafuse and keeps its traceback. Standard output carries results only, so that it can be piped; with `--json`, exactly one JSON document.
+standard error; any other exception is a bug of climafuse and keeps its traceback. Standard output carries
+results only, so that it can be piped; with `--json`, exactly one JSON document.
 """
 
 from __future__ import annotations

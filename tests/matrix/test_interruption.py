@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and resumed is the uninterrupted one: weights, moments, random numbers, order, losses.
+"""A run that is killed at any moment and resumed is the uninterrupted one, bit for bit.
 
 Real processes are killed with SIGKILL at a chosen point (`tests/training/forks.py`), resumed with `--resume`,
 killed again, and resumed to the end. Then every file of every checkpoint, of the model and of the log is
