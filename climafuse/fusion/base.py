@@ -4,7 +4,7 @@ A fusion knows nothing of the language model it serves, nor of where in it it si
 
 - One changes the states of the text at any site. Its gates start at zero: before training, text passes through
   unchanged, bit for bit.
-- One of a `prefix_length` makes states that stand before those of the text, at the input. Texts get longer by them, and
+- One of `num_soft_tokens` makes states that stand before those of the text, at the input. Texts get longer by them, and
   the language model sees them from the beginning.
 
 A new fusion is a subclass of `Fusion` in one file; see `examples/own_fusion.py`.
@@ -35,10 +35,10 @@ class Fusion(nn.Module, ABC):
         climate_width: C, the width of the climate tokens.
 
     Attributes:
-        prefix_length: P, how many states it puts before each text; 0 for a fusion that changes the text's own.
+        num_soft_tokens: P, how many states it puts before each text; 0 for a fusion that changes the text's own.
     """
 
-    prefix_length: int = 0
+    num_soft_tokens: int = 0
 
     def __init__(self, hidden_size: int, climate_width: int) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class Fusion(nn.Module, ABC):
         """Fuse.
 
         Args:
-            text: [B, S, D], of the backbone's type (bfloat16, say). With a `prefix_length`: [B, P, D], the places
+            text: [B, S, D], of the backbone's type (bfloat16, say). With `num_soft_tokens`: [B, P, D], the places
                 to fill before the text, which hold nothing but the size of the embeddings of words.
             climate: B rows of climate tokens. A row without any valid token must leave its text unchanged; what a
                 prefix gives for it is not seen.
 
         Returns:
-            [B, S, D] of the same type, [B, P, D] with a `prefix_length`.
+            [B, S, D] of the same type, [B, P, D] with `num_soft_tokens`.
         """
 
     def once(self, climate: ClimateTokens, compute: Callable[[], T]) -> T:

@@ -47,7 +47,7 @@ class PrefixFusion(Fusion):
     ) -> None:
         super().__init__(hidden_size, climate_width)
         at_least(1, length=length, heads=heads, head_width=head_width, feed_forward=feed_forward)
-        self.prefix_length = length
+        self.num_soft_tokens = length
         self.heads = heads
         width = heads * head_width
         self.queries = nn.Parameter(torch.randn(length, width))

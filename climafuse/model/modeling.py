@@ -20,13 +20,10 @@ from typing import Any, cast
 
 import torch
 import xarray as xr
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.utils import CONFIG_NAME, ModelOutput
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from climafuse.backbones import (
     LoadedBackbone,
@@ -52,16 +49,16 @@ from climafuse.backbones.head import dense_input, head_logits, narrowed
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.normalization import statistics_to_dict
 from climafuse.encoders import ClimateEncoder
-from climafuse.errors import CheckpointError, ConfigurationError, ModelInputError
+from climafuse.errors import ConfigurationError, ModelInputError
 from climafuse.fusion import Fusion
-from climafuse.manifest import MANIFEST_NAME, sha256, verify_checkpoint
+from climafuse.manifest import sha256
 from climafuse.model.configuration import ClimateTextConfig
+from climafuse.model.folder import WEIGHTS_FILE, check_folder, read_weights, write_weights
 from climafuse.model.objective import SampledVocabulary, cross_entropy, labeled_positions
 from climafuse.model.reuse import PrefixStore
 from climafuse.model.rows import check_rows, fuse_flat, fuse_rows, prompt_rows, select_rows
 from climafuse.registry import ENCODERS, FUSIONS, Registry
 
-WEIGHTS_FILE = "model.safetensors"
 CLIMATE_INPUTS = ("climate_fields", "climate_mask", "climate_latitude", "climate_longitude", "climate_time")
 # Options of transformers' from_pretrained that would have to change something and do not.
 _REFUSED = frozenset(
@@ -107,6 +104,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         prefix_site: The site up to which states depend on the text and frozen weights alone, so that they can
             be stored: the first site of the fusion, or the first block with an adapter if that is lower.
         prefix_store: States of texts at `prefix_site`, used in place of the blocks below; None computes them.
+        num_soft_tokens: How many states the fusion puts before each text, P; 0 for a fusion of another kind.
         sampled_vocabulary: Over which tokens the softmax of a training step is taken; None for all.
     """
 
@@ -142,8 +140,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             {str(site): make(layout.width(site), encoder.width, **options) for site in self.sites}
         )
         self.prefix_site = _prefix_site(self.sites[0], first_adapted_block(self.backbone), layout.num_blocks)
-        self.prefix_length = _prefix_length(self.fusions, self.sites)
-        self.word_size = word_size(backbone.model) if self.prefix_length else 0.0
+        self.num_soft_tokens = _num_soft_tokens(self.fusions, self.sites)
+        self.word_size = word_size(backbone.model) if self.num_soft_tokens else 0.0
         self._any_block_below = num_blocks_below(self.prefix_site, layout.num_blocks) > 0
         self.prefix_store: PrefixStore | None = None
         self.sampled_vocabulary: SampledVocabulary | None = None
@@ -228,8 +226,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.contiguous().cpu() for name, tensor in self.trainable_state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_weights(folder, self.trainable_state_dict())
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         config.weights_sha256 = sha256(folder / WEIGHTS_FILE)
@@ -241,33 +238,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: The file is missing, damaged, or holds other weights; the model is unchanged.
         """
-        path = Path(folder) / WEIGHTS_FILE
-        try:
-            weights = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                str(path),
-                expected="a file of trained weights",
-                received=f"{type(error).__name__}: {error}",
-                remedy="Give the folder of a saved model, or copy it again.",
-            ) from error
-        expected = self.trainable_state_dict()
-        wrong = [f"no {name}" for name in expected.keys() - weights.keys()]
-        wrong += [f"an unknown {name}" for name in weights.keys() - expected.keys()]
-        wrong += [
-            f"{name} {tuple(weights[name].shape)} {weights[name].dtype}"
-            for name in expected.keys() & weights.keys()
-            if (weights[name].shape, weights[name].dtype) != (expected[name].shape, expected[name].dtype)
-        ]
-        if wrong:
-            raise CheckpointError(
-                str(path),
-                expected=f"exactly the {len(expected)} trained tensors of this model",
-                received="; ".join(sorted(wrong)[:3])
-                + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""),
-                remedy="Load it into the model it was saved from: same encoder, fusion and sites.",
-            )
-        self.load_state_dict(weights, strict=False)  # strict above; the frozen backbone is not in it
+        weights = read_weights(Path(folder), self.trainable_state_dict())
+        self.load_state_dict(weights, strict=False)  # it was strict; the frozen backbone is not in it
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -525,12 +497,12 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         self, climate: ClimateTokens, index: Tensor | None
     ) -> contextlib.AbstractContextManager[object]:
         """Let the backbone's forward calls read climate; index as for `fuse_rows`."""
-        if not self.prefix_length:
+        if not self.num_soft_tokens:
             return attach(self.backbone, list(self.sites), fuse_rows(self.fusions, climate, index))
         fusion = cast("Fusion", self.fusions["input"])
-        shape = (self.prefix_length, fusion.hidden_size)
+        shape = (self.num_soft_tokens, fusion.hidden_size)
         places = torch.full(shape, self.word_size, dtype=self.backbone.dtype, device=self.backbone.device)
-        return soft_prompt(self.backbone, self.prefix_length, prompt_rows(fusion, climate, index, places))
+        return soft_prompt(self.backbone, self.num_soft_tokens, prompt_rows(fusion, climate, index, places))
 
     @torch.no_grad()
     def likely_tokens(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -628,53 +600,6 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             )
 
 
-def check_folder(folder: Path) -> ClimateTextConfig:
-    """Check a folder of a saved model before anything is built, and read its configuration.
-
-    Raises:
-        CheckpointError: No saved model, or one that is incomplete or altered.
-    """
-    if not (folder / CONFIG_NAME).is_file() or not (folder / WEIGHTS_FILE).is_file():
-        of_run = (folder / "model" / WEIGHTS_FILE).is_file()
-        raise CheckpointError(
-            str(folder),
-            expected=f"the folder of a saved model, with {CONFIG_NAME} and {WEIGHTS_FILE}",
-            received="a folder without them"
-            if folder.is_dir()
-            else "a file"
-            if folder.exists()
-            else "no such folder",
-            remedy=f"Give {folder / 'model'}."
-            if of_run
-            else "Give the folder that `climafuse train` or save_pretrained wrote.",
-        )
-    if (folder / MANIFEST_NAME).is_file():
-        verify_checkpoint(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if not isinstance(config, ClimateTextConfig):
-            raise TypeError(f"a configuration of {config.model_type}")
-        identity = config.backbone or {}
-        absent = {"id", "content_hash", "architecture"} - identity.keys()
-        if absent:
-            raise ValueError(f"no {', '.join(sorted(absent))} of its backbone")
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise CheckpointError(
-            str(folder / CONFIG_NAME),
-            expected="the configuration of a climate-text model",
-            received=f"{type(error).__name__}: {error}",
-            remedy="Copy the folder again from its source.",
-        ) from error
-    if config.weights_sha256 is not None and sha256(folder / WEIGHTS_FILE) != config.weights_sha256:
-        raise CheckpointError(
-            str(folder / WEIGHTS_FILE),
-            expected=f"SHA-256 {config.weights_sha256[:16]}…, as {CONFIG_NAME} has it",
-            received="another content",
-            remedy="The file is damaged or of another model: copy the folder again from its source.",
-        )
-    return config
-
-
 def _prefix_site(first: Site, adapted: Site | None, num_blocks: int) -> Site:
     """The lower of the first fusion's site and the first adapted block."""
     if adapted is None or num_blocks_below(first, num_blocks) <= num_blocks_below(adapted, num_blocks):
@@ -690,9 +615,9 @@ def _name(registry: Registry, part: Any) -> str:
         return f"{part.__module__}:{getattr(part, '__qualname__', type(part).__qualname__)}"
 
 
-def _prefix_length(fusions: nn.ModuleDict, sites: tuple[Site, ...]) -> int:
+def _num_soft_tokens(fusions: nn.ModuleDict, sites: tuple[Site, ...]) -> int:
     """How many states stand before each text; refuse a fusion that makes such states anywhere but at the input."""
-    length = max(cast("Fusion", fusion).prefix_length for fusion in fusions.values())
+    length = max(cast("Fusion", fusion).num_soft_tokens for fusion in fusions.values())
     if length and sites != ("input",):
         raise ConfigurationError(
             "sites",

@@ -49,7 +49,7 @@ def prompt_rows(
     """Make the function that gives a backbone what stands before each text, see `soft_prompt`.
 
     Args:
-        fusion: A fusion of a prefix length P.
+        fusion: A fusion of P soft tokens.
         climate: B rows.
         index: As for `fuse_rows`.
         places: [P, D], of the size of the embeddings of words.

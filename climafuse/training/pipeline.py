@@ -203,7 +203,7 @@ def prepare_reuse(setup: Run, *, say: Say) -> None:
         processor.encode(prompt, answer)[0]
         for prompt, answer in dict.fromkeys(setup.train.texts() + setup.validation.texts())
     ]
-    if settings.reuse_prefix and model.sites[0] not in ("input", 0):  # there, no block has seen the text yet
+    if settings.reuse_prefix and model.prefix_site not in ("input", 0):  # there, no block has seen a text yet
         begin = time.perf_counter()
         model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
         model.prefix_store.add(

@@ -22,7 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def changes_text(name: str) -> bool:
     """Whether a fusion of the list changes the states of the text, at any site, or puts states before them."""
-    return small_fusion(name, 8, 8).prefix_length == 0
+    return small_fusion(name, 8, 8).num_soft_tokens == 0
 
 
 def small_fusion(name: str, hidden_size: int, climate_width: int, *, gates: float = 0.5) -> Fusion:

@@ -260,7 +260,7 @@ def test_a_prefix_by_its_formula() -> None:
 
 def test_a_prefix_has_its_length_however_many_tokens_there_are() -> None:
     fusion = make("prefix")
-    assert fusion.prefix_length == 4
+    assert fusion.num_soft_tokens == 4
     nowhere = torch.full((1, 50), torch.nan)
     many = ClimateTokens(torch.randn(1, 50, C), nowhere.isnan(), nowhere, nowhere, nowhere)
     assert fusion(text(rows=1), many).shape == (1, 4, D)

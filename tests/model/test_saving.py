@@ -26,7 +26,7 @@ from climafuse.errors import (
 )
 from climafuse.manifest import write_manifest
 from climafuse.model import ClimateTextConfig, ClimateTextForCausalLM, channels_of
-from climafuse.model.modeling import WEIGHTS_FILE
+from climafuse.model.folder import WEIGHTS_FILE
 from tests.fusion.small import open_gates
 from tests.model.build import VARIABLES, climate_of, make_batch, make_model, statistics
 from tests.model.test_modeling import OwnEncoder, OwnFusion
