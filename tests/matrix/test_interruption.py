@@ -207,7 +207,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = "{0.fusion}-{0.accumulation}-{0.position}-{1}"
         chosen = every if thorough else some
         metafunc.parametrize(("case", "moment"), chosen, ids=[names.format(*pair) for pair in chosen])
-    elif "signals" in metafunc.fixturenames:
+    elif {"case", "signals"} <= set(metafunc.fixturenames):
         chosen = [(CASES[2], 0, "SIGTERM")]
         if thorough:
             chosen += [(case, 0, "SIGTERM") for case in CASES if case != CASES[2]]
