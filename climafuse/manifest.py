@@ -56,8 +56,7 @@ def write_manifest(directory: Path, *, kind: str, details: Mapping[str, Any] | N
         },
     }
     content["digest"] = _digest(content)
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    (directory / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    (directory / MANIFEST_NAME).write_text(_spelled(content), encoding="utf-8")
 
 
 def verify_checkpoint(directory: str | Path) -> dict[str, Any]:
@@ -76,6 +75,16 @@ def verify_checkpoint(directory: str | Path) -> dict[str, Any]:
     directory = Path(directory)
     manifest = read_manifest(directory)
     recorded: dict[str, dict[str, Any]] = manifest["files"]
+    try:
+        _compare(directory, recorded)
+    except OSError as error:
+        raise _damaged(
+            Path(error.filename or directory), "a disk that can be read", f"{type(error).__name__}: {error}"
+        ) from error
+    return manifest
+
+
+def _compare(directory: Path, recorded: Mapping[str, Mapping[str, Any]]) -> None:
     present = set(verified_files(directory))
     for name in sorted(recorded.keys() | present):
         path = directory / name
@@ -93,7 +102,6 @@ def verify_checkpoint(directory: str | Path) -> dict[str, Any]:
             raise _damaged(
                 directory / name, f"SHA-256 {entry['sha256'][:16]}…", f"{found[:16]}… at the same size"
             )
-    return manifest
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -108,8 +116,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _damaged(path, "a manifest, which is written last", "no such file: saving did not finish")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+    except (ValueError, OSError) as error:  # not UTF-8, not JSON, or a disk that fails
         raise _damaged(path, "a JSON manifest", f"unreadable text ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("digest") != _digest(manifest):
         raise _damaged(path, "a manifest that fits its own digest", "an altered one")
@@ -120,6 +129,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             received=f"format {manifest['format']}",
             remedy=f"Load it with climafuse {manifest['versions'].get('climafuse')}, which wrote it.",
         )
+    if text != _spelled(manifest):  # a lost line feed at the end is a file cut short
+        raise _damaged(path, "a manifest spelled as climafuse does", "an altered one")
     return manifest
 
 
@@ -127,6 +138,10 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _spelled(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
