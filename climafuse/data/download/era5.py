@@ -80,6 +80,9 @@ DATASETS: dict[str, dict[str, str]] = {
     },
 }
 
+# Cell method -> what a file of such variables is called.
+_KINDS = {"point": "instant", "sum": "accumulated", "mean": "mean"}
+
 
 def plan_era5(
     folder: str | Path,
@@ -155,7 +158,7 @@ def _requests(variables: Sequence[Variable], levels: Sequence[int]) -> dict[str,
                 received=variable.long_name,
                 remedy="ERA5 does not hold it, or under another name.",
             )
-        kind = variable.cell_method if dataset == single else "levels"
+        kind = _KINDS[variable.cell_method] if dataset == single else "levels"
         request = found.setdefault(kind, {"dataset": dataset, "variable": []})
         if DATASETS[dataset][name] not in request["variable"]:
             request["variable"].append(DATASETS[dataset][name])

@@ -172,9 +172,6 @@ def fetch(plan: Plan, *, policy: Policy | None = None, progress: FileProgress | 
     states = plan.states()
     check_room(plan.folder, plan.missing_bytes(states), estimated=not plan.exact)
     record = read_record(plan.folder)
-    write_record(
-        plan.folder, record
-    )  # before the first byte: makes the folder, and tells if it cannot be written
     for part in plan.parts:
         path = plan.folder / part.name
         if states[part.name] == "whole":

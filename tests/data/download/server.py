@@ -59,7 +59,7 @@ class Server:
         self.ranges = self.if_range = True
         self.requests: list[Request] = []
         self.stop = threading.Event()
-        self.stalled = 0.6  # seconds; longer than the stall of the tests' policy
+        self.stalled = 1.5  # seconds; far longer than the patience of HASTY
         handler = type("Handler", (_Handler,), {"owner": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
