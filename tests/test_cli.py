@@ -56,6 +56,7 @@ def test_help_lists_every_command():
         ["data", "inspect"],
         ["data", "describe"],
         ["data", "prepare"],
+        ["data", "download"],
         ["backbone", "list"],
         ["doctor"],
     ],

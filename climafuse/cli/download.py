@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,7 +149,8 @@ def _carry_out(plan: Plan, *, dry_run: bool, as_json: bool) -> None:
             _print_plan(summary)
         return
     try:
-        done = fetch(plan, progress=None if as_json else _transfer_line(len(plan.parts)))
+        progress = None if as_json else _transfer_line([part.name for part in plan.parts])
+        done = fetch(plan, progress=progress)
     except KeyboardInterrupt:
         typer.echo("\ninterrupted; the same command goes on from here", err=True)
         raise
@@ -165,7 +166,7 @@ def _carry_out(plan: Plan, *, dry_run: bool, as_json: bool) -> None:
     else:
         kept = len(done.files) - done.num_fetched
         typer.echo(
-            f"{done.folder}: {len(done.files)} files, {spoken_bytes(done.num_bytes)}; "
+            f"{done.folder}: {_files(len(done.files))}, {spoken_bytes(done.num_bytes)}; "
             f"{done.num_fetched} fetched, {kept} were there"
         )
 
@@ -179,7 +180,7 @@ def _print_plan(summary: dict[str, Any]) -> None:
         header=("file", "size", "state", "checksum"),
     )
     total, missing = (_about(summary[key], summary["exact"]) for key in ("bytes", "bytes_missing"))
-    typer.echo(f"\n{len(summary['files'])} files, {total}; to fetch: {missing}")
+    typer.echo(f"\n{_files(len(summary['files']))}, {total}; to fetch: {missing}")
     if "chunks" in summary:
         typer.echo(
             f"read for them: {summary['chunks']:,} chunks of {summary['store']}, "
@@ -193,6 +194,10 @@ def _about(size: int | None, exact: bool) -> str:
     return "unknown" if size is None else f"{'' if exact else 'about '}{spoken_bytes(size)}"
 
 
+def _files(count: int) -> str:
+    return f"{count} file{'s' * (count != 1)}"
+
+
 def spoken_bytes(size: float) -> str:
     """Bytes for people: `392 MB`, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -202,24 +207,24 @@ def spoken_bytes(size: float) -> str:
     return f"{size:,.3g} TB"
 
 
-def _transfer_line(num_files: int) -> Callable[[str, int, int | None], None]:
+def _transfer_line(files: Sequence[str]) -> Callable[[str, int, int | None], None]:
     """A callback that shows the file, its bytes, the rate and the time left, on standard error.
 
     On a terminal the line is rewritten in place; elsewhere a new line is written every few seconds.
     """
     terminal = sys.stderr.isatty()
-    names: dict[str, tuple[float, int]] = {}  # when a file began in this run, and with how many bytes
+    begun: dict[str, tuple[float, int]] = {}  # when a file began in this run, and with how many bytes
     last = 0.0
 
     def show(name: str, done: int, total: int | None) -> None:
         nonlocal last
         now = time.monotonic()
-        began, had = names.setdefault(name, (now, done))
+        began, had = begun.setdefault(name, (now, done))
         if done != total and now - last < (0.1 if terminal else 5.0):
             return
         last = now
         rate = (done - had) / (now - began) if now > began else 0.0
-        line = f"{name} ({len(names)} of {num_files} to fetch or check): {spoken_bytes(done)}"
+        line = f"{name} (file {files.index(name) + 1} of {len(files)}): {spoken_bytes(done)}"
         if total is not None:
             line += f" of {spoken_bytes(total)}"
         if rate > 0:

@@ -162,11 +162,17 @@ class _Source:
     """A store, opened as stored and as canonical fields."""
 
     def __init__(self, store: str, variables: Sequence[Variable], policy: Policy) -> None:
-        self.store, self.patient = (
-            public_name(store),
-            _PatientStore(_open_store(store), policy, public_name(store)),
-        )
-        self.stored = _open_zarr(self.patient, self.store)
+        self.store = public_name(store)
+        self.patient = _PatientStore(_open_store(store), policy, self.store)
+        try:
+            self.stored = _open_zarr(self.patient, self.store)
+        except ClimateFileError:  # what zarr says of it holds the whole URI
+            raise DownloadError(
+                self.store,
+                expected="a Zarr store that can be read without an account",
+                received="none, or a broken one",
+                remedy="Check the URI; it must be that of the group itself.",
+            ) from None
         self.stored.attrs.setdefault("climate_source", self.store)
         self.variables = variables
         self.fields = open_climate(self.stored, variables=[variable.name for variable in variables])
@@ -260,12 +266,8 @@ class _Source:
         while done < len(steps):
             try:
                 pieces.append(load_fields(selected.isel(time=slice(done, done + at_once))))
-            except (
-                ClimateFileError
-            ) as error:  # a chunk that arrived whole by its length and yet does not decode
-                attempts.failed(
-                    Transient(error.received if isinstance(error.received, str) else "broken"), done
-                )
+            except ClimateFileError:  # a chunk as long as it should be, and yet not what was stored
+                attempts.failed(Transient("a chunk that cannot be decoded"), done)
                 continue
             done += at_once
             progress(selected.nbytes * min(done, len(steps)) // len(steps), selected.nbytes)

@@ -52,7 +52,12 @@ class Part:
 
     def __post_init__(self) -> None:
         """Names come from services: none may lead out of the folder, nor hide in it."""
-        if Path(self.name).name != self.name or self.name.startswith(".") or "\\" in self.name:
+        if (
+            not self.name
+            or Path(self.name).name != self.name
+            or self.name.startswith(".")
+            or "\\" in self.name
+        ):
             raise DownloadError(
                 "name of a file",
                 expected="a plain file name",

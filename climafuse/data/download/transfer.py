@@ -206,8 +206,9 @@ class _Part:
             return self.path.open(mode)
 
     def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
+        with _writing(self.path, 0):
+            self.path.unlink(missing_ok=True)
+            self.note.unlink(missing_ok=True)
 
 
 def _attempt(origin: Origin, part: _Part, policy: Policy, progress: Progress) -> None:
