@@ -209,7 +209,12 @@ def _open_zarr(store: str | Store, where: str) -> xr.Dataset:
         # Whether metadata are consolidated is asked first: xarray warns when it has to find out by failing.
         consolidated = zarr.open_group(store, mode="r").metadata.consolidated_metadata is not None
         dataset = xr.open_dataset(
-            store, engine="zarr", consolidated=consolidated, decode_cf=False, cache=False, chunks=None
+            store,  # type: ignore[arg-type]  # xarray takes stores of zarr, too
+            engine="zarr",
+            consolidated=consolidated,
+            decode_cf=False,
+            cache=False,
+            chunks=None,
         )
         for variable in dataset.variables.values():
             # In Zarr 2, 0 is the fill value of an array that was given none: zeros are values there.
