@@ -152,7 +152,9 @@ class FusionConfig:
     """How and where climate tokens enter the backbone."""
 
     name: str = setting("cross_attention", "a registered fusion")
-    sites: Sites = setting("output", "input | output | a list of block indices | {last: n} | {every: n}")
+    sites: Sites = setting(
+        "output", "input | output | a block | {last: n} | {every: n} | a list of these; a prefix: input only"
+    )
     options: dict[str, Any] = setting({}, "arguments of that fusion")
 
 
