@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from climafuse import auto_classes
+
 if TYPE_CHECKING:  # the same names again, for editors and type checkers
     from climafuse.backbones.loading import load_backbone as load_backbone
     from climafuse.data.pairs import Pair as Pair
@@ -72,3 +74,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+auto_classes.announce()

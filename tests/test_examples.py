@@ -171,7 +171,8 @@ def test_own_encoder_is_trained_saved_and_loaded(backbone: str, tmp_path: Path) 
     untrained = example("own_encoder").ZonalMeanEncoder(Channels(("",) * 6, (1.0,) * 6, (0.0,) * 6), width=64)
     weights = load_file(result["model"] / "model.safetensors")
     assert (weights["encoder.values.weight"] - untrained.values.weight).abs().max() > 1e-4
-    assert sorted(path.name for path in result["model"].iterdir()) == ["config.json", "model.safetensors"]
+    names = {path.name for path in result["model"].iterdir()}
+    assert names == {"README.md", "config.json", "generation_config.json", "model.safetensors"}
 
 
 def test_own_encoder_keeps_the_contract_of_encoders() -> None:

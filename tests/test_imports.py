@@ -16,7 +16,7 @@ LAYERS = [
     {"data"},
     {"facts", "encoders", "fusion", "backbones"},
     {"model"},
-    {"planning"},
+    {"auto_classes", "planning"},
     {"training"},
     {"evaluation"},
     {"scaling"},

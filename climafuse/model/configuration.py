@@ -66,9 +66,13 @@ class ClimateTextConfig(PreTrainedConfig):
 
         What is set on a composite configuration, transformers sets on its parts too: without a copy the kind of
         attention would be set to none in the very configuration a living backbone reads it from, and its words
-        would see those after them.
+        would see those after them. Where the backbone was loaded from is told by its identity alone.
         """
         self.text_config = copy.deepcopy(self.text_config)
+        if isinstance(self.text_config, dict):
+            self.text_config.pop("_name_or_path", None)
+        elif self.text_config is not None:
+            self.text_config._name_or_path = ""
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -103,7 +103,10 @@ def load_model(
         CheckpointError: The folder is incomplete or altered.
         BackboneError: The backbone is not there, or another one.
     """
-    model = ClimateTextForCausalLM.from_pretrained(checkpoint, backbone=backbone, verify=verify)
+    # Not from the hub unless it is in its cache: most names that lead nowhere are misspelled folders.
+    model = ClimateTextForCausalLM.from_pretrained(
+        checkpoint, backbone=backbone, verify=verify, local_files_only=True
+    )
     return Reader(model, ClimateTextProcessor.of(model.config, model.tokenizer), max_new_tokens)
 
 

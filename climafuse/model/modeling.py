@@ -22,8 +22,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, ModelOutput
 
 from climafuse.backbones import (
     LoadedBackbone,
@@ -52,18 +52,34 @@ from climafuse.encoders import ClimateEncoder
 from climafuse.errors import ConfigurationError, ModelInputError
 from climafuse.fusion import Fusion
 from climafuse.manifest import sha256
+from climafuse.model.card import CARD_FILE, model_card
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.folder import WEIGHTS_FILE, check_folder, read_weights, write_weights
 from climafuse.model.objective import SampledVocabulary, cross_entropy, labeled_positions
+from climafuse.model.processing import ClimateTextProcessor
+from climafuse.model.publishing import local_folder, push_to_hub
 from climafuse.model.reuse import PrefixStore
 from climafuse.model.rows import check_rows, fuse_flat, fuse_rows, prompt_rows, select_rows
 from climafuse.registry import ENCODERS, FUSIONS, Registry
 
 CLIMATE_INPUTS = ("climate_fields", "climate_mask", "climate_latitude", "climate_longitude", "climate_time")
-# Options of transformers' from_pretrained that would have to change something and do not.
-_REFUSED = frozenset(
-    {"dtype", "torch_dtype", "device_map", "quantization_config", "attn_implementation", "state_dict"}
-)
+# Options of transformers' save_pretrained and the values under which they change nothing.
+_SAVE_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "is_main_process": (True,),
+    "state_dict": (None,),
+    "push_to_hub": (False,),
+    "max_shard_size": (None, "50GB"),
+    "variant": (None,),
+    "token": (None,),
+    "safe_serialization": (True,),
+    "save_peft_format": (True,),
+    "save_original_format": (True,),
+    "distributed_checkpoint": (False,),
+}
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+# What the Auto classes pass on and has no meaning here: no code of a repository runs, and adapters are our own.
+_AUTO_OPTIONS = ("_from_auto", "trust_remote_code", "adapter_kwargs")
+_HUB_FILES = [CONFIG_NAME, WEIGHTS_FILE, GENERATION_CONFIG_NAME]
 
 
 @dataclass
@@ -126,6 +142,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         self.backbone_identity = backbone.identity
+        # A copy: what is set for this model is not set for others with the same backbone.
+        self.generation_config = copy.deepcopy(backbone.model.generation_config)
         self.backbone = backbone.model if config.lora is None else with_lora(backbone.model, config.lora)
         self.tokenizer = backbone.tokenizer
         layout = find_blocks(self.backbone)
@@ -218,12 +236,26 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, **kwargs: Any
     ) -> None:
-        """Write configuration and trainable weights; the configuration holds the weights' checksum.
+        """Write configuration, trainable weights and card; the configuration holds the weights' checksum.
+
+        A backbone that was loaded from a plain folder is recorded by the path of that folder, where
+        `from_pretrained` finds it; `push_to_hub` writes its name alone.
 
         Args:
             save_directory: Folder; made if need be. `training.write_folder` around this saves all or nothing.
-            **kwargs: For compatibility with transformers; unused.
+            **kwargs: Options of transformers, at the values under which they change nothing.
+
+        Raises:
+            ConfigurationError: An option that this method does not have, such as shards.
         """
+        for name, value in kwargs.items():
+            if name not in _SAVE_DEFAULTS or value not in _SAVE_DEFAULTS[name]:
+                raise ConfigurationError(
+                    name,
+                    expected="a folder to save to: one file of safetensors, nothing else to choose",
+                    received=f"{name}={value!r}",
+                    remedy="Leave it out; to publish a model, call push_to_hub.",
+                )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(folder, self.trainable_state_dict())
@@ -231,6 +263,14 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         config.architectures = [type(self).__name__]
         config.weights_sha256 = sha256(folder / WEIGHTS_FILE)
         config.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+        (folder / CARD_FILE).write_text(model_card(config, {}), encoding="utf-8")
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, **options: Any
+    ) -> str:
+        """Publish the model with its processor on the Hugging Face hub, see `publishing.push_to_hub`."""
+        return push_to_hub(self, ClimateTextProcessor.of(self.config, self.tokenizer), repo_id, **options)
 
     def load_trainable(self, folder: str | Path) -> None:
         """Load trainable weights, strictly: every tensor, no other tensor, each of the right shape and type.
@@ -256,28 +296,31 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         """Load a saved model onto its backbone.
 
         Args:
-            pretrained_model_name_or_path: Folder written by `save_pretrained` or `train`.
+            pretrained_model_name_or_path: Folder written by `save_pretrained` or `train`, or a model on the hub.
             *args: What the Auto classes pass on; unused.
             backbone: The backbone, where it lies elsewhere than its recorded id says; the same one.
             config: Its configuration, if already read.
             encoder: The encoder it was made with, where the class is not registered.
             fusion: What made its fusions, where the class is not registered.
             verify: Hash all weights of the backbone again.
-            **kwargs: What the Auto classes pass on; unused.
+            **kwargs: For a model on the hub: `cache_dir`, `force_download`, `local_files_only`, `revision`,
+                `token`.
 
         Raises:
             CheckpointError: The folder is incomplete or altered.
             BackboneMismatchError: The backbone is another one than the model was trained on.
             ConfigurationError: An option that this method does not have, such as another type.
         """
-        for name in kwargs.keys() & _REFUSED:
-            raise ConfigurationError(
-                name,
-                expected="the options of this method",
-                received=f"{name}={kwargs[name]!r}",
-                remedy="Load the backbone as you want it with load_backbone, and give it as backbone=.",
-            )
-        folder = Path(pretrained_model_name_or_path)
+        for name, value in kwargs.items():
+            if name not in (*_HUB_OPTIONS, *_AUTO_OPTIONS) and value is not None:
+                raise ConfigurationError(
+                    name,
+                    expected="the options of this method",
+                    received=f"{name}={value!r}",
+                    remedy="Load the backbone as you want it with load_backbone, and give it as backbone=.",
+                )
+        hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, files=_HUB_FILES, **hub)
         saved = check_folder(folder)
         identity = saved.backbone
         assert identity is not None  # check_folder has looked
@@ -291,6 +334,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         check_identity(identity, backbone.identity)
         model = cls(config, backbone, encoder=encoder, fusion=fusion)
         model.load_trainable(folder)
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         return model.eval()
 
     def gate_values(self) -> dict[str, float]:
@@ -535,8 +580,18 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         climate; a call with a multiple of its rows (beams, several answers) reads each row as often. What the
         fusions make of the climate alone is kept meanwhile, so their weights must not change.
         """
-        with self._fused(replace(climate, memory={}), None):
+        with self._fused(replace(climate, memory={}), None), self._own_generation():
             yield self.backbone
+
+    @contextlib.contextmanager
+    def _own_generation(self) -> Iterator[None]:
+        """Let the backbone generate as this model is set to."""
+        before = self.backbone.generation_config
+        self.backbone.generation_config = self.generation_config
+        try:
+            yield
+        finally:
+            self.backbone.generation_config = before
 
     @contextlib.contextmanager
     def watched(self, function: Callable[[Site, Tensor], Tensor]) -> Iterator[PreTrainedModel]:

@@ -50,6 +50,7 @@ from climafuse.errors import (
     RunInterruptedError,
     TrainingError,
 )
+from climafuse.model.card import CARD_FILE
 from climafuse.training.callbacks import (
     LOG_FILE,
     EarlyStopping,
@@ -83,7 +84,6 @@ from climafuse.training.state import (
     write_state,
 )
 
-CARD_FILE = "README.md"
 CONFIG_FILE = "run.yaml"
 TRAINER_STATE_FILE = "trainer_state.json"
 # The Trainer calls these; were one renamed, its override would never run and a gap would be open again.

@@ -49,7 +49,7 @@ class Case:
     def model(self, *, gates: float = 0.5) -> ClimateTextForCausalLM:
         """A new model on a backbone of its own."""
         model = make_model(self.architecture, sites=SITES[self.sites], fusion=self.fusion, gates=gates)
-        model.backbone.generation_config.eos_token_id = None  # random models would stop anywhere
+        model.generation_config.eos_token_id = None  # random models would stop anywhere
         return model
 
     def bare(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import yaml
+from huggingface_hub import ModelCard
 
 from climafuse.model.card import model_card
 from tests.model.build import make_model
@@ -12,7 +13,12 @@ def test_card_of_a_random_backbone():
     config = make_model("llama", history=2, box_degrees=16.0).config
     card = model_card(config, {"Trained on": "era5: 12 texts", "License of the data": "CC-BY-4.0"})
     _, metadata, body = card.split("---\n", 2)
-    assert yaml.safe_load(metadata) == {"library_name": "climafuse", "tags": ["climate", "multimodal"]}
+    assert yaml.safe_load(metadata) == {
+        "library_name": "climafuse",
+        "pipeline_tag": "text-generation",
+        "license": "unknown",
+        "tags": ["climate", "multimodal"],
+    }
     for words in (
         "tiny-llama (LlamaForCausalLM",
         "random weights, for capacity only",
@@ -43,3 +49,35 @@ def test_statistics_are_told_with_their_times():
         "provenance": {"source": "era5.nc", "first_time": "2026-03-25", "last_time": "2026-03-28"},
     }
     assert "- Statistics from: era5.nc, 2026-03-25 to 2026-03-28" in model_card(config, {})
+
+
+def test_a_model_of_the_hub_is_the_base_model_and_a_name_of_the_catalog_is_not():
+    def metadata(id, revision, **options):
+        config = make_model("llama").config
+        config.backbone = {**config.backbone, "id": id, "revision": revision}
+        card = model_card(config, {}, **options)
+        return yaml.safe_load(card.split("---\n", 2)[1]), card
+
+    found, _ = metadata("HuggingFaceTB/SmolLM2-135M", "a1b2", license="apache-2.0")
+    assert found["base_model"] == "HuggingFaceTB/SmolLM2-135M"
+    assert found["base_model_relation"] == "adapter"
+    assert found["license"] == "apache-2.0"
+    for id, revision in (("smollm2-135m-instruct-q4_1", "1.0"), ("/home/me/llama", None), ("a/b", None)):
+        found, card = metadata(id, revision)
+        assert "base_model" not in found
+        assert "/home/me" not in card
+    assert "License of the backbone: Apache-2.0" in metadata("smollm2-135m-instruct-q4_1", "1.0")[1]
+
+
+def test_the_hub_reads_the_metadata(tmp_path):
+    # Oracle: the reader of huggingface_hub.
+    card = ModelCard(model_card(make_model("llama", lora={"rank": 2}).config, {}))
+    assert card.data.library_name == "climafuse"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "lora" in card.data.tags
+    assert "LoRA: rank 2" in card.text
+
+
+def test_what_the_card_shows_is_python():
+    card = model_card(make_model("llama").config, {})
+    compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec")

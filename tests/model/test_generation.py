@@ -48,7 +48,7 @@ def options(**more: Any) -> dict[str, Any]:
 
 
 def without_end(model: ClimateTextForCausalLM) -> ClimateTextForCausalLM:
-    model.backbone.generation_config.eos_token_id = None
+    model.generation_config.eos_token_id = None
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from climafuse.backbones import LoadedBackbone
 from climafuse.encoders import ConvEncoder, GridTransformerEncoder
@@ -47,6 +48,9 @@ def model() -> ClimateTextForCausalLM:
 def folder(model: ClimateTextForCausalLM, tmp_path: Path) -> Path:
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+FILES = {"README.md", "config.json", "generation_config.json", WEIGHTS_FILE}
 
 
 def assert_equal(one: ClimateTextForCausalLM, other: ClimateTextForCausalLM) -> None:
@@ -100,7 +104,7 @@ def test_the_file_holds_trained_weights_only(model: ClimateTextForCausalLM, fold
     weights = load_file(folder / WEIGHTS_FILE)
     assert weights.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in weights} == {"encoder", "fusions"}
-    assert {path.name for path in folder.iterdir()} == {"config.json", WEIGHTS_FILE}
+    assert {path.name for path in folder.iterdir()} == FILES
 
 
 def test_saving_changes_nothing_and_repeats_itself(model: ClimateTextForCausalLM, tmp_path: Path) -> None:
@@ -108,14 +112,14 @@ def test_saving_changes_nothing_and_repeats_itself(model: ClimateTextForCausalLM
     for name in ("one", "two"):
         model.save_pretrained(tmp_path / name)
     assert model.config.to_dict() == before
-    for file in ("config.json", WEIGHTS_FILE):
+    for file in FILES:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_a_loaded_model_can_be_saved_again(backbone: LoadedBackbone, folder: Path, tmp_path: Path) -> None:
     loaded = ClimateTextForCausalLM.from_pretrained(folder, backbone=backbone)
     loaded.save_pretrained(tmp_path / "again")
-    for file in ("config.json", WEIGHTS_FILE):
+    for file in FILES:
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
 
 
@@ -157,6 +161,58 @@ def test_the_backbone_is_found_by_its_recorded_path(tmp_path: Path) -> None:
         ClimateTextForCausalLM.from_pretrained(tmp_path / "model")
     moved = ClimateTextForCausalLM.from_pretrained(tmp_path / "model", backbone=tmp_path / "moved")
     assert_equal(model, moved)
+
+
+def test_how_it_generates_is_the_models_own_and_is_saved(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    make = {"statistics": statistics(), "encoder_options": {"width": 16}}
+    model = ClimateTextForCausalLM.from_backbone(backbone, **make)
+    batch = make_batch(model, answers=None)
+    length = batch["input_ids"].shape[1]
+    model.generation_config.eos_token_id = None
+    model.generation_config.max_new_tokens = 3
+    assert model.generate(**batch).shape[1] == length + 3
+    assert model.generate(**batch, max_new_tokens=5).shape[1] == length + 5  # an argument wins
+    with model.conditioned(model.encode_climate(**climate_of(batch))) as conditioned:
+        text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        assert conditioned.generate(**text).shape[1] == length + 3
+    # Not that of another model on the same backbone, nor of the backbone itself.
+    other = ClimateTextForCausalLM.from_backbone(backbone, **make)
+    for untouched in (other, backbone.model):
+        assert untouched.generation_config.max_new_tokens is None
+        assert untouched.generation_config.eos_token_id == backbone.tokenizer.eos_token_id
+    model.save_pretrained(tmp_path)
+    loaded = ClimateTextForCausalLM.from_pretrained(tmp_path, backbone=backbone)
+    assert loaded.generate(**batch).shape[1] == length + 3
+    assert backbone.model.generation_config.max_new_tokens is None
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_shard_size": "1MB"}, {"safe_serialization": False}, {"push_to_hub": True}, {"variant": "fp16"},
+        {"state_dict": {}}, {"is_main_process": False}, {"token": "x"}, {"anything": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_of_saving_that_would_be_ignored_are_refused(
+    model: ClimateTextForCausalLM, tmp_path: Path, option: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(option))):
+        model.save_pretrained(tmp_path / "model", **option)
+    assert not (tmp_path / "model").exists()
+
+
+def test_options_of_saving_at_their_defaults_are_taken(model: ClimateTextForCausalLM, tmp_path: Path) -> None:
+    # Every one that transformers has: a new one is looked at before it is passed over.
+    parameters = inspect.signature(PreTrainedModel.save_pretrained).parameters
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    assert {"max_shard_size", "push_to_hub", "variant"} <= defaults.keys()
+    model.save_pretrained(tmp_path, **defaults, safe_serialization=True)
 
 
 # ---- Parts of one's own
@@ -344,8 +400,12 @@ def test_another_backbone_is_refused(folder: Path, other: Callable[[], LoadedBac
 
 
 @pytest.mark.parametrize(
-    "option", [{"dtype": torch.bfloat16}, {"device_map": "auto"}, {"quantization_config": object()}]
-)
+    "option",
+    [
+        {"dtype": torch.bfloat16}, {"device_map": "auto"}, {"quantization_config": object()},
+        {"subfolder": "x"}, {"output_loading_info": True}, {"anything": 1},
+    ],
+)  # fmt: skip
 def test_options_of_transformers_that_would_be_ignored_are_refused(
     backbone: LoadedBackbone, folder: Path, option: dict[str, Any]
 ) -> None:
