@@ -16,7 +16,19 @@ from scripts.benchmarks import fusion, inputs, measure
 from scripts.benchmarks.measure import Comparison, Row, Seconds, Size, compare, quartiles
 from tests.tiny import tiny_backbone
 
-TINY = Size("tiny", 1, warmup=0, backbone="tiny", texts=2, tokens=9, new_tokens=3, windows=16, batches=2)
+TINY = Size(
+    "tiny",
+    1,
+    warmup=0,
+    backbone="tiny",
+    texts=2,
+    tokens=9,
+    new_tokens=3,
+    windows=16,
+    batches=2,
+    steps=40,
+    pairs=256,
+)
 CASES = {
     "fusion": [
         f"{mechanism} at {site}"
@@ -43,6 +55,11 @@ CASES = {
         "trainer: 2.9 M random weights, batch 2",
         "trainer: 2.9 M random weights, batch 2, prefix reuse",
     ],
+    "prepare": [
+        "prepare 256 pairs, 0.1 GB, 0.0 GB on disk",
+        "pass over 256 pairs, no workers, tiny-llama",
+        "pass over 256 pairs, 2 workers, tiny-llama",
+    ],
 }
 
 
@@ -54,7 +71,10 @@ def _tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     inputs.backbone.cache_clear()
 
 
-@pytest.mark.parametrize("section", program.SECTIONS)
+@pytest.mark.parametrize(
+    "section",
+    [*program.SECTIONS, *(pytest.param(name, marks=pytest.mark.slow) for name in program.ON_REQUEST)],
+)
 def test_a_section_measures_each_of_its_cases(section: str) -> None:
     rows: list[Row] = list(import_module(f"scripts.benchmarks.{section}").rows(TINY))
     assert [row.case for row in rows] == CASES[section]

@@ -60,15 +60,18 @@ class PairTable(Sequence[Pair]):
             return [self[number] for number in range(*index.indices(len(self)))]
         first, last = self._times[index].tolist()
         prompt, text, facts, withheld = (self._texts[word] for word in self._words[index].tolist())
-        return Pair(
-            (np.datetime64(first, "s"), np.datetime64(last, "s")),
-            self.place(index),
-            prompt,
-            text,
-            tuple(json.loads(facts)),
-            int(self.samples[index]),
-            tuple(withheld.split(",")) if withheld else (),
+        pair = object.__new__(Pair)  # what came in was checked; a loader makes a hundred of these for a batch
+        pair.__dict__.update(
+            times=(np.datetime64(first, "s"), np.datetime64(last, "s")),
+            place=self.place(index),
+            prompt=prompt,
+            text=text,
+            facts=tuple(json.loads(facts)) if facts != "[]" else (),
+            sample=int(self.samples[index]),
+            withheld=tuple(withheld.split(",")) if withheld else (),
+            where="",
         )
+        return pair
 
     def __eq__(self, other: object) -> bool:
         """Equal to the same pairs in the same order, in a table or not."""
@@ -81,7 +84,7 @@ class PairTable(Sequence[Pair]):
     def place(self, index: int) -> Box | None:
         """Where the pair at a position is about; None for everywhere."""
         place = self._places[index].tolist()
-        return None if np.isnan(place[0]) else Box(*place)
+        return None if place[0] != place[0] else Box(*place)
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Which pairs are about one time, or one range of times.

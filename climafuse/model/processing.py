@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin
@@ -168,16 +169,17 @@ class ClimateTextProcessor(ProcessorMixin):
         given: Sequence[str | None] = [None] * len(prompts) if answers is None else answers
         encoded = [self.encode(prompt, answer) for prompt, answer in zip(prompts, given, strict=True)]
         longest = max(len(tokens) for tokens, _ in encoded)
-        ids = torch.full((len(encoded), longest), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORED)
+        # In NumPy: a tensor for each text would take ten times as long.
+        ids = np.full((len(encoded), longest), self.tokenizer.pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        labels = np.full_like(ids, IGNORED)
         for row, (tokens, length) in enumerate(encoded):
             here = slice(0, len(tokens)) if answers is not None else slice(longest - len(tokens), longest)
-            ids[row, here] = torch.tensor(tokens)
+            ids[row, here] = tokens
             mask[row, here] = 1
             labels[row, length : len(tokens)] = ids[row, length : len(tokens)]
-        batch = {"input_ids": ids, "attention_mask": mask}
-        return {**batch, "labels": labels} if answers is not None else batch
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        return {**batch, "labels": torch.from_numpy(labels)} if answers is not None else batch
 
 
 def _encode(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from climafuse.backbones import load_backbone
+from climafuse.backbones import LoadedBackbone, load_backbone
 from climafuse.data.store import TrainingStore
 from climafuse.errors import ConfigurationError, OutputError
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
@@ -138,11 +138,12 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def assemble(config: RunConfig, *, say: Say | None = None) -> Run:
+def assemble(config: RunConfig, *, backbone: LoadedBackbone | None = None, say: Say | None = None) -> Run:
     """Make all that a run needs, up to the untrained model.
 
     Args:
         config: The run.
+        backbone: The language model; None for the one that the configuration names.
         say: Told one line at each stage.
 
     Raises:
@@ -169,7 +170,8 @@ def assemble(config: RunConfig, *, say: Say | None = None) -> Run:
         f"data: {config.data.source}, {counts['windows']:,} windows of "
         f"{len(store.splits.train)} training times, {counts['texts']:,} texts, {counts['distinct']:,} distinct"
     )
-    backbone = load_backbone(config.backbone.name, dtype=config.backbone.dtype, progress=say)
+    if backbone is None:
+        backbone = load_backbone(config.backbone.name, dtype=config.backbone.dtype, progress=say)
     torch.manual_seed(config.training.seed)
     model = _make_model(config, store, backbone)
     processor = ClimateTextProcessor.of(model.config, backbone.tokenizer)

@@ -12,6 +12,7 @@ uses all labels.
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from climafuse.model.objective import IGNORED
 
 Tokens = tuple[int, ...]
+_PRIME = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
 
 
 class LabelThinning:
@@ -35,19 +37,30 @@ class LabelThinning:
     def __init__(self, texts: Iterable[tuple[Tokens, int]], *, kept: float, seed: int) -> None:
         self.kept = kept
         self.seed = seed
-        followers: dict[Tokens, Counter[int]] = {}
         counts = Counter(texts)
+        # A beginning is known by a hash of 64 bits: kept as tokens, those of long texts would fill the memory.
+        before, after, times = array("Q"), array("Q"), array("q")
         for (tokens, start), count in counts.items():
-            for place in range(start, len(tokens)):
-                followers.setdefault(tokens[:place], Counter())[tokens[place]] += count
-        self._open: dict[Tokens, tuple[int, ...]] = {
-            tokens: tuple(
-                place
-                for place in range(start, len(tokens))
-                if len(followers[tokens[:place]]) > 1 or followers[tokens[:place]].total() == 1
-            )
-            for tokens, start in counts
-        }
+            state = 0
+            for place, token in enumerate(tokens):
+                following = (state ^ (token + 1)) * _PRIME % 2**64
+                following ^= following >> 32
+                if place >= start:
+                    before.append(state)
+                    after.append(following)
+                    times.append(count)
+                state = following
+        beginnings, which = np.unique(np.array(before, dtype=np.uint64), return_inverse=True)
+        first = np.unique(np.array(after, dtype=np.uint64), return_index=True)[1]
+        kinds = np.bincount(which[first], minlength=len(beginnings))  # how many tokens follow a beginning
+        total = np.bincount(which, weights=times, minlength=len(beginnings))  # how often it is followed
+        open_ = ((kinds > 1) | (total == 1))[which]
+        self._open: dict[Tokens, tuple[int, np.ndarray]] = {}
+        end = 0
+        for tokens, start in counts:
+            begin, end = end, end + max(len(tokens) - start, 0)
+            places = start + np.flatnonzero(open_[begin:end])
+            self._open[tokens] = zlib.crc32(repr(tokens).encode()), places.astype(np.int32)
 
     def apply(self, labels: Tensor, input_ids: Tensor, samples: Sequence[int]) -> None:
         """Set labels that are left out to `IGNORED`, in place.
@@ -57,15 +70,15 @@ class LabelThinning:
             input_ids: [N, S].
             samples: N numbers of windows.
         """
-        ids, marks = input_ids.tolist(), (labels != IGNORED).numpy()
+        ids, values = input_ids.tolist(), labels.numpy()
         for row, sample in enumerate(samples):
-            labeled = np.flatnonzero(marks[row])
-            tokens = tuple(ids[row][: labeled[-1] + 1])
-            if tokens not in self._open:
+            labeled = np.flatnonzero(values[row] != IGNORED)
+            found = self._open.get(tuple(ids[row][: labeled[-1] + 1]))
+            if found is None:
                 continue  # a text that was not counted keeps all its labels
             # By window and text, not by row: a sample keeps the same labels in whatever batch it comes.
-            key = (self.seed, sample, zlib.crc32(repr(tokens).encode()))
-            keep = np.random.default_rng(key).random(len(labeled)) < self.kept
-            keep |= np.isin(labeled, self._open[tokens])
+            code, places = found
+            keep = np.random.default_rng((self.seed, sample, code)).random(len(labeled)) < self.kept
+            keep[np.searchsorted(labeled, places)] = True
             keep[0] |= not keep.any()  # a batch without any label has no loss
-            labels[row, labeled[~keep]] = IGNORED
+            values[row, labeled[~keep]] = IGNORED

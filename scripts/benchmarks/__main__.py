@@ -24,20 +24,27 @@ from climafuse.errors import ClimafuseError
 from scripts.benchmarks.measure import FULL, QUICK, Row, Size
 
 SECTIONS = ("fusion", "generate", "loader", "mock")
+ON_REQUEST = ("prepare",)  # minutes, and gigabytes of disk
 DISTRIBUTIONS = ("torch", "transformers", "numpy", "xarray", "netCDF4", "zarr")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; returns the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Ratios, measured side by side.")
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; all if none")
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"{', '.join(SECTIONS)}: all if none; {', '.join(ON_REQUEST)}",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write header and rows there")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, to see that it works")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch; it decides otherwise")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.sections if name not in SECTIONS]
+    known = (*SECTIONS, *ON_REQUEST)
+    unknown = [name for name in options.sections if name not in known]
     if unknown:
-        parser.error(f"unknown section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
+        parser.error(f"unknown section {unknown[0]!r}; known: {', '.join(known)}")
     if options.threads is not None:
         if options.threads < 1:
             parser.error("--threads: at least 1")

@@ -33,6 +33,8 @@ class Size:
         new_tokens: Tokens generated for each prompt.
         windows: Windows read in a round from the store; plain xarray reads a tenth of them.
         batches: Batches of the mock loops in a round.
+        steps: Times of the store that is prepared.
+        pairs: Pairs about it.
     """
 
     name: str
@@ -44,10 +46,12 @@ class Size:
     new_tokens: int = 32
     windows: int = 480
     batches: int = 150
+    steps: int = 19_800
+    pairs: int = 100_000
 
 
 FULL = Size("full", repeats=7)
-QUICK = Size("quick", repeats=3, new_tokens=16, windows=160, batches=60)
+QUICK = Size("quick", repeats=3, new_tokens=16, windows=160, batches=60, steps=400, pairs=4_000)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Row:
         peak_gb: See `Comparison`.
         repeats: Number of rounds.
         meaning: Of the ratio.
+        details: More figures, for the JSON file.
     """
 
     section: str
@@ -109,6 +114,7 @@ class Row:
     peak_gb: float
     repeats: int
     meaning: str
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -175,10 +181,14 @@ def reset_peak() -> None:
         return
 
 
-def peak_gb() -> float:
-    """Highest resident memory of this process in GB: since `reset_peak` on Linux, elsewhere since it began."""
+def peak_gb(process: int | None = None) -> float:
+    """Highest resident memory of this process in GB: since `reset_peak` on Linux, elsewhere since it began.
+
+    Args:
+        process: Another one (Linux only).
+    """
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
+        status = Path(f"/proc/{process or 'self'}/status").read_text(encoding="ascii")
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
