@@ -53,7 +53,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_every_example_is_tested_and_tells_how_to_run_it() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"quickstart", "own_pairs", "own_fusion", "own_encoder", *LLAMAS}
+    assert names == {"quickstart", "own_pairs", "own_fusion", "own_encoder", *LLAMAS, "own_product"}
     for name in names:
         assert f"python examples/{name}.py" in example(name).__doc__
 
@@ -243,6 +243,25 @@ def test_the_weights_of_llama_3_8b_are_as_large_as_the_examples_say() -> None:
         parameters = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
     assert parameters == 8_030_261_248
     assert round(2 * parameters / 1e9, 1) == 16.1
+
+
+def test_own_product_reads_its_files_like_those_of_others(tmp_path: Path) -> None:
+    from climafuse import open_climate, sample_path
+
+    result = example("own_product").main([f"--output={tmp_path}"])
+    fields = result["fields"]
+    assert list(fields.data_vars) == ["t2m", "msl", "tp", "ws10"]
+    assert fields["tp"].attrs["cell_methods"] == "time: sum (interval: 1 hour)"
+    reference = open_climate(sample_path("era5")).sel(latitude=slice(35, 65), longitude=slice(0, 30))
+    for name in ("msl", "tp"):
+        np.testing.assert_allclose(fields[name].values, reference[name].values, rtol=3e-7)
+    assert np.isnan(fields["t2m"].values[:, 0, 0]).all()
+    np.testing.assert_allclose(fields["t2m"].values[:, 1:], reference["t2m"].values[:, 1:], atol=1e-4)
+    assert [fact.variable for fact in result["facts"]] == ["t2m", "msl", "ws10"]
+    # In files of others the name means what it did.
+    from climafuse.data import find_variable
+
+    assert find_variable("q").standard_name == "specific_humidity"
 
 
 def _commands() -> list[str]:

@@ -15,6 +15,7 @@ _HOME = {
     "EpochSampler": "batch",
     "Pair": "pairs",
     "Place": "places",
+    "Product": "products.base",
     "SAMPLES": "samples",
     "Sample": "samples",
     "Splits": "splits",

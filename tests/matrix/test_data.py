@@ -31,6 +31,7 @@ from tests.data.layouts import LAYOUTS, ON_LEVELS, UNITS, Layout
 
 ROWS = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 Stored = list[tuple[str, xr.Dataset]]
+BUILT_IN = tuple(PRODUCTS)  # before any test registers another
 
 
 def _share() -> settings:
@@ -140,12 +141,15 @@ _AXIS_NAMES = {
 }
 
 
+def _spellings(canonical: str) -> list[str]:
+    return sorted({canonical}.union(*(PRODUCTS.get(key).spellings.get(canonical, ()) for key in BUILT_IN)))
+
+
 def _names(draw: Any, layout: Layout, dataset: xr.Dataset) -> xr.Dataset:
     """Names of any product, for each field and coordinate by itself."""
     changes = {}
     for canonical, name in _fields(layout, dataset).items():
-        spellings = {canonical}.union(*(PRODUCTS.get(key).spellings.get(canonical, ()) for key in PRODUCTS))
-        changes[name] = draw(st.sampled_from(sorted(spellings)))
+        changes[name] = draw(st.sampled_from(_spellings(canonical)))
     for axis, name in layout.axes.items():
         if name in dataset.dims:
             changes[name] = draw(st.sampled_from(_AXIS_NAMES[axis]))
@@ -334,8 +338,7 @@ def test_sums_and_means_are_never_equated(layout: Layout, files, cell):
         holders = [(path, part) for path, part in files(layout).stored if names[canonical] in part]
         methods = {"tp": ["mean", "point"], "tprate": ["sum", "point"]}.get(canonical, ["sum"])
         method = data.draw(st.sampled_from([*methods, "maximum", "minimum"]))
-        spellings = {other}.union(*(PRODUCTS.get(key).spellings.get(other, ()) for key in PRODUCTS))
-        spelling = data.draw(st.sampled_from(sorted(spellings)))
+        spelling = data.draw(st.sampled_from(_spellings(other)))
         units = data.draw(st.sampled_from(sorted(_OTHER_UNITS.get(UNITS.get(other, ""), {"": (1, 0)}))))
         changed: Stored = []
         for path, part in holders:
