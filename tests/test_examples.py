@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from climafuse import parse, read_pairs
+from climafuse.data.window import Window
 from climafuse.encoders import Channels
+from climafuse.errors import ClimateFileError
 from climafuse.facts import Fact
 from climafuse.manifest import MANIFEST_NAME
 from climafuse.registry import FUSIONS
@@ -53,7 +55,10 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_every_example_is_tested_and_tells_how_to_run_it() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"quickstart", "own_pairs", "own_fusion", "own_encoder", *LLAMAS, "own_product"}
+    assert names == {
+        *("quickstart", "own_pairs", "own_fusion", "own_encoder", "own_product", "merra2"),
+        *LLAMAS,
+    }
     for name in names:
         assert f"python examples/{name}.py" in example(name).__doc__
 
@@ -103,6 +108,66 @@ def test_own_pairs_are_written_trained_on_and_asked_for(backbone: str, tmp_path:
     assert (Path(trained["model"]) / MANIFEST_NAME).is_file()
     assert len(result["texts"]) == 2
     assert result["score"].num_referenced == 1
+
+
+def test_merra2_from_granules_to_a_checked_answer(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merra2 = example("merra2")
+    files = merra2.write_granules(tmp_path / "granules")
+    seen: list[float] = []
+
+    def answer(reader: object, windows: list[Window], prompts: list[str], *, index: list[int]) -> list[str]:
+        weights = np.cos(np.deg2rad(windows[0].latitude))[:, None] * np.ones(len(windows[0].longitude))
+        seen.append(float(np.average(windows[0].field("t2m")[-1], weights=weights)) - 273.15)
+        return [f"Mean temperature {seen[-1]:.0f} °C."]
+
+    monkeypatch.setattr("climafuse.model.inference.Reader.answer", answer)
+    arguments = [f"--output={tmp_path}/out", f"--backbone={backbone}", "--steps=2", "--windows=12"]
+    result = merra2.main([*map(str, files), *arguments])
+    said = capsys.readouterr().out
+    assert "no files given" not in said
+    assert f"in the fields: {seen[0]:.1f} °C; the answer is right" in said
+    assert (result["files"], result["right"]) == (files, True)
+    assert result["store"].variables == merra2.VARIABLES
+    assert (Path(result["trained"]["model"]) / MANIFEST_NAME).is_file()
+    assert result["map"].stat().st_size > 10_000
+
+
+def test_merra2_without_files_says_what_it_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merra2 = example("merra2")
+    monkeypatch.setattr(merra2, "write_granules", lambda folder: [folder / "a.nc4"])
+    with pytest.raises(ClimateFileError, match=r"granules/a.nc4"):
+        merra2.main([f"--output={tmp_path}"])
+    assert "no files given: wrote the bundled ERA5 sample in MERRA-2's layout" in capsys.readouterr().out
+
+
+def test_the_granules_of_the_example_are_the_sample_in_the_layout_of_merra2(tmp_path: Path) -> None:
+    import xarray as xr
+
+    from climafuse import open_climate, sample_path
+
+    files = example("merra2").write_granules(tmp_path)
+    names = [path.name for path in files]
+    assert names[1] == "MERRA2_400.tavg1_2d_slv_Nx.20260325.nc4"
+    assert len(files) == 2 * 8  # from 23:30 of the day before the first to 31 March
+    with xr.open_dataset(files[1], decode_cf=False) as stored:
+        assert {"T2M", "U10M", "V10M", "SLP"} == set(stored.data_vars)
+        assert stored["T2M"].dims == ("time", "lat", "lon")
+        assert (stored["lon"].values[0], stored["lon"].values[-1]) == (-180, 179)
+        assert stored["T2M"].attrs["_FillValue"] == np.float32(1e15)
+        assert stored["time"].attrs["units"].endswith(":30:00")
+
+    # As open_climate reads both: the same fields half an hour earlier, and precipitation as a rate.
+    sample, opened = open_climate(sample_path("era5")).load(), open_climate(files).load()
+    assert (sample["time"].values - opened["time"].values == np.timedelta64(30, "m")).all()
+    np.testing.assert_array_equal(opened["longitude"], sample["longitude"])
+    for name in ("t2m", "u10", "v10", "msl"):
+        np.testing.assert_array_equal(opened[name], sample[name])
+    np.testing.assert_allclose(opened["tprate"] * 3.6, sample["tp"], rtol=1e-6)  # kg m-2 s-1 · 3600 s / 1000
+    assert opened["t2m"].attrs["cell_methods"].startswith("time: mean")
 
 
 def test_what_the_bulletins_say_is_true() -> None:
