@@ -23,6 +23,9 @@ from climafuse.errors import ModelInputError
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.objective import IGNORED
 
+# Options of transformers' processors and the values under which they change nothing.
+_OPTIONS: dict[str, tuple[Any, ...]] = {"return_tensors": (None, "pt"), "padding": (True, "longest")}
+
 
 class ClimateFeatureExtractor(FeatureExtractionMixin):
     """Windows of climate fields to tensors.
@@ -50,11 +53,13 @@ class ClimateFeatureExtractor(FeatureExtractionMixin):
         Args:
             windows: B windows of any size and place, each with variables of the model. One that a window
                 lacks is all missing there: the model was trained to say so.
-            **kwargs: For transformers; unused.
+            **kwargs: Options of transformers, at the values under which they change nothing.
 
         Raises:
-            ModelInputError: No windows, or a window with a variable that the model does not know.
+            ModelInputError: No windows, or a window with a variable that the model does not know; or an option
+                that would be ignored.
         """
+        _refuse_options(kwargs)
         return BatchFeature(collate_windows(windows, self._normalization))
 
     @cached_property
@@ -80,6 +85,16 @@ class ClimateTextProcessor(ProcessorMixin):
     def __init__(self, feature_extractor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(feature_extractor, tokenizer, **kwargs)
         self._encoded = _remembering_encode()
+
+    @property
+    def chat_template(self) -> Any:
+        """The tokenizer's: there is one template, whoever is asked for it."""
+        return None if self.tokenizer is None else self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: Any) -> None:
+        if template is not None:  # transformers sets none, where it knows none
+            self.tokenizer.chat_template = template
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled for the workers of a loader: everything but the memory of texts."""
@@ -115,15 +130,17 @@ class ClimateTextProcessor(ProcessorMixin):
             prompts: N prompts; as many as windows unless `climate_index` tells which belongs to which.
             answers: N answers to learn; None to generate.
             climate_index: N numbers of windows.
-            **kwargs: For transformers; unused.
+            **kwargs: Options of transformers, at the values under which they change nothing.
 
         Returns:
             Tensors for `forward` (with answers: padded on the right, `labels` set) or `generate` (padded on
             the left).
 
         Raises:
-            ModelInputError: The numbers of windows, prompts and answers do not fit together.
+            ModelInputError: The numbers of windows, prompts and answers do not fit together, or an option would
+                be ignored.
         """
+        _refuse_options(kwargs)
         batch: dict[str, Any] = {}
         if windows is not None:
             batch.update(self.feature_extractor(windows))
@@ -195,12 +212,26 @@ def _encode(
         lead = ""
     else:
         tokens = tokenizer(f"Question: {prompt}\nAnswer:").input_ids
+        if tokens[-1] == tokenizer.eos_token_id:  # some tokenizers end every text, this one goes on
+            tokens = tokens[:-1]
         lead = " "
     length = len(tokens)
     if answer is not None:
         tokens = tokens + tokenizer(lead + answer, add_special_tokens=False).input_ids
         tokens = [*tokens, tokenizer.eos_token_id]
     return tuple(tokens), length
+
+
+def _refuse_options(options: dict[str, Any]) -> None:
+    """Refuse options of transformers' processors that are not followed here."""
+    for name, value in options.items():
+        if name not in _OPTIONS or value not in _OPTIONS[name]:
+            raise ModelInputError(
+                name,
+                expected="windows, prompts, answers, climate_index",
+                received=f"{name}={value!r}",
+                remedy="Leave it out: texts are given as prompts and answers, and what is made are torch tensors.",
+            )
 
 
 def _remembering_encode() -> Callable[..., tuple[tuple[int, ...], int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
 from climafuse.data.batch import collate_windows
@@ -177,6 +178,30 @@ def test_the_order_of_channels_is_that_of_the_variables(processor: ClimateTextPr
     assert torch.equal(turned([random_window(0)])["climate_fields"], fields.flip(2))
 
 
+@pytest.mark.parametrize("option", [{"return_tensors": "np"}, {"text": ["x"]}, {"max_length": 5}], ids=str)
+def test_options_that_would_be_ignored_are_refused(
+    processor: ClimateTextProcessor, option: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelInputError, match=next(iter(option))):
+        processor([random_window(0)], PROMPTS[:1], **option)
+    with pytest.raises(ModelInputError, match=next(iter(option))):
+        processor.feature_extractor([random_window(0)], **option)
+    batch = processor([random_window(0)], PROMPTS[:1], return_tensors="pt", padding=True)
+    assert torch.equal(batch["input_ids"], processor([random_window(0)], PROMPTS[:1])["input_ids"])
+
+
+def test_a_prompt_does_not_end_though_the_tokenizer_ends_every_text(plain: ClimateTextProcessor) -> None:
+    expected = plain.encode(PROMPTS[0], ANSWERS[0])
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    assert tokenizer("x").input_ids[-1] == tokenizer.eos_token_id
+    assert ClimateTextProcessor(plain.feature_extractor, tokenizer).encode(PROMPTS[0], ANSWERS[0]) == expected
+
+
 # ---- The memory of texts
 
 
@@ -241,6 +266,33 @@ def test_saved_and_loaded(processor: ClimateTextProcessor, tmp_path: Path, loade
         "tokenizer_config.json",
         "chat_template.jinja",
     }
+
+
+@pytest.mark.parametrize("loader", [ClimateTextProcessor, AutoProcessor])
+@pytest.mark.parametrize("with_template", [True, False])
+def test_added_words_and_templates_survive_saving(tmp_path: Path, loader: Any, with_template: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<place>", "hectopascal"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<climate>"]})
+    if not with_template:
+        tokenizer.chat_template = None
+    model = make_model()
+    processor = ClimateTextProcessor.of(model.config, tokenizer)
+    processor.save_pretrained(tmp_path)
+    loaded = loader.from_pretrained(tmp_path)
+    assert len(loaded.tokenizer) == len(tokenizer) == len(tiny_tokenizer()) + 3
+    prompt = "<climate> How many hectopascal in <place>?"
+    assert loaded.encode(prompt, "1013 hectopascal.") == processor.encode(prompt, "1013 hectopascal.")
+    assert tokenizer.convert_tokens_to_ids("hectopascal") in loaded.encode(prompt, None)[0]
+    assert bool(loaded.tokenizer.chat_template) == with_template
+    assert loaded.tokenizer.padding_side == tokenizer.padding_side
+    if with_template:
+        message = [{"role": "user", "content": prompt}]
+        texts = {
+            one.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            for one in (processor.tokenizer, loaded.tokenizer, loaded)
+        }
+        assert texts == {f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"}
 
 
 def test_statistics_survive_saving_to_the_last_bit(tmp_path: Path) -> None:
