@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,8 +75,13 @@ def test_quickstart_trains_where_there_is_no_model_then_answers(
     assert not any(right for _, _, right in checked)  # two steps on random weights
 
     # The session of the README, with the same model. By xarray the weighted mean there is 10.576 °C.
-    exec(_blocks("README.md", "python")[0].replace("runs/demo/model", f"{tmp_path}/run/model"), {})
+    names: dict[str, Any] = {}
+    session, auto_classes = _blocks("README.md", "python")
+    exec(session.replace("runs/demo/model", f"{tmp_path}/run/model"), names)
     assert re.search(r"\[Fact\(kind='mean', variable='t2m', value=10\.57", capsys.readouterr().out)
+
+    exec(auto_classes.replace("runs/demo/model", f"{tmp_path}/run/model"), names)
+    assert capsys.readouterr().out == f"[{names['answer']!r}]\n"
 
     # Where there is a model, it is asked, and what it says is checked against the fields.
     # By xarray, means over 8°S to 7°N, 172°E to 173°W: 27.3 °C and 1006.9 hPa.

@@ -53,6 +53,10 @@ class LoadedBackbone:
     identity: BackboneIdentity
     path: Path | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadedBackbone:
+        """Itself: it is never changed, and the Auto classes copy every argument they are given."""
+        return self
+
     @classmethod
     def from_model(
         cls,

@@ -848,3 +848,12 @@ def _check_model(model: nn.Module) -> None:
             received=f"one without {', '.join(missing) or 'num_items_in_batch in forward'}",
             remedy="Train a ClimateTextForCausalLM, or give your model these methods.",
         )
+    saved = cast("Any", model).trainable_state_dict().keys()
+    lost = [name for name, p in model.named_parameters() if p.requires_grad and name not in saved]
+    if lost:
+        raise TrainingError(
+            lost[0],
+            expected="a frozen weight, as no checkpoint holds it",
+            received=f"one that requires a gradient (with {len(lost) - 1} others)",
+            remedy="Leave the backbone frozen; to change it, train adapters (lora).",
+        )

@@ -15,11 +15,18 @@ from torch import nn
 
 from climafuse.backbones import LoadedBackbone, hash_parameters, with_lora, without_adapters
 from climafuse.backbones.lora import LoraOptions
-from climafuse.errors import BackboneError, BackboneMismatchError, ConfigurationError, ModelInputError
+from climafuse.errors import (
+    BackboneError,
+    BackboneMismatchError,
+    ConfigurationError,
+    ModelInputError,
+    TrainingError,
+)
 from climafuse.model import ClimateTextForCausalLM, PrefixStore
 from climafuse.training import load_config
 from climafuse.training.config import LoraConfig, TrainingConfig
 from climafuse.training.optim import parameter_groups, trainable_parts
+from climafuse.training.trainer import _check_model
 from tests.model.build import ENCODER, make_batch, make_model, statistics
 from tests.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 
@@ -270,6 +277,14 @@ def test_adapters_are_a_group_and_a_part_of_their_own() -> None:
     assert (groups["lora"]["lr"], groups["lora"]["weight_decay"]) == (5e-3, 0.1)
     assert groups["matrices"]["lr"] == 1e-2
     assert set(trainable_parts(model)) == {"encoder", "fusions.1", "fusions.output", "lora"}
+
+
+def test_what_no_checkpoint_would_hold_is_not_trained() -> None:
+    model = make_model(lora={"rank": 2})
+    _check_model(model)
+    model.backbone.lm_head.requires_grad_(True)
+    with pytest.raises(TrainingError, match=r"embed_tokens.*lora"):  # tied to the head
+        _check_model(model)
 
 
 def test_the_configuration_section() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
@@ -87,6 +88,8 @@ def test_the_auto_classes_load_it_too(
     assert type(AutoConfig.from_pretrained(folder)) is ClimateTextConfig
     loaded = AutoModelForCausalLM.from_pretrained(folder, backbone=backbone)
     assert type(loaded) is ClimateTextForCausalLM
+    assert loaded.backbone is backbone.model
+    assert copy.deepcopy(backbone) is backbone  # as the Auto classes do: no second set of weights in memory
     assert_equal(model, loaded)
 
 
