@@ -47,6 +47,7 @@ SERVICE = "ARCO-ERA5"
 STORE = "gs://gcp-public-data-arco-era5/ar/full_37-1h-0p25deg-chunk-1.zarr-v3"
 FILE_BYTES = 128 << 20  # of fields in one file: what an interruption costs at most
 READ_BYTES = 512 << 20  # of chunks in memory at once, before compression
+SLOWEST = 100_000  # bytes a second of one chunk among several; a slower one has stalled
 OVERHEAD = 64 << 10  # bytes of a NetCDF file beside its fields, at most
 # Keys of chunks: "2m_temperature/0.0.0" in Zarr 2, "2m_temperature/c/0/0/0" in Zarr 3.
 _CHUNK = re.compile(r"(?:^|/)(?:c/)?\d+(?:[./]\d+)*$")
@@ -212,7 +213,7 @@ class _Source:
 
     def reading(self, steps: np.ndarray, rows: slice, columns: np.ndarray) -> _Reading:
         """Which chunks a selection touches."""
-        num_chunks, num_bytes, times_in_chunk = 0, 0, 1
+        num_chunks, num_bytes, times_in_chunk, largest = 0, 0, 1, 0
         for array in self.stored.data_vars.values():
             on_levels = "level" in array.dims
             match = match_variable(str(array.name), array.attrs, has_level=on_levels)
@@ -226,8 +227,13 @@ class _Source:
                 touched *= len(np.unique(positions // length))
                 if dimension == "time":
                     times_in_chunk = max(times_in_chunk, length)
-            num_chunks += touched
-            num_bytes += touched * math.prod(chunks) * array.dtype.itemsize
+            size = math.prod(chunks) * array.dtype.itemsize
+            num_chunks, num_bytes, largest = (
+                num_chunks + touched,
+                num_bytes + touched * size,
+                max(largest, size),
+            )
+        self.patient.chunk_bytes = largest
         return _Reading(num_chunks, num_bytes, times_in_chunk)
 
     def _positions(
@@ -309,10 +315,12 @@ class _PatientStore(WrapperStore[Store]):
 
     def __init__(self, store: Store, policy: Policy | None = None, name: str = "") -> None:
         super().__init__(store)
-        self.policy, self.name = policy or Policy(), name
+        self.policy, self.name, self.chunk_bytes = policy or Policy(), name, 0
 
     def _with_store(self, store: Store) -> _PatientStore:
-        return type(self)(store, self.policy, self.name)
+        copied = type(self)(store, self.policy, self.name)
+        copied.chunk_bytes = self.chunk_bytes
+        return copied
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -321,9 +329,9 @@ class _PatientStore(WrapperStore[Store]):
         failures = 0
         while True:
             try:
-                value = await asyncio.wait_for(
-                    self._store.get(key, prototype, byte_range), timeout=self.policy.stall
-                )
+                # Whether bytes arrive cannot be seen from here, so a chunk has time by its size.
+                allowed = self.policy.stall + self.chunk_bytes / SLOWEST
+                value = await asyncio.wait_for(self._store.get(key, prototype, byte_range), allowed)
                 break
             except (
                 Exception

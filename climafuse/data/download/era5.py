@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from climafuse.data.download.access import Access
 from climafuse.data.download.plan import Part, Plan, digest
@@ -41,6 +42,9 @@ from climafuse.data.files import whole_file
 from climafuse.data.variables import Variable
 from climafuse.data.window import Box
 from climafuse.errors import AccessError, DownloadError, UsageError, VariableNotFoundError
+
+if TYPE_CHECKING:
+    import requests
 
 logger = logging.getLogger(__name__)
 
@@ -317,7 +321,7 @@ class _Store:
                     timeout=policy.stall,
                     retry_max=1,
                     sleep_max=policy.longest_wait,
-                    session=_session(),
+                    session=_session(url),
                     debug_callback=_nothing,  # would be the whole text of every answer
                     **tell,
                 ).client
@@ -361,17 +365,19 @@ def _number(ticket: Path) -> str | None:
     return number if isinstance(number, str) else None
 
 
-def _session() -> Any:
-    """A session that leaves the key behind when the store redirects to another host, as Requests does for its own."""
+def _session(url: str) -> requests.Session:
+    """A session that sends the key to the store's own host only, wherever a link or a redirect leads."""
     import requests
 
+    def host(of: str) -> tuple[str, str]:
+        parts = urlsplit(of)
+        return parts.scheme, parts.netloc
+
     class KeepsKey(requests.Session):
-        def rebuild_auth(
-            self, prepared_request: requests.PreparedRequest, response: requests.Response
-        ) -> None:
-            if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
-                prepared_request.headers.pop("PRIVATE-TOKEN", None)
-            super().rebuild_auth(prepared_request, response)
+        def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+            if host(str(request.url)) != host(url):
+                request.headers.pop("PRIVATE-TOKEN", None)
+            return super().send(request, **options)
 
     return KeepsKey()
 

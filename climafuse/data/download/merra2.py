@@ -217,6 +217,7 @@ def _part(granule: Mapping[str, Any], login: _Login) -> Part:
         if link.get("Type") == "GET DATA" and str(link.get("URL", "")).startswith(("http://", "https://"))
     ]
     links = [url for url in links if public_url(url).endswith((".nc4", ".nc"))]
+    links.sort(key=lambda url: not url.startswith("https://"))  # a login goes there
     if not links:
         raise DownloadError(
             f"granule {granule.get('GranuleUR')}",

@@ -14,7 +14,7 @@ from climafuse.data.variables import find_variable
 from climafuse.data.window import Box
 from climafuse.errors import AccessError, DownloadError, UsageError, VariableNotFoundError
 from tests.data.download.rigs import KEY, POLICY, Era5
-from tests.data.download.server import Answer, Server
+from tests.data.download.server import Answer, Request, Server
 
 SINGLE, LEVELS = DATASETS
 
@@ -178,3 +178,21 @@ def test_an_answer_of_another_form_is_told(rig: Era5, tmp_path: Path) -> None:
     rig.server.dynamic = {"/api/": lambda request: Answer(200, b"<html>maintenance</html>")}
     with pytest.raises(DownloadError, match=r"an answer that is none|no answer"):
         fetch(rig.plan(tmp_path), policy=POLICY)
+
+
+def test_a_link_to_another_host_gets_no_key(rig: Era5, tmp_path: Path) -> None:
+    """The store's answers say where to look next; the key goes to the store alone."""
+    plain, rig.other.files = rig.api, rig.server.files
+
+    def elsewhere(request: Request) -> Answer:
+        answer = plain(request)
+        answer.body = answer.body.replace(rig.server.url.encode(), rig.other.url.encode())
+        return answer
+
+    rig.server.dynamic["/api/"] = elsewhere
+    rig.other.dynamic["/api/"] = plain
+    with pytest.raises(AccessError, match="401"):
+        fetch(rig.plan(tmp_path), policy=POLICY)
+    assert rig.other.requests
+    assert not rig.other.sent("PRIVATE-TOKEN")
+    assert rig.server.sent("PRIVATE-TOKEN") == {KEY}
