@@ -26,11 +26,12 @@ def cache_directory() -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str], *, size: int = 0) -> Iterator[Path]:
     """Write a file under another name, then rename it: readers see the old file or the new one, never a part.
 
     Args:
         path: Where the file shall be; its folder is made.
+        size: Its bytes, where they are known beforehand, for the error.
 
     Yields:
         The temporary path to write to, beside the final one. Removed if the block raises.
@@ -40,7 +41,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _beside(path)
-    with _writing(path):
+    with _writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -116,13 +117,13 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise OutputError(
             str(path),
-            expected="a place that can be written, with room on the disk",
+            expected=f"a place that can be written, with room {f'for {size:,} bytes' if size else 'on the disk'}",
             received=error.strerror or str(error),
             remedy="Choose another place, or make room; nothing was left half-written.",
         ) from error

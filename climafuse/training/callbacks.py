@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from climafuse.data.files import whole_file
 from climafuse.errors import OutputError, UsageError
-from climafuse.training.checkpoint import disk_errors, write_file
+from climafuse.training.checkpoint import disk_errors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -177,7 +178,9 @@ class JsonLinesLog(TrainerCallback):
             kept = [
                 line for line in lines if line["step"] <= state.global_step and "train_runtime" not in line
             ]
-        write_file(self.path, "".join(_json_line(line) for line in kept))
+        content = "".join(_json_line(line) for line in kept).encode()
+        with whole_file(self.path, size=len(content)) as temporary:
+            temporary.write_bytes(content)
 
     def on_log(
         self,

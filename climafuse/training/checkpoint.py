@@ -10,7 +10,7 @@ The protocol, each step on disk before the next begins:
 A crash before 3 leaves a `tmp-` folder that nobody takes for a checkpoint; a crash after it leaves a whole
 checkpoint. Nothing here knows what is in the files, and nothing imports torch.
 
-A disk that is full or fails is a `CheckpointError` or `OutputError` that says how many bytes were to be written.
+A disk that is full or fails is a `CheckpointError` that says how many bytes were to be written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from climafuse.errors import CheckpointError, ClimafuseError, OutputError
+from climafuse.errors import CheckpointError, ClimafuseError
 from climafuse.manifest import MANIFEST_NAME, verify_checkpoint, write_manifest
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "remove_unfinished",
     "rotate_checkpoints",
     "verify_checkpoint",
-    "write_file",
     "write_folder",
 ]
 
@@ -107,31 +106,6 @@ def write_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return destination
-
-
-def write_file(path: str | Path, text: str) -> None:
-    """Writes a text file so that a reader sees either all of it or what was there before.
-
-    Args:
-        path: The file; its folder is made.
-        text: Its content, written as UTF-8.
-
-    Raises:
-        OutputError: The disk is full or failing. What was there before is untouched.
-    """
-    path = Path(path)
-    temporary = path.with_name(f"{_UNFINISHED}{path.name}")
-    content = text.encode()
-    with disk_errors(path, OutputError, lambda: len(content)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            _fsync(temporary)
-            os.replace(temporary, path)
-            _fsync(path.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -315,8 +289,11 @@ def _check_space(destination: Path, bytes_needed: int) -> None:
 
 
 def _is_disk_error(error: Exception) -> bool:
-    """Whether writing failed for want of a working disk. safetensors reports I/O errors in its own type."""
-    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    """Whether writing failed for want of a working disk.
+
+    safetensors and tokenizers report I/O errors in types of their own, and in the words of Rust.
+    """
+    return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def _size(directory: Path) -> int:
