@@ -17,6 +17,7 @@ from climafuse.data.coords import (
     Axis,
     check_experiment_version,
     check_grid,
+    has_time,
     latitude_axis,
     level_axis,
     longitude_axis,
@@ -37,6 +38,9 @@ from climafuse.data.variables import (
     unit_conversion,
 )
 from climafuse.errors import CanonicalizationError, VariableNotFoundError
+
+# The time of a field that has none.
+_TIMELESS = Axis("time", None, np.empty(0, dtype="datetime64[s]"), np.empty(0, dtype=int))
 
 
 def canonicalize(
@@ -61,11 +65,12 @@ def canonicalize(
     levels = {float(value) for file in files for value in file.levels}
     source = _join(dict.fromkeys(where for where, _ in datasets))
     ignored = sorted({name for file in files for name in file.ignored})
+    also = _also(ignored, {name: what for file in files for name, what in file.off_pressure.items()})
     if variables is None:
         wanted = held
     else:
         products = {product for file in files for product in file.products}
-        known = [_known(name, held, levels, source, ignored, products) for name in _several(variables)]
+        known = [_known(name, held, levels, source, also, products) for name in _several(variables)]
         # From here on by canonical name: a name of two products means what it does in these files.
         variables = [variable.name for variable in known]
         wanted = {name for variable in known for name in _needed(variable, held, levels) or ()}
@@ -74,7 +79,7 @@ def canonicalize(
             source,
             expected="at least one variable of climafuse's table",
             received=f"variables {_join(ignored)}",
-            remedy="Rename the fields to canonical names or those of a known product.",
+            remedy=f"Rename the fields to canonical names or those of a known product.{also}",
         )
     dataset = _assemble(files, [name for name in VARIABLES if name in wanted])
     dataset.attrs["climate_source"] = dataset.attrs.get("climate_source", source)
@@ -99,8 +104,8 @@ def select_variables(dataset: xr.Dataset, variables: Sequence[str]) -> xr.Datase
     """
     held, levels = _held(dataset)
     source = str(dataset.attrs.get("climate_source", "dataset"))
-    ignored = [dataset.attrs["ignored_variables"]] if "ignored_variables" in dataset.attrs else []
-    known = [_known(name, held, levels, source, ignored) for name in _several(variables)]
+    also = _also([dataset.attrs["ignored_variables"]] if "ignored_variables" in dataset.attrs else [])
+    known = [_known(name, held, levels, source, also) for name in _several(variables)]
     selected = {variable.name: _deliver(dataset, variable) for variable in known}
     coordinates = {
         name: dataset.coords[name]
@@ -148,7 +153,7 @@ def _known(
     held: Collection[str],
     levels: Collection[float],
     source: str,
-    ignored: Sequence[str],
+    also: str,
     products: Collection[str] = (),
 ) -> Variable:
     """The variable a name stands for, if the held fields deliver it."""
@@ -157,7 +162,6 @@ def _known(
     except VariableNotFoundError:
         variable = None
     if variable is None or _needed(variable, held, levels) is None:
-        also = f" Fields outside climafuse's table of variables: {_join(ignored)}." if ignored else ""
         raise VariableNotFoundError(
             f"variable {name!r}",
             expected=f"one of {_spoken(_available(held, levels))}",
@@ -165,6 +169,18 @@ def _known(
             remedy=f"Choose one of these, or another source.{also}",
         )
     return variable
+
+
+def _also(ignored: Sequence[str], off_pressure: Mapping[str, str] | None = None) -> str:
+    """What else is there, and why it is of no use, for a message."""
+    others = [name for name in ignored if name not in (off_pressure or {})]
+    text = f" Fields outside climafuse's table of variables: {_join(others)}." if others else ""
+    if off_pressure:
+        text += (
+            f" Not on pressure levels: {_join(off_pressure)} ({_join(dict.fromkeys(off_pressure.values()))}); "
+            "take them from a product on pressure levels (MERRA-2: collections Np, not Nv), or interpolate them."
+        )
+    return text
 
 
 def _spoken(names: Sequence[str]) -> str:
@@ -218,12 +234,14 @@ class _File:
             check_grid(dataset, where=where)
             self.latitude = latitude_axis(dataset, where=where)
             self.longitude = longitude_axis(dataset, where=where)
-            self.time = time_axis(dataset, where=where)
+            self.time = _TIMELESS if not has_time(dataset) else time_axis(dataset, where=where)
         horizontal = [a.dimension for a in (self.latitude, self.longitude) if a.dimension is not None]
         self.matches: dict[str, list[Hashable]] = {}
         """Canonical name -> names in the file that mean it."""
         self.ignored: list[str] = []
         """Gridded fields outside the table."""
+        self.off_pressure: dict[str, str] = {}
+        """Those on levels that are no pressures -> what they are."""
         self.levels: set[float] = set()
         """All pressure levels of any field, hPa."""
         for name, stored in dataset.variables.items():
@@ -239,6 +257,14 @@ class _File:
             variable = match_variable(str(name), stored.attrs, products=self.products)
         if variable is None:
             self.ignored.append(str(name))
+            axes = (self.time, self.latitude, self.longitude)
+            known = {axis.dimension for axis in axes}
+            others = [dim for dim in stored.dims if dim not in known and stored.sizes[dim] > 1]
+            if others and match_variable(str(name), stored.attrs, has_level=True, products=self.products):
+                unit = self.dataset[others[0]].attrs.get("units", "no unit")
+                self.off_pressure[str(name)] = (
+                    f"{stored.sizes[others[0]]} values of {str(others[0])!r} in {unit}"
+                )
             return
         if variable.on_levels and level is not None:
             self.levels |= {float(value) for value in level.values}
@@ -266,9 +292,14 @@ class _File:
         """
         name = self._only_name(variable)
         stored = self.dataset.variables[name]
+        time = self.time
+        if variable.static and (time.dimension not in stored.dims or len(time.values) == 1):
+            time = _TIMELESS  # it holds at the times of the others
+        elif not len(time.values):
+            time_axis(self.dataset, where=self.where)  # raises: there is none
         where = f"{self.where}: variable {str(name)!r}"
         level = self._level(stored) if variable.on_levels else None
-        axes = (self.time, *((level,) if level else ()), self.latitude, self.longitude)
+        axes = (time, *((level,) if level else ()), self.latitude, self.longitude)
         self._check_dimensions(stored, axes, where)
         attributes = stored.attrs
         check_standard_name(variable, attributes, argument=where)
@@ -283,6 +314,7 @@ class _File:
             axes=axes,
             attributes={**variable.attributes, "cell_methods": methods, "source_name": str(name), **kept},
             fills=_fill_values(stored, where),
+            limits=_limits(stored, unpack_scale, unpack_offset, where),
             scale=unpack_scale * scale,
             offset=unpack_offset * scale + offset,
             unsigned=str(attributes.get("_Unsigned", "")).lower() == "true" and stored.dtype.kind == "i",
@@ -312,7 +344,7 @@ class _File:
                     received=f"also {dim!r} with {stored.sizes[dim]} values",
                     remedy=f"Select one value of {dim!r}; interpolate model levels to pressure levels.",
                 )
-        if self.time.dimension is not None and self.time.dimension not in stored.dims:
+        if axes[0].dimension is not None and axes[0].dimension not in stored.dims:
             raise CanonicalizationError(
                 where,
                 expected="a field at every time",
@@ -342,6 +374,25 @@ def _fill_values(stored: xr.Variable, where: str) -> tuple[Any, ...]:
         cast = np.array(fills, dtype=np.float64).astype(stored.dtype)
     # A fill value that an integer type cannot hold marks nothing.
     return tuple(c for c, fill in zip(cast, fills, strict=True) if stored.dtype.kind == "f" or c == fill)
+
+
+def _limits(stored: xr.Variable, scale: float, offset: float, where: str) -> tuple[float, float]:
+    """Smallest and largest stored value that is none of those CF calls missing.
+
+    Of a packed field, limits are packed if they have its type, as CF (section 2.5.1) wants it, and unpacked if
+    they are fractions, as many files have it.
+    """
+    low, high = -np.inf, np.inf
+    for key in ("valid_range", "valid_min", "valid_max"):
+        numbers = _numbers(stored.attrs, key, where)
+        if stored.dtype.kind in "iu" and np.asarray(stored.attrs.get(key, 0)).dtype.kind == "f":
+            numbers = sorted((number - offset) / scale for number in numbers)
+        if len(numbers) != {"valid_range": 2}.get(key, 1) * bool(numbers):
+            continue  # no limits of this kind
+        if numbers:
+            low = max(low, numbers[0]) if key != "valid_max" else low
+            high = min(high, numbers[-1]) if key != "valid_min" else high
+    return low, high
 
 
 def _numbers(
@@ -379,11 +430,15 @@ def _assemble(files: Sequence[_File], names: Sequence[str]) -> xr.Dataset:
     }
     times: np.ndarray | None = None
     levels: np.ndarray | None = None
-    for name in names:
+    for name in sorted(names, key=lambda name: VARIABLES[name].static):
         holders = [file for file in files if name in file.matches]
         fields = [file.field(VARIABLES[name]) for file in holders]
-        own_times, owner, step = _join_times(name, holders)
-        times = _check_equal("times", name, times, own_times, fields[0])
+        if times is not None and fields[0].axes[0] is _TIMELESS:
+            # What is the same at all times may be in any of the files: it is read once, and repeated.
+            fields, owner, step = fields[:1], np.zeros(len(times), dtype=int), np.arange(len(times))
+        else:
+            own_times, owner, step = _join_times(name, holders)
+            times = _check_equal("times", name, times, own_times, fields[0])
         _check_equal_fields(name, fields)
         if len(fields[0].axes) == 4:
             levels = _check_equal("levels", name, levels, fields[0].axes[1].values, fields[0])
@@ -404,7 +459,9 @@ def _assemble(files: Sequence[_File], names: Sequence[str]) -> xr.Dataset:
         for key, value in first.dataset.attrs.items()
         if all(repr(file.dataset.attrs.get(key)) == repr(value) for file in files)
     }
-    return xr.Dataset(arrays, coordinates, shared | {"Conventions": "CF-1.11"})
+    return xr.Dataset(
+        {name: arrays[name] for name in names}, coordinates, shared | {"Conventions": "CF-1.11"}
+    )
 
 
 def _check_equal(
@@ -433,6 +490,13 @@ def _join_times(name: str, files: Sequence[_File]) -> tuple[np.ndarray, np.ndarr
             remedy="Convert the files to one calendar first.",
         )
     times = np.concatenate([file.time.values for file in files])
+    if not len(times):
+        raise CanonicalizationError(
+            f"variable {name!r}",
+            expected="fields with times",
+            received=f"{_join(file.where for file in files)}, without any",
+            remedy="Open what is the same at all times together with files that have times.",
+        )
     owner = np.repeat(np.arange(len(files)), [len(file.time.values) for file in files])
     step = np.concatenate([file.time.positions for file in files])
     order = np.argsort(times, kind="stable")

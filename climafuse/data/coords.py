@@ -289,16 +289,31 @@ def check_experiment_version(dataset: xr.Dataset, *, where: str) -> None:
         )
 
 
-def _find(dataset: xr.Dataset, kind: _Kind, where: str) -> Hashable:
-    """Name of the coordinate: the first criterion that anything meets decides."""
+def has_time(dataset: xr.Dataset) -> bool:
+    """Whether anything in a dataset looks like a time coordinate.
+
+    Args:
+        dataset: As opened.
+    """
+    return bool(_candidates(dataset, _TIME))
+
+
+def _candidates(dataset: xr.Dataset, kind: _Kind) -> list[Hashable]:
+    """What may be the coordinate: the first criterion that anything meets decides."""
     variables = dataset.variables
-    criteria = (
+    criteria: tuple[list[Hashable], ...] = (
         [name for name, v in variables.items() if v.attrs.get("standard_name") in kind.standard_names],
         [name for name, v in variables.items() if v.attrs.get("units") in kind.units],
         [name for name in kind.names if name in variables],
         [name for name, v in variables.items() if v.attrs.get("axis") == kind.axis],
     )
-    candidates = next((found for found in criteria if found), [])
+    return next((found for found in criteria if found), [])
+
+
+def _find(dataset: xr.Dataset, kind: _Kind, where: str) -> Hashable:
+    """Name of the coordinate."""
+    variables = dataset.variables
+    candidates = _candidates(dataset, kind)
     if not candidates:
         raise CanonicalizationError(
             where,

@@ -84,6 +84,7 @@ class StoredField:
         axes: Time, [level], latitude, longitude.
         attributes: Canonical attributes.
         fills: Stored values that mean "missing".
+        limits: Smallest and largest stored value that does not.
         scale: SI value = scale · stored value + offset.
         offset: See ``scale``.
         unsigned: Whether stored integers are unsigned ones in disguise (NetCDF 3 has no others).
@@ -94,6 +95,7 @@ class StoredField:
     axes: tuple[Axis, ...]
     attributes: dict[str, Any]
     fills: tuple[Any, ...]
+    limits: tuple[float, float]
     scale: float
     offset: float
     unsigned: bool
@@ -174,6 +176,9 @@ class StoredField:
             missing |= np.isfinite(stored) & (np.abs(stored) >= FILL_THRESHOLD)
         if self.unsigned:
             stored = stored.astype(f"u{stored.dtype.itemsize}")
+        if self.limits != (-np.inf, np.inf):
+            # An infinity is no missing value but a fault, and refused by whoever reads on.
+            missing |= np.isfinite(stored) & ((stored < self.limits[0]) | (stored > self.limits[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # fill values may not fit
             if (self.scale, self.offset) == (1.0, 0.0):
                 values = stored.astype(np.float32)

@@ -125,6 +125,7 @@ class Variable:
         by_standard_name: Whether the standard name alone identifies it. Not where a height or more is needed:
             ``air_temperature`` may be of any height.
         on_levels: Whether it has a value on every pressure level.
+        static: Whether it is the same at all times; then it may come without any.
         level: Pressure in hPa, for a channel (one level of a variable on levels).
         parent: The variable on levels that a channel is a level of.
         derive: How it follows from other variables; None for variables that are only read.
@@ -137,6 +138,7 @@ class Variable:
     cell_method: str = "point"
     by_standard_name: bool = True
     on_levels: bool = False
+    static: bool = False
     level: float | None = None
     parent: str | None = None
     derive: Derivation | None = field(default=None, compare=False)
@@ -180,6 +182,9 @@ _SINGLE_LEVEL = (
     Variable("sst_anomaly", "sea surface temperature anomaly", "surface_temperature_anomaly",
              "temperature_difference", by_standard_name=False),
     Variable("siconc", "sea ice concentration", "sea_ice_area_fraction", "fraction"),
+    Variable("lsm", "land-sea mask", "land_area_fraction", "fraction", static=True),
+    Variable("orog", "height of the surface", "surface_altitude", "height", static=True),
+    Variable("zs", "geopotential of the surface", "surface_geopotential", "geopotential", static=True),
 )  # fmt: skip
 
 _ON_LEVELS = (

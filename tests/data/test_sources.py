@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from climafuse.data.lazy import StoredField
 from climafuse.data.sources import available_variables, load_fields, open_climate, select_variables
+from climafuse.data.window import select_window
 from climafuse.errors import CanonicalizationError, ClimafuseError, ClimateFileError, VariableNotFoundError
 from tests.data.fixtures import Truth, arco, canonical, era5, merra2, truth, write
 
@@ -250,6 +251,84 @@ def test_an_unreadable_attribute_is_named():
         open_climate(dataset)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "attributes"),
+    [
+        ("f4", {"valid_range": np.array([0, 300], dtype=np.float32)}),
+        ("f4", {"valid_range": [0.0, 300.0]}),  # as Zarr has it
+        ("f4", {"valid_min": np.float32(0), "valid_max": np.float32(300)}),
+        ("i2", {"scale_factor": 0.5, "add_offset": 250.0, "valid_range": np.array([-500, 100], dtype=np.int16)}),
+        ("i2", {"scale_factor": 0.5, "add_offset": 250.0, "valid_range": np.array([0, 300], dtype=np.float32)}),
+    ],
+)  # fmt: skip
+def test_values_outside_the_valid_range_are_missing(dtype, attributes):
+    """0.5 * 100 + 250 = 300 is the last valid one, packed or not."""
+    dataset = era5(truth("t2m", num_times=1))
+    values = np.array([[250.0, 300.0, 300.5, 310.0]])
+    stored = values if dtype == "f4" else (values - 250) / 0.5
+    field = np.zeros((1, 7, 8), dtype=dtype) + np.dtype(dtype).type(0 if dtype == "i2" else 250)
+    field[0, 0, :4] = stored
+    dataset["t2m"] = (dataset["t2m"].dims, field, {"units": "K", **attributes})
+    opened = open_climate(dataset)["t2m"].values[0, -1]
+    np.testing.assert_array_equal(opened[:4], [250, 300, np.nan, np.nan])
+    assert not np.isnan(opened[4:]).any()
+
+
+# Fields that are the same at all times.
+
+
+def test_static_fields_of_the_same_file_hold_at_all_its_times(tmp_path):
+    """WeatherBench has its land-sea mask without a time dimension."""
+    known = truth("t2m")
+    mask = np.arange(56, dtype=np.float32).reshape(8, 7) / 55  # [longitude, latitude]
+    dataset = arco(known).assign(land_sea_mask=(("longitude", "latitude"), mask, {"units": "(0 - 1)"}))
+    opened = open_climate(write(dataset, tmp_path / "file.zarr", "zarr2"))
+    assert opened["lsm"].dims == ("time", "latitude", "longitude")
+    np.testing.assert_array_equal(opened["lsm"].values, np.repeat(mask.T[None, ::-1], 4, axis=0))
+    np.testing.assert_array_equal(
+        opened["lsm"].isel(time=[3, 1], longitude=2).values, mask.T[None, ::-1, 2][[0, 0]]
+    )
+    assert select_window(opened, time=known.time[-1], history=2).fields.shape == (2, 2, 7, 8)
+    with pytest.raises(CanonicalizationError, match="without time"):  # weather is not static
+        open_climate(
+            dataset.assign(t2m=dataset["2m_temperature"].isel(time=0, drop=True)).drop_vars("2m_temperature")
+        )
+
+
+def test_static_fields_of_another_file_hold_at_all_times(tmp_path):
+    known = truth("t2m", num_times=4)
+    heights = np.linspace(0, 5000, 56, dtype=np.float32).reshape(1, 7, 8)
+    constants = merra2(truth("t2m", num_times=1), short_name="M2C0NXASM").drop_vars("T2M")
+    constants["time"] = ("time", [0], {"units": "minutes since 1992-01-02 00:00:00"})
+    constants["PHIS"] = (("time", "lat", "lon"), heights * 9.8, {"units": "m+2 s-2"})
+    paths = [write(constants, tmp_path / "const.nc4", "netcdf4")]
+    for part in range(2):
+        steps = merra2(known).isel(time=slice(2 * part, 2 * part + 2))
+        paths.append(write(steps, tmp_path / f"{part}.nc4", "netcdf4"))
+    with open_climate(paths) as opened:
+        np.testing.assert_array_equal(opened["time"].values, known.time)
+        west_first = np.roll(heights * np.float32(9.8), 4, axis=-1)
+        np.testing.assert_allclose(opened["zs"].values, np.repeat(west_first, 4, axis=0), rtol=1e-6)
+    with open_climate(paths[0]) as alone:
+        assert alone.sizes["time"] == 1
+
+
+def test_a_file_without_any_time(tmp_path):
+    """CMIP's fx files: orog and sftlf."""
+    known = truth("t2m")
+    fixed = era5(known).isel(valid_time=0, drop=True).rename(t2m="orog")
+    fixed["orog"].attrs = {"units": "m", "standard_name": "surface_altitude"}
+    paths = [
+        write(fixed, tmp_path / "orog.nc", "netcdf4"),
+        write(era5(known), tmp_path / "t2m.nc", "netcdf4"),
+    ]
+    with open_climate(paths) as opened:
+        assert list(opened.data_vars) == ["t2m", "orog"]
+        np.testing.assert_array_equal(opened["orog"].values, known.fields["t2m"][[0] * 4])
+    with pytest.raises(CanonicalizationError, match="together with files that have times"):
+        open_climate(paths[0])
+
+
 # Levels, derived variables, choice.
 
 
@@ -296,8 +375,11 @@ def test_model_levels_are_refused_only_if_wanted():
     dataset = _levels("layer")
     assert list(open_climate(dataset).data_vars) == ["msl"]
     assert open_climate(dataset).attrs["ignored_variables"] == "QV, T"
-    with pytest.raises(VariableNotFoundError, match="'t850'"):
-        open_climate(dataset, variables=["t850"])
+    for variables, source in ((["t850"], dataset), (None, dataset[["T", "QV"]])):
+        with pytest.raises(
+            VariableNotFoundError, match=r"Not on pressure levels: .*3 values of 'lev' in layer.*Np"
+        ):
+            open_climate(source, variables=variables)
 
 
 def test_derived_variables_come_when_asked_for():

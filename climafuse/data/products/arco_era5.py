@@ -26,6 +26,8 @@ ARCO_ERA5 = Product(
         "tcc": ("total_cloud_cover",),
         "sst": ("sea_surface_temperature",),
         "siconc": ("sea_ice_cover",),
+        "lsm": ("land_sea_mask",),
+        "zs": ("geopotential_at_surface",),
         "t": ("temperature",),
         "u": ("u_component_of_wind",),
         "v": ("v_component_of_wind",),

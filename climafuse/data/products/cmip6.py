@@ -23,6 +23,7 @@ CMIP6 = Product(
         "tcwv": ("prw",),
         "tcc": ("clt",),
         "sst": ("tos",),
+        "lsm": ("sftlf",),
         "t": ("ta",),
         "u": ("ua",),
         "v": ("va",),

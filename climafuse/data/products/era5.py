@@ -28,6 +28,7 @@ ERA5 = Product(
         "tcc": ("TCC",),
         "sst": ("SSTK",),
         "siconc": ("ci", "CI"),
+        "lsm": ("LSM",),
         "zg": ("gh",),
     },
     channels={"zg": ("gh",)},

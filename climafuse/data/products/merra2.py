@@ -55,6 +55,7 @@ MERRA2 = Product(
         "tcwv": ("TQV",),
         "tcc": ("CLDTOT",),
         "siconc": ("FRSEAICE",),
+        "zs": ("PHIS",),
         "t": ("T",),
         "u": ("U",),
         "v": ("V",),
@@ -72,6 +73,7 @@ MERRA2 = Product(
         "r": ("RH",),
         "zg": ("H",),
     },
+    units={"geopotential": {"m+2 s-2": (1.0, 0.0)}},
     recognize=_recognize,
     adapt=_adapt,
 )
