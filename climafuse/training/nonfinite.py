@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from climafuse.data.normalization import Statistics
+from climafuse.data.window import Window
 from climafuse.errors import NonFiniteError
 from climafuse.training.optim import gradient_norms
 
@@ -77,6 +80,27 @@ def sample_numbers(batch: Mapping[str, Any]) -> list[int]:
     """The number of the sample behind each climate row of a batch."""
     numbers = batch.get(SAMPLE_KEY, [])
     return [int(number) for number in (numbers.tolist() if isinstance(numbers, Tensor) else numbers)]
+
+
+def farthest_value(window: Window, statistics: Statistics) -> str:
+    """Says which value of a window is farthest out: variable, time and place.
+
+    Args:
+        window: Fields [T, V, H, W].
+        statistics: Mean and standard deviation of each variable.
+    """
+    table = statistics.sel(variable=list(window.variables))
+    mean, std = (table[name].values[:, None, None] for name in ("mean", "std"))
+    distance = np.abs(window.fields.astype(np.float64) - mean) / std  # [T, V, H, W]
+    distance[np.isnan(window.fields)] = -1.0  # missing, which is nothing odd
+    step, variable, row, column = np.unravel_index(distance.argmax(), distance.shape)
+    value = window.fields[step, variable, row, column]
+    latitude, longitude = window.latitude[row], window.longitude[column]
+    return (
+        f"{window.variables[variable]} is {value:g} {table['units'].values[variable]} at "
+        f"{window.time[step]}, latitude {latitude:g}, longitude {longitude:g}: "
+        f"{distance[step, variable, row, column]:.3g} standard deviations from the mean"
+    )
 
 
 def _described(samples: list[int], describe: Callable[[int], str] | None) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from climafuse.backbones import LoadedBackbone, load_backbone
 from climafuse.data.store import TrainingStore
+from climafuse.data.window import Window
 from climafuse.errors import ConfigurationError, OutputError
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
 from climafuse.model.card import model_card
@@ -28,6 +29,7 @@ from climafuse.training.dataset import (
     open_store,
     window_statistics,
 )
+from climafuse.training.nonfinite import farthest_value
 from climafuse.training.thinning import LabelThinning
 from climafuse.training.trainer import ClimateTextTrainer, check_output
 
@@ -277,10 +279,15 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
         processing_class=setup.processor,
         card=card,
         identity=_identity(setup),
+        describe_sample=lambda number: farthest_value(_window(setup.train, number), setup.store.statistics),
         progress=progress,
     )
     trainer.config = setup.config  # what is written beside the weights is what was configured
     return trainer
+
+
+def _window(examples: Examples, sample: int) -> Window:
+    return next(example.window for example in examples if example.sample == sample)
 
 
 def _identity(setup: Run) -> dict[str, Any]:
