@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from climafuse.data.window import Box
-from climafuse.evaluation import GUESSERS, Question, guesses
+from climafuse.evaluation import GUESSERS, Question, baselines, guesses
 from tests.evaluation.stores import changed, make_store, random_store
 from tests.facts.windows import KELVIN
 
@@ -128,3 +128,10 @@ def test_of_the_windows_only_the_place_is_looked_at():
     elsewhere = store.window(11, Box(7, 28, 5, 5), 2)
     assert guesses(store, [own], questions, history=2) == guesses(store, [blank], questions, history=2)
     assert guesses(store, [own], questions, history=2) != guesses(store, [elsewhere], questions, history=2)
+
+
+def test_of_many_training_times_some_at_even_distances_are_looked_at(monkeypatch):
+    monkeypatch.setattr(baselines, "TIMES", 3)
+    store = make_store({"t2m": KELVIN + _steps(0, 90, 4, 91, 92, 11)})
+    # Of steps 0 to 5 the first, the one at 2.5, which rounds to 2, and the last: 0 4 11, mean 5, median 4.
+    assert _guess(store, ("mean", "t2m", ())) == {"climatology": 5.0, "prior": 4.0, "persistence": 11.0}
