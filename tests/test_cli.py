@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import types
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 import climafuse
 from climafuse.cli import handler
 from climafuse.cli.app import app
+from climafuse.data import store
 from climafuse.data.pairs import read_pairs
 from climafuse.data.places import Place
 from climafuse.data.window import Window
@@ -300,9 +302,42 @@ def test_data_prepare(climate_file, tmp_path):
     assert result.exit_code == 0, result.output
     made = json.loads(result.stdout)
     assert made["variables"] == ["t2m", "msl"]
-    assert (tmp_path / "store" / "manifest.json").is_file()
+    files = [path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert made["bytes"] == sum(files)
+    assert made["times_a_second"] == pytest.approx(sum(made["times"].values()) / made["seconds"], rel=0.5)
+    assert 0.05 < made["peak_memory_gb"] < 50
     again = runner.invoke(app, arguments)
     assert "does not exist yet" in _one_line_error(again, 2)
+
+
+def test_data_prepare_goes_on_where_it_stopped_and_says_so(climate_file, tmp_path, monkeypatch):
+    arguments = ["data", "prepare", str(climate_file), str(tmp_path / "store"), "--gap-hours", "6"]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            store, "_write_manifest", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+        )
+        result = runner.invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "No space left. Make room and repeat the command" in result.stderr.splitlines()[-1]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"going on from (\d+) of \1 times written", result.stderr)
+    assert re.search(r"0 pairs\n\S+ GB in \d+ s, \S+ times a second; at most \S+ GB of memory", result.stdout)
+
+
+def test_data_describe_takes_a_training_store_for_its_source(climate_file, tmp_path):
+    runner.invoke(app, ["data", "prepare", str(climate_file), str(tmp_path / "store"), "--gap-hours", "6"])
+    options = ["--windows", "5", "--history", "2", "--box-degrees", "30"]
+    written = []
+    for number, (source, more) in enumerate(
+        ((climate_file, []), (tmp_path / "store", []), (tmp_path / "store", ["-v", "t2m", "-v", "msl"]))
+    ):
+        output = tmp_path / f"{number}.jsonl"
+        result = runner.invoke(app, ["data", "describe", str(source), str(output), *options, *more])
+        assert result.exit_code == 0, result.output
+        assert "5 of 5 windows" in result.stderr
+        written.append(output.read_text())
+    assert written[0] == written[1] == written[2]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "climafuse"
 # From the ground up: a part may import itself and what lies below; parts of one layer do not see each other.
 LAYERS = [
     {"errors"},
-    {"climate_tokens", "manifest", "registry"},
+    {"climate_tokens", "manifest", "memory", "registry"},
     {"data"},
     {"facts", "encoders", "fusion", "backbones"},
     {"model"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +15,11 @@ from climafuse.cli.handler import JsonOption, print_json, print_table, progress_
 from climafuse.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
 
     from climafuse.data.pairs import Pair
+    from climafuse.data.window import Box, Window
 
 app = typer.Typer(no_args_is_help=True, help="Look into climate files, describe them, make training stores.")
 
@@ -80,37 +84,38 @@ def describe(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of places, times and wording.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Write climate-text pairs made from facts that are computed from the fields."""
+    """Write climate-text pairs made from facts that are computed from the fields of files or of a training store."""
     import numpy as np
 
     from climafuse import facts
     from climafuse.data.batch import sample_boxes
     from climafuse.data.pairs import write_pairs
-    from climafuse.data.sources import open_climate
-    from climafuse.data.window import Grid, select_window
+    from climafuse.data.window import Grid
 
-    dataset = open_climate(source_path(source), variables=variables)
-    times = dataset["time"].values
-    if history > len(times):
+    times, grid, cut = _open_for_windows(source, variables, history)
+    if history > times:
         raise UsageError(
             "--history",
-            expected=f"at most the {len(times)} times of {source}",
+            expected=f"at most the {times} times of {source}",
             received=history,
             remedy="Ask for fewer, or give a source of more times.",
         )
-    grid = Grid(dataset["latitude"].values, dataset["longitude"].values)
     chosen = sample_boxes(
-        np.arange(history - 1, len(times)),
+        np.arange(history - 1, times),
         windows,
         size=(box_degrees, box_degrees),
         seed=seed,
-        within=grid.centers(box_degrees, box_degrees),
+        within=Grid(*grid).centers(box_degrees, box_degrees),
     )
+    progress = (lambda done, total: None) if as_json else progress_line("windows")
+
+    def cut_all() -> Iterator[tuple[int, Window]]:
+        for sample, (step, box) in enumerate(chosen):
+            yield sample, cut(step, box)
+            progress(sample + 1, windows)
+
     pairs = facts.describe(
-        (
-            (sample, select_window(dataset, time=times[step], box=box, history=history))
-            for sample, (step, box) in enumerate(chosen)
-        ),
+        cut_all(),
         seed=seed,
         kinds=kinds,
         questions_per_window=questions,
@@ -124,11 +129,35 @@ def describe(
         for count, pair in enumerate(pairs, start=1):  # noqa: B007 told after the last
             yield pair
 
-    write_pairs(counted(), output)
+    write_pairs(counted(), output)  # one by one: neither windows nor pairs pile up
     if as_json:
         print_json({"output": output, "pairs": count, "windows": windows})
     else:
         typer.echo(f"{output}: {count} pairs about {windows} windows")
+
+
+def _open_for_windows(
+    source: str, variables: list[str] | None, history: int
+) -> tuple[int, tuple[np.ndarray, np.ndarray], Callable[[int, Box], Window]]:
+    """Number of times, latitude and longitude, and what cuts a window out; from a store a hundred times as fast."""
+    from climafuse.data.sources import open_climate, select_variables
+    from climafuse.data.store import MANIFEST, TrainingStore
+    from climafuse.data.window import select_window
+
+    path = source_path(source)
+    if (Path(path) / MANIFEST).is_file():
+        store = TrainingStore.open(path)
+        if variables is None:
+            return len(store.time), (store.latitude, store.longitude), partial(store.window, history=history)
+        dataset = select_variables(store.to_dataset(), variables)
+    else:
+        dataset = open_climate(path, variables=variables)
+    times = dataset["time"].values
+
+    def cut(step: int, box: Box) -> Window:
+        return select_window(dataset, time=times[step], box=box, history=history)
+
+    return len(times), (dataset["latitude"].values, dataset["longitude"].values), cut
 
 
 @app.command()
@@ -145,23 +174,46 @@ def prepare(
     ] = 24.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a training store: canonical fields, splits with a gap, training statistics."""
-    from climafuse.data.store import prepare as prepare_store
+    """Make a training store: canonical fields, splits with a gap, training statistics.
 
+    If it is interrupted, the same command goes on where it stopped.
+    """
+    from climafuse.data.store import prepare as prepare_store
+    from climafuse.memory import peak_memory_gb
+
+    begin = time.perf_counter()
     store = prepare_store(
         source_path(source),
         destination,
         variables=variables,
         pairs=pairs,
         gap=timedelta(hours=gap_hours),
-        progress=None if as_json else progress_line("times written"),
+        progress=None if as_json else progress_line("times written", goes_on=True),
     )
+    seconds = time.perf_counter() - begin
     splits = {name: len(getattr(store.splits, name)) for name in ("train", "validation", "test")}
+    written = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    found = {
+        "store": destination,
+        "variables": store.variables,
+        "times": splits,
+        "pairs": len(store.all_pairs),
+        "bytes": written,
+        "seconds": seconds,
+        "times_a_second": len(store.time) / seconds,
+        "pairs_a_second": len(store.all_pairs) / seconds,
+        "peak_memory_gb": peak_memory_gb(),
+    }
     if as_json:
-        print_json({"store": destination, "variables": store.variables, "times": splits})
-    else:
-        counts = ", ".join(f"{count} {name}" for name, count in splits.items())
-        typer.echo(f"{destination}: {', '.join(store.variables)}; times: {counts}")
+        print_json(found)
+        return
+    counts = ", ".join(f"{count} {name}" for name, count in splits.items())
+    typer.echo(f"{destination}: {', '.join(store.variables)}; times: {counts}; {len(store.all_pairs)} pairs")
+    typer.echo(
+        f"{written / 1e9:.3g} GB in {seconds:.0f} s, {found['times_a_second']:.3g} times a second"
+        + (f", {found['pairs_a_second']:.3g} pairs a second" if store.all_pairs else "")
+        + f"; at most {found['peak_memory_gb']:.2f} GB of memory"
+    )
 
 
 def source_path(source: str) -> str:

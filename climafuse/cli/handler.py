@@ -59,22 +59,32 @@ def print_table(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> N
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def progress_line(label: str) -> Callable[[int, int], None]:
-    """A callback that shows how far a job is and how long it may take, on standard error.
+def progress_line(label: str, *, goes_on: bool = False) -> Callable[[int, int], None]:
+    """A callback that shows how far a job is, how fast it goes and how long it may take, on standard error.
 
     On a terminal the line is rewritten in place; elsewhere a new line is written every few seconds.
+
+    Args:
+        label: What is counted.
+        goes_on: The first call only tells where the job begins: an earlier run may have done a part.
     """
     start = last = time.monotonic()
     terminal = sys.stderr.isatty()
+    begin: int | None = None if goes_on else 0
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, begin
         now = time.monotonic()
+        if begin is None:
+            begin = done
+            if done:
+                typer.echo(f"going on from {done} of {total} {label}", err=True)
+            return
         if done < total and now - last < (0.1 if terminal else 5.0):
             return
         last = now
-        left = (now - start) / max(done, 1) * (total - done)
-        line = f"{done} of {total} {label}, {left:.0f} s left"
+        rate = max(done - begin, 1) / max(now - start, 1e-9)
+        line = f"{done} of {total} {label}, {rate:.3g} a second, {(total - done) / rate:.0f} s left"
         if terminal:
             typer.echo(f"\r\033[K{line}" + ("\n" if done == total else ""), nl=False, err=True)
         else:

@@ -50,6 +50,7 @@ from climafuse.errors import (
     RunInterruptedError,
     TrainingError,
 )
+from climafuse.memory import peak_memory_gb
 from climafuse.model.card import CARD_FILE
 from climafuse.training.callbacks import (
     LOG_FILE,
@@ -59,7 +60,6 @@ from climafuse.training.callbacks import (
     RunClock,
     TensorBoardLog,
     TimeLimit,
-    peak_memory_gb,
 )
 from climafuse.training.checkpoint import (
     checkpoint_path,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from climafuse.memory import peak_memory_gb
 from climafuse.training.callbacks import (
     EarlyStopping,
     JsonLinesLog,
@@ -21,7 +22,6 @@ from climafuse.training.callbacks import (
     TimeLimit,
     duration,
     evaluations_without_improvement,
-    peak_memory_gb,
     read_log,
 )
 
