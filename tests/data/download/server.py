@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-# How one answer goes wrong. A path's script is consumed answer by answer; after it, all goes well.
-FAULTS = ("500", "429", "stall", "truncate", "drop")
-
 
 @dataclass
 class Request:
@@ -45,7 +42,10 @@ class Server:
     Attributes:
         files: Path → content.
         etags: Path → ETag; those of contents where absent, none where None.
-        faults: Path → faults of the next answers, in order.
+        faults: Path → faults of the next answers, in order; after them, all goes well. A status; "429 after"
+            (with Retry-After); "stall" and "truncate" after three fifths of the body; "flip" a bit or send
+            "garbage" of the right length; "chunked", "longer" by its header, "no length", "no length, truncate";
+            "login" page, said to be one or "login unsaid".
         dynamic: Prefix of paths → function of the request.
         ranges: Whether ranges are known.
         if_range: Whether If-Range is honored.
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if fault == "chunked":
             self.send_header("Transfer-Encoding", "chunked")
-        elif fault != "no length":
+        elif not fault.startswith("no length"):
             self.send_header("Content-Length", str(len(body) + (7 if fault == "longer" else 0)))
         if fault:
             self.send_header("Connection", "close")
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"?" * len(body))
             elif fault == "flip":
                 self.wfile.write(body[:-1] + bytes([body[-1] ^ 1]))
-            elif fault in ("stall", "truncate"):
+            elif fault in ("stall", "truncate", "no length, truncate"):
                 self.wfile.write(body[: len(body) * 3 // 5])
                 self.wfile.flush()
                 if fault == "stall":

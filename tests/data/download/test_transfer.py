@@ -77,6 +77,13 @@ def test_without_size_and_checksum_nothing_tells_a_whole_file(server: Server, tm
     assert bring(server, tmp_path / "a.nc", checksum=MD5) == CONTENT
 
 
+def test_a_body_without_length_that_ends_early_goes_on(server: Server, tmp_path: Path) -> None:
+    """HTTP itself does not tell; the size that the service lists does."""
+    server.faults["/file.nc"] = ["no length, truncate"]
+    assert bring(server, tmp_path / "a.nc", size=len(CONTENT)) == CONTENT
+    assert ranges(server) == [None, f"bytes={len(CONTENT) * 3 // 5}-"]
+
+
 def test_a_weak_etag_is_compared_and_not_sent(server: Server, tmp_path: Path) -> None:
     server.etags["/file.nc"] = 'W/"1"'
     begin(tmp_path / "a.nc", CONTENT[:1000], version='W/"1"')
