@@ -65,7 +65,8 @@ def canonicalize(
     levels = {float(value) for file in files for value in file.levels}
     source = _join(dict.fromkeys(where for where, _ in datasets))
     ignored = sorted({name for file in files for name in file.ignored})
-    also = _also(ignored, {name: what for file in files for name, what in file.off_pressure.items()})
+    off_pressure = {name: what for file in files for name, what in file.off_pressure.items()}
+    also = _also(ignored, off_pressure)
     if variables is None:
         wanted = held
     else:
@@ -75,11 +76,12 @@ def canonicalize(
         variables = [variable.name for variable in known]
         wanted = {name for variable in known for name in _needed(variable, held, levels) or ()}
     if not wanted:
+        rename = "Rename the fields to canonical names or those of a known product."
         raise VariableNotFoundError(
-            source,
+            _brief(source),
             expected="at least one variable of climafuse's table",
             received=f"variables {_join(ignored)}",
-            remedy=f"Rename the fields to canonical names or those of a known product.{also}",
+            remedy=rename if set(ignored) - off_pressure.keys() else _also([], off_pressure).strip(),
         )
     dataset = _assemble(files, [name for name in VARIABLES if name in wanted])
     dataset.attrs["climate_source"] = dataset.attrs.get("climate_source", source)
@@ -162,13 +164,27 @@ def _known(
     except VariableNotFoundError:
         variable = None
     if variable is None or _needed(variable, held, levels) is None:
+        near = _OTHER_QUANTITY.get(variable.name if variable else "")
+        if near in held:
+            also += f" {near} is there, but another quantity: {VARIABLES[near].long_name}, {VARIABLES[near].units}."
+        available = _available(held, levels)
         raise VariableNotFoundError(
             f"variable {name!r}",
-            expected=f"one of {_spoken(_available(held, levels))}",
-            received=f"a variable that {source} does not hold",
-            remedy=f"Choose one of these, or another source.{also}",
+            expected=f"one of {_spoken(available)}" if available else "fields of climafuse's table",
+            received=f"a variable that {_brief(source)} does not hold",
+            remedy=f"Choose {'one of these, or ' * bool(available)}another source.{also}",
         )
     return variable
+
+
+# What is easily taken for one another.
+_OTHER_QUANTITY = {"tp": "tprate", "tprate": "tp", "z": "zg", "zg": "z"}
+
+
+def _brief(source: str) -> str:
+    """The files of a dataset, for a message: a year of daily granules would fill the screen."""
+    files = source.split(", ")
+    return source if len(files) < 4 else f"{files[0]} to {files[-1]} ({len(files)} files)"
 
 
 def _also(ignored: Sequence[str], off_pressure: Mapping[str, str] | None = None) -> str:

@@ -313,7 +313,7 @@ def _candidates(dataset: xr.Dataset, kind: _Kind) -> list[Hashable]:
 def _find(dataset: xr.Dataset, kind: _Kind, where: str) -> Hashable:
     """Name of the coordinate."""
     variables = dataset.variables
-    candidates = _candidates(dataset, kind)
+    candidates: list[Any] = _candidates(dataset, kind)
     if not candidates:
         raise CanonicalizationError(
             where,
