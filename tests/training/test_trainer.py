@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +201,101 @@ def test_resume_refuses_settings_of_another_run(make_trainer: Make, make_config:
     make_trainer().train()
     with pytest.raises(CheckpointError, match=r"training\.learning_rate: expected 0\.05, as in checkpoint-6"):
         make_trainer(make_config(learning_rate=0.01)).train(resume_from_checkpoint=True)
+
+
+def test_resume_refuses_other_parts_and_other_data(make_trainer: Make, make_config: Make) -> None:
+    config = make_config(steps=2)
+    make_trainer(config, identity={"texts": "abc"}).train()
+    other = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, options={"depth": 3}))
+    with pytest.raises(CheckpointError, match=r"encoder\.options: expected {}, as in checkpoint-2; received"):
+        make_trainer(other, identity={"texts": "abc"}).train(resume_from_checkpoint=True)
+    with pytest.raises(CheckpointError, match=r"texts: expected 'abc', as in checkpoint-2; received 'xyz'"):
+        make_trainer(config, identity={"texts": "xyz"}).train(resume_from_checkpoint=True)
+    # Where the data lies and how often it is looked at are no part of the result.
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, source="elsewhere.nc"))
+    longer = make_config(steps=3, evaluation_interval=7)
+    trainer = make_trainer(dataclasses.replace(moved, training=longer.training), identity={"texts": "abc"})
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+
+
+def test_evaluation_leaves_the_random_numbers_of_training_alone(
+    make_trainer: Make, make_config: Make, toolbox: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Dropout is on: one number more, and all weights differ."""
+    runs = []
+    for name, interval in (("a", 1), ("b", 1000)):
+        trainer = make_trainer(
+            make_config(
+                {"directory": str(tmp_path / name), "save_interval": 1000},
+                evaluation_interval=interval,
+                keep_best=False,
+            ),
+            eval_dataset=toolbox.Windows(4),
+            extra_metrics=lambda model: {"noise": torch.rand(()).item()},
+        )
+        torch.manual_seed(1)
+        trainer.train()
+        runs.append(weights(trainer))
+    assert same(*runs)
+
+
+@pytest.mark.parametrize("ends", ["patience", "max_seconds"])
+def test_resuming_a_run_that_ended_early_changes_nothing(
+    make_trainer: Make, make_config: Make, toolbox: SimpleNamespace, ends: str
+) -> None:
+    def run(resume: bool, **settings: Any) -> Any:
+        ticking = Ticking()
+        limits = {"patience": {"patience": 2}, "max_seconds": {"max_seconds": 5.0}}[ends]
+        trainer = make_trainer(
+            make_config(evaluation_interval=2, best_metric="score", steps=30, **(limits | settings)),
+            eval_dataset=toolbox.Windows(4),
+            extra_metrics=lambda model: {"score": 1.0},
+            clock=RunClock(ticking),
+            callbacks=[Tick(ticking)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    first = run(resume=False)
+    again = run(resume=True)
+    assert again.state.global_step == first.state.global_step < 10
+    assert again.stopped_by == first.stopped_by == ends
+    assert same(weights(first), weights(again))
+    steps = [line["step"] for line in read_log(first.output / "log.jsonl") if "train_runtime" in line]
+    assert steps == [first.state.global_step]  # one summary, of the whole run
+    assert run(resume=True, **{ends: 3 if ends == "patience" else 7.0}).state.global_step > steps[0]
+
+
+def test_a_missing_best_checkpoint_is_not_replaced_by_the_last_weights(
+    make_trainer: Make, make_config: Make, toolbox: SimpleNamespace
+) -> None:
+    scores = iter([0.9, 0.1, 0.1])
+
+    def make(**settings: Any) -> Any:
+        return make_trainer(
+            make_config(evaluation_interval=2, best_metric="score", steps=6, **settings),
+            eval_dataset=toolbox.Windows(4),
+            extra_metrics=lambda model: {"score": next(scores)},
+        )
+
+    first = make()
+    first.train()
+    shutil.rmtree(first.output / "checkpoint-2")
+    with pytest.raises(CheckpointError, match="checkpoint-2"):
+        make().train(resume_from_checkpoint=first.output / "checkpoint-6")
+    make(keep_best=False).train(resume_from_checkpoint=first.output / "checkpoint-6")
+
+
+def test_the_mean_loss_is_that_of_all_steps(make_trainer: Make, make_config: Make) -> None:
+    """Each of the losses that are logged at every step counts once, whichever session it was taken in."""
+    make_trainer(make_config(steps=4)).train()
+    outcome = make_trainer(make_config(steps=7)).train(resume_from_checkpoint=True)
+    lines = read_log(make_trainer(make_config(steps=7)).output / "log.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 7
+    assert outcome.training_loss == pytest.approx(sum(losses) / 7, rel=1e-6)
+    assert lines[-1]["train_loss"] == outcome.training_loss
 
 
 def test_resume_without_checkpoints_begins(make_trainer: Make) -> None:
