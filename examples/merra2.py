@@ -1,7 +1,7 @@
 """MERRA-2 files to a trained model: opened, prepared, trained on, and asked about a time it has not seen.
 
     climafuse data download merra2 granules -v t2m -v u10 -v v10 -v msl -v tprate --start 2020-01-01 --end 2020-01-14
-    python examples/merra2.py granules/*.nc4             # in runs/merra2; about two minutes on two cores
+    python examples/merra2.py granules/*.nc4             # in runs/merra2; a minute or two
     python examples/merra2.py --steps 20                 # without files, see below
 
 Granules of several collections are opened together as long as their times agree: M2T1NXSLV (temperature, wind,
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/merra2"), help="folder of all that is made")
     parser.add_argument("--location", default="Paris, FR", help='place name or "latitude,longitude"')
-    parser.add_argument("--steps", type=int, default=150, help="training steps")
-    parser.add_argument("--windows", type=int, default=300, help="training windows")
+    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--windows", type=int, default=400, help="training windows")
     parser.add_argument("--backbone", default=None, help="another backbone: name or folder")
     options = parser.parse_args(arguments)
 

@@ -197,6 +197,7 @@ def test_a_chunk_that_was_lost_is_refused(dataset: xr.Dataset, tmp_path: Path) -
     assert not list((tmp_path / "data").glob("*.nc"))
 
 
+@pytest.mark.slow  # imports Google's clients
 def test_the_public_store_is_asked_without_an_account() -> None:
     pytest.importorskip("gcsfs")
     store: Any = _open_store(STORE)
