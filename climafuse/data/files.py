@@ -93,7 +93,7 @@ def write_sparse(path: Path, content: memoryview) -> None:
     """
     values = np.frombuffer(content, dtype=np.uint8)
     whole = len(values) // HOLE * HOLE
-    filled: np.ndarray = values[:whole].reshape(-1, HOLE).view(np.uint64).any(axis=1)
+    filled = np.asarray(values[:whole].reshape(-1, HOLE).view(np.uint64).any(axis=1))
     edges = np.flatnonzero(np.diff(filled)) + 1
     with path.open("wb") as file:
         for start, end in pairwise([0, *edges.tolist(), len(filled)]):
