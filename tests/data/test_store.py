@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ import cftime
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from climafuse.data import store as store_module
 from climafuse.data.batch import sample_boxes
@@ -111,6 +114,43 @@ def test_windows_equal_those_of_the_source(folder: Path, memory_bytes: int) -> N
         np.testing.assert_array_equal(found.longitude, expected.longitude)
         assert found.variables == expected.variables
         assert found.fields.flags.writeable  # a copy: changing it leaves the store alone
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, STEPS - 1),
+    st.integers(1, 4),
+    st.floats(-90, 90),
+    st.floats(-180, 540),
+    st.floats(1, 180),
+    st.floats(1, 360),
+    st.booleans(),
+)
+def test_any_window_equals_that_of_the_source(
+    folder: Path,
+    step: int,
+    history: int,
+    latitude: float,
+    longitude: float,
+    height: float,
+    width: float,
+    loaded: bool,
+) -> None:
+    """Bit for bit; and where the source has none, the store has none, for the same reason."""
+    box, store = (
+        Box(latitude, longitude, height, width),
+        TrainingStore.open(folder, memory_bytes=2**30 * loaded),
+    )
+    try:
+        expected = select_window(make_dataset(), time=at(step), box=box, history=history)
+    except OutOfRangeError as error:
+        with pytest.raises(OutOfRangeError, match=f"^{re.escape(str(error))}$"):
+            store.window(step, box, history)
+        return
+    found = store.window(step, box, history)
+    assert found.fields.tobytes() == expected.fields.tobytes()
+    np.testing.assert_array_equal(found.longitude, expected.longitude)
+    np.testing.assert_array_equal(found.latitude, expected.latitude)
 
 
 def test_store_is_ordinary_zarr_that_xarray_reads(folder: Path) -> None:
