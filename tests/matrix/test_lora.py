@@ -20,6 +20,7 @@ from climafuse.training import read_log
 from climafuse.training.config import LoraConfig
 from climafuse.training.pipeline import run
 from tests.conftest import Cell
+from tests.fusion.small import SMALL, changes_text
 from tests.model.build import climate_of, make_batch, make_model
 from tests.tiny import ARCHITECTURES, tiny_backbone, tiny_model
 from tests.training.runs import make_config, save_backbone, write_climate
@@ -45,11 +46,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def adapted(architecture: str, place: str, *, trained: bool = True, **options: Any) -> ClimateTextForCausalLM:
     model = make_model(architecture, gates=0.5 if trained else 0.0, **PLACES[place], **options)
     if trained:
-        generator = torch.Generator().manual_seed(3)
+        open_adapters(model)
+    return model
+
+
+def open_adapters(model: ClimateTextForCausalLM) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
-                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def text_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -174,9 +180,7 @@ def test_stored_states_give_the_full_computation(
     lora = {"rank": 2, "layers": [2]} if place == "all blocks" else {"rank": 2, "layers": {"last": 1}}
     model = make_model(architecture, sites="output", lora=lora, gates=0.5).train()
     assert model.prefix_site == (2 if place == "all blocks" else 3)
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(5))
+    open_adapters(model)
     if sampled:  # every token drawn: the estimate is the sum itself
         size = model.config.get_text_config().vocab_size
         model.sampled_vocabulary = SampledVocabulary(make_batch(model)["input_ids"].flatten(), size, size)
@@ -203,6 +207,24 @@ def test_saved_and_loaded_it_is_the_same(architecture: str, place: str, tmp_path
     batch = make_batch(model)
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, loaded(**batch).logits)
+
+
+@pytest.mark.parametrize("fusion", [name for name in SMALL if " " not in name])
+def test_it_composes_with_every_fusion(architecture: str, fusion: str, tmp_path: Path, cell: Cell) -> None:
+    cell("lora", architecture, "every fusion")
+    sites = [1] if changes_text(fusion) else "input"
+    model = make_model(architecture, sites=sites, fusion=fusion, gates=0.5, lora={"rank": 2})
+    open_adapters(model)
+    assert gradients(model).keys() == model.trainable_state_dict().keys()
+    batch = make_batch(model, answers=None)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 3}
+    cached = model.generate(**batch, **options)
+    assert torch.equal(cached, model.generate(**batch, **options, use_cache=False))
+    model.save_pretrained(tmp_path)
+    loaded = ClimateTextForCausalLM.from_pretrained(tmp_path, backbone=tiny_backbone(architecture))
+    with torch.no_grad():
+        assert torch.equal(loss_of(loaded), loss_of(model))
+    assert torch.equal(loaded.generate(**batch, **options), cached)
 
 
 @pytest.mark.slow
