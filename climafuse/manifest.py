@@ -18,6 +18,7 @@ from typing import Any
 
 from climafuse import __version__
 from climafuse.errors import CheckpointError
+from climafuse.json_file import read_object
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -117,11 +118,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise _damaged(path, "a manifest, which is written last", "no such file: saving did not finish")
     try:
         text = path.read_text(encoding="utf-8")
-        manifest = json.loads(text)
+        manifest = read_object(path)
     except (ValueError, OSError) as error:  # not UTF-8, not JSON, or a disk that fails
         raise _damaged(path, "a JSON manifest", f"unreadable text ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("digest") != _digest(manifest):
+    if manifest.get("digest") != _digest(manifest):
         raise _damaged(path, "a manifest that fits its own digest", "an altered one")
+    if not _is_manifest(manifest):
+        raise _damaged(path, "format, versions, and size and sha256 of each file", "other content")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
             str(path),
@@ -132,6 +135,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if text != _spelled(manifest):  # a lost line feed at the end is a file cut short
         raise _damaged(path, "a manifest spelled as climafuse does", "an altered one")
     return manifest
+
+
+def _is_manifest(content: Mapping[str, Any]) -> bool:
+    """Anybody can write a manifest with a digest that fits: whether it has the parts that are used."""
+    files = content.get("files")
+    return (
+        isinstance(content.get("format"), int)
+        and isinstance(content.get("versions"), dict)
+        and isinstance(files, dict)
+        and all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in files.values())
+        and all(isinstance(entry["sha256"], str) for entry in files.values())
+    )
 
 
 def sha256(path: Path) -> str:

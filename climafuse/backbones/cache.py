@@ -10,6 +10,9 @@ from typing import Any
 
 from climafuse.data.files import cache_directory
 
+from ..errors import BackboneError
+from ..json_file import read_object
+
 MANIFEST_NAME = "climafuse-manifest.json"
 
 
@@ -40,11 +43,29 @@ def write_manifest(directory: Path, **entries: object) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """Return the manifest of a directory, or None where it has none."""
+    """Return the manifest of a directory, or None where it has none.
+
+    Raises:
+        BackboneError: It is damaged, or names files outside the directory.
+    """
     path = directory / MANIFEST_NAME
     if not path.is_file():
         return None
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = read_object(path)
+        files = manifest["files"]
+        good = isinstance(manifest["id"], str) and all(
+            Path(name).name == name and {"size", "sha256"} <= entry.keys() for name, entry in files.items()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise BackboneError(
+            str(path),
+            expected="id, and size and sha256 of each file of this directory",
+            received="other content",
+            remedy="Remove this directory and fetch the backbone again.",
+        )
     return manifest
 
 

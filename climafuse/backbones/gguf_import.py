@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackboneError
+from .gguf_header import check_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +62,10 @@ def import_gguf(path: Path, directory: Path) -> None:
     from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     try:
+        check_header(path)
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OSError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
         raise BackboneError(
             str(path),
             expected="a complete GGUF file",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from ..data.files import whole_file
 from ..errors import BackboneError, BackboneMismatchError, OutputError
+from ..json_file import read_object
 from .cache import cache_directory, sha256_file
 from .lora import adapted_layers, base_name
 
@@ -168,7 +169,9 @@ def weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(read_object(index)["weight_map"].values()))
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("a shard without a name")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise BackboneError(
                 str(index),
@@ -177,14 +180,14 @@ def weight_files(directory: Path) -> list[Path]:
                 remedy="Fetch the backbone again.",
             ) from error
         for name in names:
-            if Path(name).name != name:  # an index must not lead outside its directory
+            if Path(name).name != name or not name.endswith(".safetensors"):  # nor outside, nor to a pickle
                 raise BackboneError(
                     str(index),
-                    expected="shards named by plain file names",
+                    expected="shards named by plain file names that end in .safetensors",
                     received=repr(name),
                     remedy="Do not use this directory: its index points elsewhere.",
                 )
-            if not (directory / name).is_file():
+            if len(name) > 255 or not (directory / name).is_file():
                 raise BackboneError(
                     str(directory),
                     expected=f"all {len(names)} shards that the index names",

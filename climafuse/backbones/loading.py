@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackboneError, BackboneNotFoundError, ConfigurationError
+from ..json_file import read_object
 from .cache import altered_files, read_manifest
 from .catalog import DEFAULT_BACKBONE, find_entry
 from .fetching import Progress, cached_backbone, fetch_backbone, no_weights
@@ -228,6 +229,15 @@ def _check_files(directory: Path, *, verify: bool) -> str:
     from safetensors import SafetensorError, safe_open
 
     shards = weight_files(directory)
+    if (directory / "adapter_config.json").is_file():
+        # transformers would load the model that the adapter names, wherever it is, and not these weights.
+        raise BackboneError(
+            str(directory),
+            expected="a whole language model",
+            received="an adapter (adapter_config.json)",
+            remedy="Merge the adapter into its model (PEFT's merge_and_unload), and save that.",
+        )
+    _refuse_kernels(directory)
     for shard in shards:
         try:
             with safe_open(shard, framework="pt"):  # reads the header and compares it with the size
@@ -253,8 +263,29 @@ def _check_files(directory: Path, *, verify: bool) -> str:
     return content_hash
 
 
+def _refuse_kernels(directory: Path) -> None:
+    """An attention that is named like a hub repository would be downloaded, and its code run."""
+    path = directory / "config.json"
+    try:
+        config = read_object(path) if path.is_file() else {}
+    except ValueError as error:
+        raise BackboneError(
+            str(path),
+            expected="the configuration of a causal language model",
+            received=str(error),
+            remedy="Fetch the backbone again.",
+        ) from error
+    for key, value in config.items():
+        if "attn_implementation" in key and not str(value).isidentifier():
+            raise BackboneError(
+                str(path),
+                expected="an attention of transformers, such as sdpa",
+                received=f"{key}: {value!r}, which is code from elsewhere",
+                remedy=f"Remove {key} from the file.",
+            )
+
+
 def _load_model(directory: Path, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -270,7 +301,7 @@ def _load_model(directory: Path, dtype: torch.dtype, attn_implementation: str | 
                 ignore_mismatched_sizes=True,  # reported, and refused below
                 **options,
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever transformers makes of a configuration that somebody else wrote
         raise BackboneError(
             str(directory),
             expected="a causal language model that transformers can load without running its code",
@@ -308,7 +339,7 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+    except Exception as error:  # as above; the Rust library raises Exception itself
         raise BackboneError(
             str(directory),
             expected="a tokenizer beside the weights",

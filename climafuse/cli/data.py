@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -37,7 +38,7 @@ def inspect(source: Source, variables: Variables = None, as_json: JsonOption = F
     from climafuse.data.store import MANIFEST, TrainingStore
 
     path = source_path(source)
-    if (Path(path) / MANIFEST).is_file():
+    if os.path.isfile(os.path.join(path, MANIFEST)):  # False, too, for what can be no path
         dataset = TrainingStore.open(path, memory_bytes=0).to_dataset()
         dataset = dataset if variables is None else select_variables(dataset, variables)
     else:

@@ -331,8 +331,8 @@ def _facts_from(value: Any) -> tuple[dict[str, Any], ...]:
         return ()
     if isinstance(value, str):
         try:
-            value = json.loads(value, parse_constant=_no_constant)
-        except ValueError as error:
+            value = json.loads(value, parse_constant=_no_constant, object_pairs_hook=_each_once)
+        except (ValueError, RecursionError) as error:
             raise PairsError(
                 "facts", expected="JSON", received=error, remedy="Write a list of objects."
             ) from error
@@ -364,6 +364,15 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
+def _each_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key given twice, JSON itself would take the last without a word."""
+    content = dict(items)
+    if len(content) < len(items):
+        keys = [key for key, _ in items]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return content
+
+
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     # Line by line as bytes: a bad byte is then named by its line, and U+2028 inside a text ends none.
     with path.open("rb") as file:
@@ -372,9 +381,11 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(
-                    line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_no_constant
+                    line.decode("utf-8-sig" if number == 1 else "utf-8"),
+                    parse_constant=_no_constant,
+                    object_pairs_hook=_each_once,
                 )
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _unreadable(path, f"line {number}", "one JSON object a line, UTF-8", error) from error
             if not isinstance(row, dict):
                 raise _unreadable(path, f"line {number}", "a JSON object", type(row).__name__)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from climafuse.data.window import Box
 from climafuse.errors import PlaceError
 
+LONGEST_NAME = 200  # with its qualifiers
 DOMINANCE = 10  # a name is clear when its first place has this many times the people of the second
 
 _COORDINATES = re.compile(
@@ -78,6 +79,13 @@ def find_place(text: str) -> Place:
     Raises:
         PlaceError: No such place, several of them, or coordinates outside the globe.
     """
+    if len(text) > LONGEST_NAME:
+        raise PlaceError(
+            "place",
+            expected=f"a name of at most {LONGEST_NAME} characters",
+            received=f"{len(text):,}, beginning {text[:40]!r}",
+            remedy='Give a name, or latitude and longitude in degrees as in "48.9,2.3".',
+        )
     match = _COORDINATES.fullmatch(text.strip())
     if match:
         return _from_coordinates(text, match)

@@ -8,6 +8,7 @@ fork: open it in each worker, or send the dataset by pickle, which opens it agai
 from __future__ import annotations
 
 import glob
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from climafuse.data.hdf5_heap import check_heaps
 from climafuse.data.lazy import broken, inside_library, reading
 from climafuse.data.netcdf_classic import expected_size
 from climafuse.data.remote import ZARR_METADATA, find_uris, is_uri, is_zarr, local_copy
+from climafuse.data.zarr_store import ConfinedStore, check_codecs
 from climafuse.errors import ClimateFileError
 
 __all__ = ["ClimateSource", "available_variables", "load_fields", "open_climate", "select_variables"]
@@ -110,7 +112,7 @@ def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
         if is_uri(place):
             paths += find_uris(place)
             continue
-        pattern = glob.has_magic(place) and not Path(place).exists()
+        pattern = glob.has_magic(place) and not os.path.exists(place)
         found = sorted(glob.glob(str(Path(place).expanduser()))) if pattern else [place]
         if not found:
             raise ClimateFileError(
@@ -132,7 +134,7 @@ def _open(path: str) -> list[xr.Dataset]:
     if is_uri(path):
         return [_open_zarr(path, path)] if is_zarr(path) else _open_file(local_copy(path), path)
     local = Path(path).expanduser()
-    if not local.exists():
+    if not os.path.exists(local):  # False, too, for what can be no path
         raise ClimateFileError(
             path,
             expected="a NetCDF file or Zarr directory",
@@ -155,7 +157,7 @@ def _open(path: str) -> list[xr.Dataset]:
             received="a directory without Zarr metadata (zarr.json or .zgroup)",
             remedy="Give the Zarr group itself, or a pattern such as 'directory/*.nc' for several files.",
         )
-    return [_open_zarr(str(local), path)]
+    return [_open_zarr(ConfinedStore(local, read_only=True), path)]
 
 
 def _open_file(local: Path, where: str) -> list[xr.Dataset]:
@@ -215,7 +217,9 @@ def _open_zarr(store: str | Store, where: str) -> xr.Dataset:
             decode_cf=False,
             cache=False,
             chunks=None,
+            create_default_indexes=False,  # their values would be read at once
         )
+        check_codecs(dataset, where=where)
         for variable in dataset.variables.values():
             # In Zarr 2, 0 is the fill value of an array that was given none: zeros are values there.
             if variable.dtype.kind == "f" and variable.attrs.get("_FillValue") == 0:

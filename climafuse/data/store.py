@@ -27,7 +27,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +61,7 @@ from climafuse.errors import (
     StoreError,
     UsageError,
 )
+from climafuse.json_file import read_object
 from climafuse.manifest import sha256
 
 if TYPE_CHECKING:
@@ -129,16 +130,29 @@ class TrainingStore:
         folder = Path(path)
         manifest = _read_manifest(folder)
         _check_files(folder, manifest, content=verify)
+        try:
+            return cls._read(folder, manifest, memory_bytes)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise _altered(folder / MANIFEST) from error
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: dict[str, Any], memory_bytes: int) -> TrainingStore:
+        """Read what `open` has checked. Parts that do not fit together raise what they raise."""
         shape = tuple(manifest["shape"])
         arrays = folder / FIELDS
         time = np.fromfile(arrays / "time" / "c.0", dtype="<i8")
+        latitude = np.fromfile(arrays / "latitude" / "c.0", dtype="<f8")
+        longitude = np.fromfile(arrays / "longitude" / "c.0", dtype="<f8")
+        if shape != (len(time), len(manifest["variables"]), len(latitude), len(longitude)):
+            raise ValueError(f"fields of shape {shape}")
+        splits = {name: _indices(ranges, len(time)) for name, ranges in manifest["splits"].items()}
         return cls(
             variables=tuple(manifest["variables"]),
             time=_decode_time(time, manifest["calendar"]),
-            latitude=np.fromfile(arrays / "latitude" / "c.0", dtype="<f8"),
-            longitude=np.fromfile(arrays / "longitude" / "c.0", dtype="<f8"),
-            statistics=statistics_from_dict(json.loads((folder / STATISTICS).read_text(encoding="utf-8"))),
-            splits=Splits(**{name: _indices(ranges) for name, ranges in manifest["splits"].items()}),
+            latitude=latitude,
+            longitude=longitude,
+            statistics=statistics_from_dict(read_object(folder / STATISTICS)),
+            splits=Splits(**splits),
             fields=StoredFields(folder, shape, in_memory=4 * math.prod(shape) <= memory_bytes),
             all_pairs=PairTable(() if manifest["pairs"] is None else iterate_pairs(folder / PAIRS)),
             tolerance=_seconds(manifest["tolerance_seconds"]),
@@ -643,24 +657,42 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             remedy="Make the store with `climafuse data prepare`.",
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_object(path)
     except ValueError as error:
         raise _altered(path) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise StoreError(
             str(path),
             expected=f"a training store of format {FORMAT}",
-            received=f"format {manifest.get('format')}" if isinstance(manifest, dict) else "something else",
+            received=f"format {manifest.get('format')}",
             remedy="Make the store again with this version of climafuse.",
         )
-    if manifest.get("digest") != _digest(manifest):
+    if manifest.get("digest") != _digest(manifest) or not _is_manifest(manifest):
         raise _altered(path)
     return manifest
+
+
+def _is_manifest(content: dict[str, Any]) -> bool:
+    """Anybody can write a manifest with a digest that fits: whether it has the parts that are used."""
+    shape, files, variables = (content.get(key) for key in ("shape", "files", "variables"))
+    return (
+        isinstance(shape, list)
+        and len(shape) == 4
+        and all(isinstance(size, int) and size > 0 for size in shape)
+        and isinstance(variables, list)
+        and all(isinstance(name, str) for name in variables)
+        and isinstance(files, dict)
+        and all(isinstance(entry, list) and len(entry) == 2 for entry in files.values())
+        and all(isinstance(content.get(key), dict) for key in ("splits", "provenance"))
+        and {"calendar", "pairs", "tolerance_seconds"} <= content.keys()
+        and (content["tolerance_seconds"] is None or isinstance(content["tolerance_seconds"], int))
+    )
 
 
 def _check_files(folder: Path, manifest: dict[str, Any], *, content: bool) -> None:
     for name, (size, digest) in manifest["files"].items():
         path = folder / name
+        _check_inside(folder, name)
         try:
             found = path.stat().st_size
         except OSError as error:
@@ -679,6 +711,19 @@ def _check_files(folder: Path, manifest: dict[str, Any], *, content: bool) -> No
             )
         if (content or not name.startswith(f"{FIELDS}/fields/c.")) and sha256(path) != digest:
             raise _altered(path)
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    """Refuse names and links that lead out of the store: what lies there would be read and its hash told."""
+    inner = PurePosixPath(name)
+    links = (folder / part for part in (inner, *inner.parents[:-1]))
+    if inner.is_absolute() or ".." in inner.parts or any(path.is_symlink() for path in links):
+        raise StoreError(
+            str(folder / MANIFEST),
+            expected="files of the store",
+            received=f"{name!r}, which leads out of it",
+            remedy="Make the store again; a link may stand for the whole folder, not for parts of it.",
+        )
 
 
 def _altered(path: Path) -> StoreError:
@@ -701,7 +746,9 @@ def _ranges(indices: np.ndarray) -> list[list[int]]:
     return [[int(run[0]), int(run[-1]) + 1] for run in np.split(indices, breaks) if len(run)]
 
 
-def _indices(ranges: list[list[int]]) -> np.ndarray:
+def _indices(ranges: list[list[int]], num: int) -> np.ndarray:
+    if not all(0 <= first <= end <= num for first, end in ranges):
+        raise ValueError("splits beyond the fields")
     return np.concatenate([np.arange(0), *(np.arange(first, end) for first, end in ranges)])
 
 

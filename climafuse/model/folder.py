@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
 
 from climafuse.errors import CheckpointError
+from climafuse.json_file import read_object
 from climafuse.manifest import MANIFEST_NAME, sha256, verify_checkpoint
 from climafuse.model.configuration import ClimateTextConfig
 
@@ -85,10 +86,15 @@ def check_folder(folder: Path) -> ClimateTextConfig:
     if (folder / MANIFEST_NAME).is_file():
         verify_checkpoint(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        read_object(folder / CONFIG_NAME)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if not isinstance(config, ClimateTextConfig):
             raise TypeError(f"a configuration of {config.model_type}")
+        if not all(isinstance(name, str) for name in config.variables):
+            raise TypeError(f"variables {config.variables}")
         identity = config.backbone or {}
+        if not isinstance(identity.get("id"), str):
+            raise TypeError("a backbone without a name")
         absent = {"id", "content_hash", "architecture"} - identity.keys()
         if absent:
             raise ValueError(f"no {', '.join(sorted(absent))} of its backbone")

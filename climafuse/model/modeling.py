@@ -49,7 +49,7 @@ from climafuse.backbones.head import dense_input, head_logits, narrowed
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.normalization import statistics_to_dict
 from climafuse.encoders import ClimateEncoder
-from climafuse.errors import ConfigurationError, ModelInputError
+from climafuse.errors import CheckpointError, ConfigurationError, ModelInputError
 from climafuse.fusion import Fusion
 from climafuse.manifest import sha256
 from climafuse.model.card import CARD_FILE, model_card
@@ -332,7 +332,15 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 verify=verify,
             )
         check_identity(identity, backbone.identity)
-        model = cls(config, backbone, encoder=encoder, fusion=fusion)
+        try:
+            model = cls(config, backbone, encoder=encoder, fusion=fusion)
+        except (RuntimeError, MemoryError) as error:  # of torch, where options ask for petabytes
+            raise CheckpointError(
+                str(folder),
+                expected="a configuration that a model can be made of",
+                received=str(error),
+                remedy="Copy the folder again from its source.",
+            ) from error
         model.load_trainable(folder)
         if (folder / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)

@@ -19,7 +19,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from climafuse.data.batch import collate_windows
 from climafuse.data.window import Window
-from climafuse.errors import ModelInputError
+from climafuse.errors import BackboneError, ModelInputError
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.objective import IGNORED
 
@@ -205,9 +205,17 @@ def _encode(
     """See `ClimateTextProcessor.encode`."""
     if chat_template:
         message = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(
-            message, chat_template=chat_template, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                message, chat_template=chat_template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program, which runs in the sandbox of Jinja
+            raise BackboneError(
+                "chat template of the tokenizer",
+                expected="a template that makes text of a message",
+                received=f"{type(error).__name__}: {error}",
+                remedy="Use the template that belongs to the model, or none.",
+            ) from error
         tokens = tokenizer(text, add_special_tokens=False).input_ids
         lead = ""
     else:

@@ -465,6 +465,8 @@ def _read_scalar(hint: Any, value: Any, key: str, places: Mapping[str, str]) -> 
         return float(value)
     if hint is int and type(value) is float and value.is_integer():
         return int(value)
+    if type(value) is int and abs(value) >= 2**63:
+        raise _wrong(key, places, f"{_spell(hint)} of less than 64 bits", f"{str(value)[:20]}…")
     if type(value) is hint:  # not isinstance: True is an int
         if hint is float:
             raise _wrong(key, places, "a finite number", value)
@@ -523,9 +525,14 @@ def _parse(text: str, source: str) -> tuple[dict[str, Any], dict[str, str]]:
     """YAML text as plain values, and where each dotted key stands."""
     prefix = f"{source}, line" if source else "line"
     try:
+        _check_plain(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+    ) as error:  # or of dates and keys that are none
         mark = getattr(error, "problem_mark", None)
         raise ConfigurationError(
             f"{prefix} {mark.line + 1}" if mark else source or "configuration",
@@ -545,6 +552,30 @@ def _parse(text: str, source: str) -> tuple[dict[str, Any], dict[str, str]]:
     places: dict[str, str] = {}
     _locate(root, "", prefix, places)
     return content, places
+
+
+MAX_DEPTH = 20  # of nested lists and sections
+MAX_SCALAR = 1000  # characters of a value without quotes
+
+
+def _check_plain(text: str) -> None:
+    """Refuse what no configuration needs and a hostile one uses.
+
+    A few lines of aliases to aliases make gigabytes, an alias to its own section or brackets by the thousand make the
+    reader recurse without end, and a number of a million digits takes hours.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        problem = None
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"an alias (*{event.anchor}): write out what it stands for"
+        elif depth > MAX_DEPTH:
+            problem = f"more than {MAX_DEPTH} levels of nesting"
+        elif isinstance(event, yaml.ScalarEvent) and event.style is None and len(event.value) > MAX_SCALAR:
+            problem = f"a value of {len(event.value):,} characters without quotes"
+        if problem is not None:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
 
 
 def _locate(node: yaml.Node | None, key: str, prefix: str, places: dict[str, str]) -> None:
@@ -579,8 +610,9 @@ def _override(content: dict[str, Any], places: dict[str, str], override: str) ->
             remedy="For example --set training.steps=200.",
         )
     try:
+        _check_plain(text)
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigurationError(
             f"--set {key}", expected="a YAML value", received=repr(text), remedy="Quote it."
         ) from error

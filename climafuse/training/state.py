@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from climafuse.errors import CheckpointError
+from climafuse.json_file import read_object
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
@@ -166,4 +167,12 @@ def read_state(directory: Path) -> dict[str, Any]:
             received="no such file",
             remedy="Resume from a checkpoint-N folder of a run, not from a saved model.",
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return read_object(path)
+    except ValueError as error:
+        raise CheckpointError(
+            str(path),
+            expected="the training state of a checkpoint",
+            received=str(error),
+            remedy="Resume from another checkpoint of the run.",
+        ) from error

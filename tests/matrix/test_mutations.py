@@ -117,7 +117,12 @@ def _attributes(found: dict[str, Any]) -> dict[str, list[str]]:
     return {name: attributes for name, (_, *attributes) in found["fields"].items()}
 
 
-@pytest.mark.parametrize(("product", "kind"), CASES, ids=lambda value: value.replace(" ", "-"))
+def pytest_generate_tests(metafunc):
+    if "kind" in metafunc.fixturenames:
+        cases = CASES if metafunc.config.option.thorough else CASES[::5]
+        metafunc.parametrize(("product", "kind"), cases, ids=lambda value: value.replace(" ", "-"))
+
+
 def test_mutated_files(product, kind, originals, reader, tmp_path, thorough, cell):
     cases = 12 if thorough else 1
     cell("mutations", product, kind, cases)
