@@ -93,11 +93,11 @@ def check_folder(folder: Path) -> ClimateTextConfig:
         if not all(isinstance(name, str) for name in config.variables):
             raise TypeError(f"variables {config.variables}")
         identity = config.backbone or {}
-        if not isinstance(identity.get("id"), str):
-            raise TypeError("a backbone without a name")
         absent = {"id", "content_hash", "architecture"} - identity.keys()
         if absent:
             raise ValueError(f"no {', '.join(sorted(absent))} of its backbone")
+        if not isinstance(identity["id"], str):
+            raise TypeError(f"a backbone named {identity['id']!r}")
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(
             str(folder / CONFIG_NAME),
