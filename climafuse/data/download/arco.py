@@ -45,7 +45,10 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "ARCO-ERA5"
 STORE = "gs://gcp-public-data-arco-era5/ar/full_37-1h-0p25deg-chunk-1.zarr-v3"
-FILE_BYTES = 128 << 20  # of fields in one file: what an interruption costs at most
+FILE_BYTES = 128 << 20  # of fields in one file
+FILE_READS = (
+    4 << 30
+)  # bytes of chunks read for one file, before compression: what an interruption costs at most
 READ_BYTES = 512 << 20  # of chunks in memory at once, before compression
 SLOWEST = 100_000  # bytes a second of one chunk among several; a slower one has stalled
 OVERHEAD = 64 << 10  # bytes of a NetCDF file beside its fields, at most
@@ -103,7 +106,12 @@ def plan_arco(
         * len(picks)
     )  # bytes of a time
     chunk_ids = steps // reading.times_in_chunk
-    per_file = max(1, file_bytes // (one * reading.times_in_chunk))
+    # Of each chunk, or of the chunks, so many times are wanted; the same for any range of days, so that files keep
+    # their names when the range grows.
+    wanted_in_chunk = reading.times_in_chunk * len(steps) / len(source.steps(days, None))
+    read_for_chunk = reading.num_bytes / len(np.unique(chunk_ids))
+    per_file = min(file_bytes / (one * max(1.0, wanted_in_chunk)), FILE_READS / read_for_chunk)
+    ids_in_file = max(1, int(max(1.0, per_file) / min(1.0, wanted_in_chunk)))
     name = digest(
         store=public_name(store),
         variables=[variable.name for variable in wanted],
@@ -111,8 +119,8 @@ def plan_arco(
         box=None if box is None else [box.latitude, box.longitude, box.height, box.width],
     )
     parts = []
-    for group in np.unique(chunk_ids // per_file):
-        some = steps[chunk_ids // per_file == group]
+    for group in np.unique(chunk_ids // ids_in_file):
+        some = steps[chunk_ids // ids_in_file == group]
         first, last = (
             str(np.datetime_as_string(source.times[step], unit="m")) for step in (some[0], some[-1])
         )
@@ -126,7 +134,7 @@ def plan_arco(
                     "times": [first, last],
                     "number_of_times": len(some),
                 },
-                partial(source.bring, some, rows, picks, reading.bytes_at_a_time),
+                partial(source.bring, some, rows, picks, reading),
                 size=one * len(some) + OVERHEAD,
             )
         )
@@ -154,8 +162,8 @@ class _Reading:
     times_in_chunk: int
 
     @property
-    def bytes_at_a_time(self) -> int:
-        """Bytes of the chunks of one variable's chunk of time, on average."""
+    def bytes_of_a_chunk(self) -> int:
+        """Bytes of a chunk before compression, on average."""
         return max(1, self.num_bytes // max(1, self.num_chunks))
 
 
@@ -255,7 +263,7 @@ class _Source:
         steps: np.ndarray,
         rows: slice,
         columns: np.ndarray,
-        bytes_at_a_time: int,
+        reading: _Reading,
         path: Path,
         policy: Policy,
         progress: Progress,
@@ -265,18 +273,22 @@ class _Source:
 
         self.patient.policy = policy
         selected = self.fields.isel(time=steps, latitude=rows, longitude=columns)
-        at_once = max(1, READ_BYTES // bytes_at_a_time)
+        # Whole chunks of time at once, so that none is read twice.
+        chunk_ids = steps // reading.times_in_chunk
+        at_once = max(1, READ_BYTES // reading.bytes_of_a_chunk)
+        ends = np.searchsorted(chunk_ids, np.unique(chunk_ids)[at_once - 1 :: at_once], side="right")
         attempts = Attempts(policy, path.name)
         pieces: list[xr.Dataset] = []
         done = 0
-        while done < len(steps):
-            try:
-                pieces.append(load_fields(selected.isel(time=slice(done, done + at_once))))
-            except ClimateFileError:  # a chunk as long as it should be, and yet not what was stored
-                attempts.failed(Transient("a chunk that cannot be decoded"), done)
-                continue
-            done += at_once
-            progress(selected.nbytes * min(done, len(steps)) // len(steps), selected.nbytes)
+        for end in [*ends.tolist(), len(steps)]:
+            while done < end:
+                try:
+                    pieces.append(load_fields(selected.isel(time=slice(done, end))))
+                except ClimateFileError:  # a chunk as long as it should be, and yet not what was stored
+                    attempts.failed(Transient("a chunk that cannot be decoded"), done)
+                    continue
+                done = end
+                progress(selected.nbytes * done // len(steps), selected.nbytes)
         loaded = xr.concat(pieces, "time") if len(pieces) > 1 else pieces[0]
         loaded.attrs = {"Conventions": "CF-1.7", "source": self.store}
         loaded["time"].encoding = {"units": "seconds since 1970-01-01", "dtype": "int64"}

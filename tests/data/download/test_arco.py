@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from climafuse import open_climate
-from climafuse.data.download import Plan, fetch, plan_arco
+from climafuse.data.download import Plan, arco, fetch, plan_arco
 from climafuse.data.download.arco import STORE, _open_store
 from climafuse.data.window import Box
 from climafuse.errors import DownloadError, OutOfRangeError, UsageError, VariableNotFoundError
@@ -151,6 +151,44 @@ def test_a_file_takes_whole_chunks_of_time(dataset: xr.Dataset, tmp_path: Path) 
     np.testing.assert_array_equal(opened["t2m"], dataset["2m_temperature"][:, ::-1])
     # Two chunks of 5 × 13 × 24 × 4 bytes fit into 13,000.
     assert len(planned(tmp_path, store, "t2m", file_bytes=13_000).parts) == 2
+
+
+def test_no_chunk_is_read_twice(
+    dataset: xr.Dataset, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of five times, read one at a time."""
+    monkeypatch.setattr(arco, "READ_BYTES", 1)
+    store = tmp_path / "store.zarr"
+    written(dataset, store, times=5)
+    for path in store.rglob("*"):
+        if path.is_file():
+            server.files[f"/{path.relative_to(tmp_path).as_posix()}"] = path.read_bytes()
+    plan = planned(tmp_path / "data", f"{server.url}/store.zarr", "t2m")
+    fetch(plan, policy=POLICY)
+    asked = [request.path for request in server.requests if "2m_temperature/" in request.path]
+    assert len(asked) == len(set(asked)) == plan.summary()["chunks"] == 3
+    opened = open_climate(tmp_path / "data" / plan.parts[0].name).load()
+    np.testing.assert_array_equal(opened["t2m"], dataset["2m_temperature"][:, ::-1])
+
+
+def test_few_hours_of_a_day_do_not_make_small_files(dataset: xr.Dataset, tmp_path: Path) -> None:
+    """Every fourth time, and room for two fields of 13 × 24 × 4 bytes: files take eight steps of the axis."""
+    store = written(dataset, tmp_path / "store.zarr")
+    plan = planned(tmp_path, store, "t2m", hours=(0, 12), file_bytes=2 * 1248)
+    assert [part.source["times"] for part in plan.parts] == [  # type: ignore[index]
+        ["2020-02-28T00:00", "2020-02-28T12:00"],
+        ["2020-02-29T00:00", "2020-02-29T00:00"],
+    ]
+
+
+def test_a_small_box_does_not_make_files_of_years(
+    dataset: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file ends where the chunks read for it do: three of 13 × 24 × 4 bytes, however little is kept of each."""
+    store = written(dataset, tmp_path / "store.zarr")
+    assert len(planned(tmp_path, store, "t2m", box=Box(45, 15, 1, 1)).parts) == 1
+    monkeypatch.setattr(arco, "FILE_READS", 3 * 1248)
+    assert len(planned(tmp_path, store, "t2m", box=Box(45, 15, 1, 1)).parts) == 4
 
 
 def test_zeros_are_values(dataset: xr.Dataset, tmp_path: Path) -> None:
