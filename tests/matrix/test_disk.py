@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("folder replaced",)
-THOROUGH = (*QUICK, "folder", "rotation", "log", "tensorboard", "checkpoint", "model")
+THOROUGH = (*QUICK, "folder", "rotation", "log", "tensorboard", "checkpoint", "model", "store")
 ERRORS = ("ENOSPC", "EIO", "EROFS")
 
 pytestmark = pytest.mark.skipif(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import json
 import re
 import shutil
@@ -35,6 +36,7 @@ class Task:
     """Something that writes into `output`, what stood there before, and what must hold afterwards."""
 
     names_bytes = True
+    stride = 1  # from one fault to the next, where there are very many alike
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -237,6 +239,7 @@ class Store(Task):
     """A prepared store."""
 
     names_bytes = False  # room for all fields is looked for before anything is written
+    stride = 11  # twenty steps, each written alike
 
     def prepare(self) -> None:
         from tests.training.runs import write_climate
@@ -274,9 +277,7 @@ TASKS: dict[str, type[Task]] = {
 def attempts(library: ctypes.CDLL, task: Task, error: str) -> Iterator[list[str]]:
     """What went wrong at each fault; nothing, if all is as it must be."""
     for sticky in (0, 1):
-        number = 0
-        while True:
-            number += 1
+        for number in itertools.count(1, task.stride):
             shutil.rmtree(task.output, ignore_errors=True)
             task.output.mkdir(parents=True)
             task.prepare()
