@@ -165,7 +165,7 @@ def _known(
         variable = None
     if variable is None or _needed(variable, held, levels) is None:
         near = _OTHER_QUANTITY.get(variable.name if variable else "")
-        if near in held:
+        if near is not None and near in held:
             also += f" {near} is there, but another quantity: {VARIABLES[near].long_name}, {VARIABLES[near].units}."
         available = _available(held, levels)
         raise VariableNotFoundError(
