@@ -33,7 +33,11 @@ HARMLESS = {
         "poisoned_tokenizer",
         "document_of_a_backbone: generation_config.json",
         "document_of_a_backbone: tokenizer_config.json infinity",
-        *(f"poisoned_backbone_configuration: {name}" for name in ("auto_map", "quantizer", "generate")),
+        "document_of_a_backbone: tokenizer_config.json surrogate",
+        *(
+            f"poisoned_backbone_configuration: {name}"
+            for name in ("auto_map", "quantizer", "generate", "architectures")
+        ),
     ),
     "backbone import": ("poisoned_backbone_configuration",),
     "pairs": ("parquet_with_a_pickled_type",),
