@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import shutil
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ NEWEST, BEFORE = "checkpoint-6", "checkpoint-4"
 FILES = (
     "chat_template.jinja",
     "config.json",
+    "generation_config.json",
     "manifest.json",
     "model.safetensors",
     "optimizer.safetensors",
@@ -94,13 +94,11 @@ def test_damage_is_detected_and_the_newest_good_one_taken(
     checkpoints: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
     thorough: bool,
     cell: Any,
     name: str,
     kind: str,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("climafuse"), "propagate", True)
     whole = (checkpoints / NEWEST / name).read_bytes()
     others = [checkpoints / BEFORE / name, checkpoints / NEWEST / FILES[FILES.index(name) - 1]]
     elsewhere = [path.read_bytes() for path in others if path.read_bytes() != whole]
