@@ -21,6 +21,7 @@ from climafuse.data.coords import (
     latitude_axis,
     level_axis,
     longitude_axis,
+    same_places,
     time_axis,
 )
 from climafuse.data.lazy import DerivedField, LazyField, StoredField, reading
@@ -432,7 +433,7 @@ def _assemble(files: Sequence[_File], names: Sequence[str]) -> xr.Dataset:
     first = files[0]
     for file in files[1:]:
         for axis, other in ((first.latitude, file.latitude), (first.longitude, file.longitude)):
-            if not np.array_equal(axis.values, other.values):
+            if not same_places(axis.values, other.values):
                 raise CanonicalizationError(
                     file.where,
                     expected=f"the {axis.name}s of {first.where}: {_span(axis.values)}",

@@ -98,6 +98,8 @@ _LEVEL_UNITS = {
     "Pa": 0.01,
     "kPa": 10.0,
 }
+# What names of levels without a unit may say that makes them no pressures.
+_NO_PRESSURE = re.compile("model|hybrid|sigma|height|altitude|depth", re.IGNORECASE)
 
 
 def time_axis(dataset: xr.Dataset, *, where: str) -> Axis:
@@ -116,6 +118,15 @@ def time_axis(dataset: xr.Dataset, *, where: str) -> Axis:
     name = _find(dataset, _TIME, where)
     variable = dataset.variables[name]
     argument = f"{where}: coordinate {str(name)!r}"
+    if variable.ndim > 1:
+        variable = variable.squeeze()  # one lead time, kept as a dimension
+    if variable.attrs.get("standard_name") == "forecast_reference_time":
+        raise CanonicalizationError(
+            argument,
+            expected="the time at which fields are valid",
+            received="the initial time of forecasts",
+            remedy="Add the lead time to it, and store it as a coordinate 'valid_time'.",
+        )
     if variable.ndim > 1:
         raise CanonicalizationError(
             argument,
@@ -191,6 +202,7 @@ def longitude_axis(dataset: xr.Dataset, *, where: str) -> Axis:
             remedy="Give longitudes in degrees east.",
         )
     values = np.round(source % 360.0, 6)  # 370.1 % 360 is 10.100000000000023
+    values[values > 360 - SAME_PLACE] = 0.0  # Greenwich in float32 may be -0.000004
     positions = np.argsort(values, kind="stable")
     repeated = np.flatnonzero(np.diff(values[positions]) < SAME_PLACE)
     twins = tuple((int(positions[i]), int(positions[i + 1])) for i in repeated)
@@ -220,8 +232,9 @@ def level_axis(dataset: xr.Dataset, dimension: Hashable | None, *, where: str) -
         pressure = variable.attrs.get("standard_name") == "air_pressure"
         if variable.dims != dims or not (pressure or name in _LEVEL_NAMES):
             continue
-        factor = _LEVEL_UNITS.get(str(variable.attrs.get("units", _LEVEL_NAMES.get(str(name)))))
-        if factor is None:
+        units = variable.attrs.get("units")
+        factor = _LEVEL_UNITS.get(str(_LEVEL_NAMES.get(str(name)) if units is None else units))
+        if factor is None or (units is None and _counts_layers(variable)):
             continue
         argument = f"{where}: coordinate {str(name)!r}"
         with np.errstate(over="ignore"):
@@ -237,6 +250,13 @@ def level_axis(dataset: xr.Dataset, dimension: Hashable | None, *, where: str) -
         _refuse_repeated(values[positions], argument)
         return Axis("level", dimension, values[positions], positions)
     return None
+
+
+def _counts_layers(variable: xr.Variable) -> bool:
+    """Whether levels without a unit are layers of a model: their attributes say so, or they are numbered one by one."""
+    said = f"{variable.attrs.get('standard_name', '')} {variable.attrs.get('long_name', '')}"
+    numbered = variable.size > 3 and bool((np.abs(np.diff(variable.values)) == 1).all())
+    return numbered or _NO_PRESSURE.search(said) is not None
 
 
 def check_grid(dataset: xr.Dataset, *, where: str) -> None:
@@ -289,6 +309,17 @@ def check_experiment_version(dataset: xr.Dataset, *, where: str) -> None:
         )
 
 
+def same_places(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two coordinates of files are the same grid, be they stored in single precision or in double.
+
+    Args:
+        one: [n] degrees.
+        other: [m] degrees.
+    """
+    # Half the distance of two numbers of single precision at 360 is 1.5e-5.
+    return one.shape == other.shape and bool((np.abs(one - other) < 2 * SAME_PLACE).all())
+
+
 def has_time(dataset: xr.Dataset) -> bool:
     """Whether anything in a dataset looks like a time coordinate.
 
@@ -322,11 +353,11 @@ def _find(dataset: xr.Dataset, kind: _Kind, where: str) -> Hashable:
             received=f"variables {_join(variables)}; dimensions {_join(dataset.sizes)}",
             remedy=f"Add a {kind.name} coordinate with CF attributes to the file.",
         )
-    # Of several, the one that is a dimension's own coordinate; of several times, the time for which fields
-    # are valid.
+    # Of several, the plainest name: beside valid_time, cfgrib calls the initial time of a forecast "time" and
+    # a dimension. Else the one that is a dimension's own coordinate.
     for preferred in (
-        [name for name in candidates if variables[name].dims == (name,)],
         [name for name in kind.names[:1] if name in candidates],
+        [name for name in candidates if variables[name].dims == (name,)],
     ):
         candidates = preferred if len(candidates) > 1 and preferred else candidates
     if len(candidates) > 1:
@@ -380,7 +411,11 @@ def _values(variable: xr.Variable, argument: str) -> np.ndarray:
             received=f"{variable.size:,}",
             remedy="The metadata of the file are damaged: download or write it again.",
         )
-    return np.atleast_1d(variable.values)
+    values = np.atleast_1d(variable.values)
+    scale, offset = (variable.attrs.get(key) for key in ("scale_factor", "add_offset"))
+    if (scale is None and offset is None) or values.dtype.kind not in "iuf":
+        return values
+    return values.astype(np.float64) * (1.0 if scale is None else scale) + (0.0 if offset is None else offset)
 
 
 def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
@@ -408,6 +443,14 @@ def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
             remedy="Add the units attribute, and calendar if it is not the standard one.",
         )
     step, _, reference = str(units).strip().partition(" since ")
+    zone = re.search(r"\d\s*([A-Za-z]{2,})$", reference.strip())
+    if zone and zone[1] not in ("UTC", "GMT"):
+        raise CanonicalizationError(
+            argument,
+            expected="a reference time in UTC, or with an offset such as -05:00",
+            received=f"units {units!r}",
+            remedy=f"Write the offset from UTC instead of {zone[1]}.",
+        )
     # The year 1 of COARDS files, in the four digits that leave no doubt about it.
     reference = re.sub(r"^\d{1,3}(?=-)", lambda year: year[0].zfill(4), reference.strip())
     seconds = next((number for names, number in _TIME_STEPS.items() if step in names), None)

@@ -12,6 +12,7 @@ from climafuse.data.coords import (
     latitude_axis,
     level_axis,
     longitude_axis,
+    same_places,
     time_axis,
 )
 from climafuse.errors import CanonicalizationError
@@ -84,9 +85,33 @@ def test_valid_time_goes_before_the_time_a_forecast_was_made():
     assert axis.dimension == "time"
 
 
+@pytest.mark.parametrize("dims", ["time", ("time", "step")])
+def test_valid_time_goes_before_an_initial_time_that_is_called_time(dims):
+    # As xarray stores what cfgrib opened: both have the standard name "time", and only the initial one is a dimension.
+    since = {"standard_name": "time", "units": "hours since 2020-01-01"}
+    valid = np.array([6, 30]) if dims == "time" else np.array([[6], [30]])
+    dataset = xr.Dataset(coords={"time": ("time", [0, 24], since), "valid_time": (dims, valid, since)})
+    axis = time_axis(dataset, where="file")
+    assert axis.values.astype(str).tolist() == ["2020-01-01T06:00:00", "2020-01-02T06:00:00"]
+    assert axis.dimension == "time"
+
+
+def test_packed_coordinates_are_unpacked():
+    since = {"units": "hours since 2020-01-01", "scale_factor": 6.0}
+    assert str(_time(np.array([0, 1], dtype="i2"), **since).values[1]) == "2020-01-01T06:00:00"
+    packed = _along("lat", np.array([0, 50], dtype="i2"), scale_factor=0.1, add_offset=40.0)
+    assert latitude_axis(packed, where="file").values.tolist() == [40.0, 45.0]
+
+
 @pytest.mark.parametrize(
     ("values", "attributes", "match"),
     [
+        ([0, 1], {"units": "hours since 2020-01-01 00:00 EST"}, "instead of EST"),
+        (
+            [0, 1],
+            {"units": "hours since 2020-01-01", "standard_name": "forecast_reference_time"},
+            "initial time",
+        ),
         ([0, 1], {}, "no units"),
         ([0, 1], {"units": "hours"}, "units 'hours'"),
         ([0, 1], {"units": "hours since yesterday"}, "cannot|decoded"),
@@ -108,7 +133,7 @@ def test_no_time_at_all():
 
 def test_two_dimensions_of_time():
     dataset = xr.Dataset(
-        coords={"valid_time": (("init", "lead"), [[0, 6]], {"units": "hours since 2020-01-01"})}
+        coords={"valid_time": (("init", "lead"), [[0, 6], [24, 30]], {"units": "hours since 2020-01-01"})}
     )
     with pytest.raises(CanonicalizationError, match="init, lead"):
         time_axis(dataset, where="file")
@@ -127,6 +152,7 @@ def test_two_dimensions_of_time():
         ([340.0, 350.0, 360.0, 370.0], [0, 10, 340, 350], [2, 3, 0, 1]),
         ([350.1, 370.1], [10.1, 350.1], [1, 0]),  # 370.1 % 360 is 10.100000000000023
         ([-1e-9, 1.0], [0.0, 1.0], [0, 1]),  # not 360
+        (np.float32([-1.0, -4e-6, 1.0]), [0.0, 1.0, 359.0], [1, 2, 0]),  # sums of steps in float32
     ],
 )
 def test_longitudes(source, expected, positions):
@@ -232,6 +258,21 @@ def test_levels_in_hectopascal(name, values, attributes, expected):
 )
 def test_model_levels_and_heights_are_no_pressure(name, attributes):
     assert level_axis(_along(name, [1.0, 2.0], **attributes), name, where="file") is None
+
+
+@pytest.mark.parametrize("values", [[1, 2], [137, 136, 135, 134]])
+def test_numbers_of_layers_without_a_unit_are_no_pressure(values):
+    said = (
+        {} if len(values) > 2 else {"long_name": "model_level_number"}
+    )  # as the Climate Data Store wrote it
+    assert level_axis(_along("level", values, **said), "level", where="file") is None
+
+
+def test_single_and_double_precision_are_one_grid():
+    longitude = np.arange(3600) / 10
+    assert same_places(longitude, np.round(longitude.astype(np.float32).astype(np.float64), 6))
+    assert not same_places(longitude, longitude + 0.01)
+    assert not same_places(longitude, longitude[:-1])
 
 
 def test_a_single_level_without_dimension():
