@@ -49,7 +49,7 @@ CASES = {
         )
         for batch in (1, 8)
     ],
-    "loader": ["store in memory, batches of 16", "store mapped from disk, batches of 16"],
+    "loader": ["store in memory, batches of 16", "store on disk, batches of 16"],
     "mock": [
         "step alone: 2.9 M random weights, batch 2",
         "trainer: 2.9 M random weights, batch 2",

@@ -107,6 +107,42 @@ def write_sparse(path: Path, content: memoryview) -> None:
         os.fsync(file.fileno())
 
 
+class RandomFile:
+    """A file that is read here and there, and open as long as this object lives.
+
+    Not a memory map: what is mapped counts as memory of the process, each new map costs page faults, and a file that
+    was cut short ends the process.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        if hasattr(os, "posix_fadvise"):  # nothing but what is asked for: a system may read megabytes ahead
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read_into(self, values: np.ndarray, position: int) -> bool:
+        """Fill an array from a position on; False where the file ends before."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [values.data], position) == values.nbytes
+        os.lseek(self._descriptor, position, os.SEEK_SET)
+        content = os.read(self._descriptor, values.nbytes)
+        if len(content) < values.nbytes:
+            return False
+        values[...] = np.frombuffer(content, values.dtype).reshape(values.shape)
+        return True
+
+    def will_need(self, position: int, length: int) -> None:
+        """Have a part read from the disk while something else is done, where the system can."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, position, length, os.POSIX_FADV_WILLNEED)
+
+
 def sync(path: Path) -> None:
     """Hand a file or folder over to the disk, so that a power cut after a rename finds it filled."""
     descriptor = os.open(path, os.O_RDONLY)

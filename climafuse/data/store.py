@@ -7,11 +7,10 @@ A folder that is either whole or absent:
     statistics.json  mean and standard deviation of each variable, from the training split only
     pairs.parquet    climate-text pairs, if any
 
-One chunk holds all variables at one time, uncompressed, so that a window is a few reads from a memory map.
-Measured on two cores, reads of 2 steps, 6 variables and 16 by 16 degrees a second, at 1 and at 0.25 degrees:
-mapped chunks 85,000 and 19,000; the same through zarr 890 and 70, with zstd 250 and 30, with a chunk for each
-variable 190 and 140; xarray from NetCDF 330 and 290. Compression saves 40 to 55 % of the disk and costs two
-orders of magnitude.
+One chunk holds all variables at one time, uncompressed, so that a window is a few reads at known places of its
+file. Measured on two cores, reads of 2 steps, 6 variables and 16 by 16 degrees a second, at 1 and at 0.25 degrees:
+through zarr 890 and 70, with zstd 250 and 30, with a chunk for each variable 190 and 140; xarray from NetCDF 330 and
+290; plain reads, as here, 8,000 at 1 degree. Compression saves 40 to 55 % of the disk and costs an order of magnitude and more.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import functools
 import hashlib
 import json
 import math
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from climafuse.data.files import write_sparse
+from climafuse.data.files import RandomFile, write_sparse
 from climafuse.data.lazy import reading
 from climafuse.data.normalization import (
     Statistics,
@@ -70,10 +68,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST, FIELDS, STATISTICS, PAIRS = "manifest.json", "fields.zarr", "statistics.json", "pairs.parquet"
 DEFAULT_GAP = datetime.timedelta(days=1)
-MEMORY_BYTES = 2**28  # a mapped store is read as fast; in memory its content is checked
-# What is mapped counts as resident memory of the process, though the system may drop it at any time.
-MAPPED_BYTES = 2**28
-MAPPED_STEPS = 1024  # each keeps a file open
+MEMORY_BYTES = 2**28  # a larger store is read from the disk; in memory its content is checked, too
+OPEN_FILES = 256
 BLOCK_BYTES = 64 * 2**20  # read from the source at once, by each worker
 WORKERS = min(4, os.cpu_count() or 1)  # threads that prepare; more wait for each other at the file libraries
 
@@ -89,7 +85,7 @@ class TrainingStore:
         longitude: [W] degrees east, ascending in [0, 360).
         statistics: Of the training split (`compute_statistics`).
         splits: Steps of train, validation and test.
-        fields: Fields of a step by its index: [V, H, W] float32, read only.
+        fields: [T, V, H, W] float32, in memory or stored.
         all_pairs: Pairs about any split, or none.
         tolerance: How far the time of a pair may be from that of a field; None for not at all.
         provenance: Where the fields come from: sources, attributes, versions; JSON.
@@ -121,7 +117,7 @@ class TrainingStore:
 
         Args:
             path: The folder.
-            memory_bytes: Fields of at most this size are loaded; larger ones stay mapped on disk.
+            memory_bytes: Fields of at most this size are loaded; larger ones stay on disk.
             verify: Check the content of fields that stay on disk, too.
 
         Raises:
@@ -261,6 +257,18 @@ class TrainingStore:
         """
         return self.cut(self._steps(pair.times, history), pair.place)
 
+    def will_need(self, windows: Iterable[tuple[slice, Box | None]]) -> None:
+        """Have windows that will be cut read from the disk, all at once rather than one after the other.
+
+        Args:
+            windows: Steps and box of each, as `cut` takes them.
+        """
+        if isinstance(self.fields, StoredFields):
+            for steps, box in windows:
+                rows, _ = self._grid.locate(box)
+                for step in range(steps.start, steps.stop):
+                    self.fields.will_need(step, rows)
+
     def cut(self, steps: slice, box: Box | None) -> Window:
         """Cut out a window by steps.
 
@@ -279,11 +287,14 @@ class TrainingStore:
         width = sum(piece.stop - piece.start for piece in columns)
         fields = np.empty((steps.stop - steps.start, len(self.variables), height, width), dtype=np.float32)
         for index, step in enumerate(range(steps.start, steps.stop)):
-            values = self.fields[step]  # [V, H, W]
+            if isinstance(self.fields, StoredFields):
+                values = self.fields.read(step, rows)  # [V, h, W]
+            else:
+                values = self.fields[step, :, rows]
             left = 0
             for piece in columns:
                 right = left + piece.stop - piece.start
-                fields[index, :, :, left:right] = values[:, rows, piece]
+                fields[index, :, :, left:right] = values[:, :, piece]
                 left = right
         longitude = np.concatenate([self.longitude[piece] for piece in columns])
         return Window(fields, self.variables, self.time[steps], self.latitude[rows], longitude)
@@ -348,7 +359,7 @@ class TrainingStore:
 
 
 class StoredFields:
-    """Fields of a store by step, from memory or mapped from disk.
+    """Fields of a store by step, from memory or from disk.
 
     Args:
         folder: The store.
@@ -361,22 +372,49 @@ class StoredFields:
         self.shape = shape
         self.in_memory = in_memory
         self._loaded = self._load() if in_memory else None
-        # Least recently used maps are closed first; the pages themselves are the system's to keep or drop.
-        size = min(MAPPED_STEPS, max(1, MAPPED_BYTES // (4 * math.prod(shape[1:]))))
-        self._map_cached = functools.lru_cache(maxsize=size)(self._map)
+        # Least recently used files are closed first.
+        self._open_cached = functools.lru_cache(maxsize=OPEN_FILES)(self._open)
 
-    def __getitem__(self, step: int) -> np.ndarray:
-        """Fields of a step: [V, H, W] float32, read only."""
-        return self._map_cached(int(step)) if self._loaded is None else self._loaded[step]
+    def read(self, step: int, rows: slice) -> np.ndarray:
+        """Read rows of a step.
+
+        Args:
+            step: The step.
+            rows: Which rows, south to north.
+
+        Returns:
+            [V, rows, W] float32.
+
+        Raises:
+            StoreError: The file has become shorter.
+        """
+        if self._loaded is not None:
+            found: np.ndarray = self._loaded[step][:, rows]
+            return found
+        _, variables, height, width = self.shape
+        file = self._open_cached(step)
+        values = np.empty((variables, rows.stop - rows.start, width), dtype="<f4")
+        for variable in range(variables):
+            if not file.read_into(values[variable], 4 * width * (variable * height + rows.start)):
+                raise _altered(chunk_path(self.folder, step))
+        return values
+
+    def will_need(self, step: int, rows: slice) -> None:
+        """Have rows of a step read from the disk while something else is done."""
+        if self._loaded is None:
+            _, variables, height, width = self.shape
+            file = self._open_cached(step)
+            for variable in range(variables):
+                file.will_need(
+                    4 * width * (variable * height + rows.start), 4 * width * (rows.stop - rows.start)
+                )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A loader worker maps the files rather than being sent their content, or loading it once more."""
+        """A loader worker opens the files rather than being sent their content, or loading it once more."""
         return functools.partial(StoredFields, in_memory=False), (self.folder, self.shape)
 
-    def _map(self, step: int) -> np.ndarray:
-        with chunk_path(self.folder, step).open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(mapped, dtype="<f4").reshape(self.shape[1:])
+    def _open(self, step: int) -> RandomFile:
+        return RandomFile(chunk_path(self.folder, step))
 
     def _load(self) -> np.ndarray:
         files = _read_manifest(self.folder)["files"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
@@ -91,9 +91,16 @@ class Examples(Sequence[Example]):
         index = range(len(self))[index]
         begin, end = self._begins[index : index + 2]
         pairs = tuple(self.pairs[position] for position in self._positions[begin:end])
-        sample = pairs[0].sample
-        box = pairs[0].place if self._boxes is None else self._boxes[sample]
-        return Example(self.split, sample, self.store.cut(slice(*self._steps[index].tolist()), box), pairs)
+        return Example(self.split, pairs[0].sample, self.store.cut(*self._window(index)), pairs)
+
+    def will_need(self, indices: Iterable[int]) -> None:
+        """Have the windows of a batch read from the disk all at once."""
+        self.store.will_need(map(self._window, indices))
+
+    def _window(self, index: int) -> tuple[slice, Box | None]:
+        first = self._positions[self._begins[index]]
+        box = self.pairs.place(first) if self._boxes is None else self._boxes[self.pairs.samples[first]]
+        return slice(*self._steps[index].tolist()), box
 
     def texts(self) -> list[tuple[str, str]]:
         """(prompt, answer) of all texts, repeated ones included; no window is cut."""
@@ -115,6 +122,12 @@ class ExampleDataset(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
+
+    def __getitems__(self, indices: list[int]) -> list[Example]:
+        """The examples of a batch: what a loader of PyTorch asks for where it can."""
+        if isinstance(self.examples, Examples):
+            self.examples.will_need(indices)
+        return [self.examples[index] for index in indices]
 
 
 class ExampleCollator:

@@ -40,10 +40,10 @@ class Place:
 
 
 def rows(size: Size) -> Iterator[Row]:
-    """Measure a store in memory and one mapped from disk."""
+    """Measure a store in memory and one on disk."""
     with tempfile.TemporaryDirectory() as folder, xr.open_dataset(sample_path("era5")) as file:
         prepare(sample_path("era5"), Path(folder) / "store", variables=VARIABLES)
-        for kind, memory_bytes in (("in memory", 2**30), ("mapped from disk", 0)):
+        for kind, memory_bytes in (("in memory", 2**30), ("on disk", 0)):
             store = TrainingStore.open(Path(folder) / "store", memory_bytes=memory_bytes)
             yield _row(size, kind, store, file)
 

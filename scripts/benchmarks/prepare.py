@@ -10,8 +10,8 @@ Preparing reads the source, hashes and measures every field, and writes; compare
 pass takes every pair through `Examples`, `data_order` and `ExampleCollator`, as training does, once in the training
 process itself (the default) and once with two spawned workers. Its seconds a batch are compared with those of a
 training step of the default configuration on such batches. Peaks of resident memory are those of the whole process
-with the language model in it and mapped pages included; with workers, the sum over all processes, which counts shared
-pages several times.
+with the language model in it; with workers, the sum over all processes, which counts shared pages several times. What
+the system keeps of the files in its own memory is not the process's, and how much it keeps decides the pace.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import DataLoader
 from xarray.core import indexing
 
 from climafuse.data.batch import data_order, sample_boxes
@@ -285,12 +285,14 @@ def _pass(setup: Run, workers: int) -> dict[str, Any]:
     """Take every pair once. The clock starts at the first batch: what starts workers is not the loader's pace."""
     gc.collect()
     reset_peak()
-    order = data_order(len(setup.train), seed=setup.config.training.seed, epoch=0).tolist()
-    order += range(len(order), len(order) + len(setup.validation))
+    parts = [setup.store.pair_steps(split, HISTORY) for split in ("train", "validation")]
+    everything = Examples(
+        setup.store, "train", setup.store.all_pairs, *map(np.concatenate, zip(*parts, strict=True))
+    )
     loader: DataLoader[Any] = DataLoader(
-        ConcatDataset([ExampleDataset(setup.train), ExampleDataset(setup.validation)]),
+        ExampleDataset(everything),
         batch_size=setup.config.training.windows_per_step,
-        sampler=order,
+        sampler=data_order(len(everything), seed=setup.config.training.seed, epoch=0).tolist(),
         collate_fn=ExampleCollator(setup.processor, setup.thinning),
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
@@ -464,7 +465,7 @@ def test_flipped_byte_in_a_field_is_found_when_it_is_loaded(copy: Path) -> None:
         TrainingStore.open(copy)
     with pytest.raises(StoreError, match=r"c\.7\.0\.0\.0"):
         TrainingStore.open(copy, memory_bytes=0, verify=True)
-    TrainingStore.open(copy, memory_bytes=0)  # mapped fields are checked on request only: stated
+    TrainingStore.open(copy, memory_bytes=0)  # fields on disk are checked on request only: stated
 
 
 @pytest.mark.parametrize(
@@ -505,21 +506,36 @@ def test_store_goes_to_loader_workers(folder: Path, memory_bytes: int) -> None:
         again.window(3, Box(0, 0, 40, 40), 2).fields, store.window(3, Box(0, 0, 40, 40), 2).fields
     )
     assert again.all_pairs == store.all_pairs
-    assert not again.fields.in_memory  # several workers share what is mapped
+    assert not again.fields.in_memory  # not once more in each worker
     assert len(sent) < 4 * STEPS * 3 * 19 * 36  # the files are opened again, not sent
 
 
-def test_little_of_a_large_store_is_mapped_at_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is mapped counts as memory of the process."""
-    monkeypatch.setattr(store_module, "MAPPED_BYTES", 5 * 4 * 3 * 19 * 36)
+def test_few_files_of_a_large_store_are_open_at_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "OPEN_FILES", 5)
     store = TrainingStore.open(copy, memory_bytes=0)
     for step in [*range(STEPS), 3]:
+        store.will_need([(slice(step, step + 1), Box(50, 0, 30, 40))])
         np.testing.assert_array_equal(
             store.window(step).fields[0, 0], make_dataset()["t2m"].values[step], strict=True
         )
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        assert sum(str(copy) in line for line in maps.read_text().splitlines()) == 5
+    opened = Path("/proc/self/fd")
+    if opened.exists():
+        targets = [os.readlink(link) for link in opened.iterdir() if link.is_symlink() and link.exists()]
+        assert sum(target.startswith(str(copy)) for target in targets) == 5
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    if plain:  # where the system cannot read at a position
+        monkeypatch.delattr(os, "preadv")
+        monkeypatch.delattr(os, "posix_fadvise")
+    store = TrainingStore.open(copy, memory_bytes=0)
+    np.testing.assert_array_equal(store.window(7).fields[0, 0], make_dataset()["t2m"].values[7])
+    os.truncate(copy / "fields.zarr" / "fields" / "c.7.0.0.0", 6000)
+    with pytest.raises(StoreError, match=r"c\.7\.0\.0\.0"):
+        store.window(7)
 
 
 def test_in_memory_store_is_the_same_without_a_folder(folder: Path) -> None:
