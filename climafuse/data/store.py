@@ -10,7 +10,8 @@ A folder that is either whole or absent:
 One chunk holds all variables at one time, uncompressed, so that a window is a few reads at known places of its
 file. Measured on two cores, reads of 2 steps, 6 variables and 16 by 16 degrees a second, at 1 and at 0.25 degrees:
 through zarr 890 and 70, with zstd 250 and 30, with a chunk for each variable 190 and 140; xarray from NetCDF 330 and
-290; plain reads, as here, 8,000 at 1 degree. Compression saves 40 to 55 % of the disk and costs an order of magnitude and more.
+290; plain reads, as here, 8,000 at 1 degree. Compression saves 40 to 55 % of the disk and costs an order of magnitude
+and more.
 """
 
 from __future__ import annotations
