@@ -322,7 +322,6 @@ class _File:
         check_standard_name(variable, attributes, argument=where)
         scale, offset = unit_conversion(variable, attributes.get("units"), argument=where)
         methods = cell_methods(variable, attributes, argument=where)
-        self._check_sum(variable, attributes, where)
         unpack_scale = _numbers(attributes, "scale_factor", where, default=1.0)[0]
         unpack_offset = _numbers(attributes, "add_offset", where, default=0.0)[0]
         kept = {key: attributes[key] for key in ("comment", "baseline", "source_name") if key in attributes}
@@ -368,20 +367,6 @@ class _File:
                 received=f"dimensions {_join(stored.dims)}, without time",
                 remedy="Give the field a time dimension.",
             )
-
-    def _check_sum(self, variable: Variable, attributes: Mapping[str, Any], where: str) -> None:
-        """Refuse the monthly ``tp`` of ERA5: a mean of daily sums, in the units of a sum."""
-        times = self.time.values
-        silent = time_method(attributes) is None
-        if variable.cell_method == "sum" and silent and len(times) > 1:
-            step = float(np.median(np.diff(days_since_epoch(times))))
-            if step >= 27:
-                raise CanonicalizationError(
-                    where,
-                    expected="a sum over the time step",
-                    received="monthly steps without cell_methods (in ERA5: a mean of daily sums)",
-                    remedy="State cell_methods: 'time: sum' if it is one; else convert the field to a rate.",
-                )
 
 
 def _fill_values(stored: xr.Variable, where: str) -> tuple[Any, ...]:
@@ -455,6 +440,7 @@ def _assemble(files: Sequence[_File], names: Sequence[str]) -> xr.Dataset:
             fields, owner, step = fields[:1], np.zeros(len(times), dtype=int), np.arange(len(times))
         else:
             own_times, owner, step = _join_times(name, holders)
+            _check_sum(VARIABLES[name], own_times, fields)
             times = _check_equal("times", name, times, own_times, fields[0])
         _check_equal_fields(name, fields)
         if len(fields[0].axes) == 4:
@@ -544,6 +530,20 @@ def _check_equal_fields(name: str, fields: Sequence[StoredField]) -> None:
                     received=str(other),
                     remedy="Open these files one by one: their fields are not the same quantity.",
                 )
+
+
+def _check_sum(variable: Variable, times: np.ndarray, fields: Sequence[StoredField]) -> None:
+    """Refuse the monthly ``tp`` of ERA5: a mean of daily sums, in the units of a sum. A file may hold one month."""
+    silent = [field for field in fields if time_method(field.variable.attrs) is None]
+    if variable.cell_method != "sum" or not silent or len(times) < 2:
+        return
+    if float(np.median(np.diff(days_since_epoch(times)))) >= 27:
+        raise CanonicalizationError(
+            silent[0].where,
+            expected="a sum over the time step",
+            received="monthly steps without cell_methods (in ERA5: a mean of daily sums)",
+            remedy="State cell_methods: 'time: sum' if it is one; else convert the field to a rate.",
+        )
 
 
 def _levels(field: StoredField) -> str:

@@ -15,6 +15,7 @@ from typing import overload
 import numpy as np
 
 from climafuse.data.pairs import Pair
+from climafuse.data.times import OtherDate, label_number, label_of
 from climafuse.data.window import Box
 from climafuse.errors import PairsError
 
@@ -34,14 +35,14 @@ class PairTable(Sequence[Pair]):
         times, places, words, samples = array("q"), array("d"), array("q"), array("q")
         for number, pair in enumerate(pairs, start=1):
             box = pair.place
-            times.extend(int(time.astype(np.int64)) for time in pair.times)
+            times.extend(label_number(time) for time in pair.times)
             places.extend(
                 (np.nan,) * 4 if box is None else (box.latitude, box.longitude, box.height, box.width)
             )
             for text in (pair.prompt, pair.text, _facts_of(pair, number), ",".join(pair.withheld)):
                 words.append(numbers.setdefault(text, len(numbers)))
             samples.append(pair.sample)
-        self._times = np.array(times, dtype=np.int64).reshape(-1, 2)  # seconds since 1970
+        self._times = np.array(times, dtype=np.int64).reshape(-1, 2)  # numbers of labels
         self._places = np.array(places).reshape(-1, 4)  # NaN for everywhere
         self._words = np.array(words, dtype=np.int32).reshape(-1, 4)  # prompt, text, facts, withheld
         self.samples = np.array(samples, dtype=np.int64)
@@ -62,7 +63,7 @@ class PairTable(Sequence[Pair]):
         prompt, text, facts, withheld = (self._texts[word] for word in self._words[index].tolist())
         pair = object.__new__(Pair)  # what came in was checked; a loader makes a hundred of these for a batch
         pair.__dict__.update(
-            times=(np.datetime64(first, "s"), np.datetime64(last, "s")),
+            times=(label_of(first), label_of(last)),
             place=self.place(index),
             prompt=prompt,
             text=text,
@@ -86,14 +87,14 @@ class PairTable(Sequence[Pair]):
         place = self._places[index].tolist()
         return None if place[0] != place[0] else Box(*place)
 
-    def windows(self) -> tuple[np.ndarray, np.ndarray]:
+    def windows(self) -> tuple[list[tuple[np.datetime64 | OtherDate, np.datetime64 | OtherDate]], np.ndarray]:
         """Which pairs are about one time, or one range of times.
 
         Returns:
-            [U, 2] datetime64[s], first and last time, each once; [N] the row there of each pair.
+            U first and last times, each once; [N] the position there of each pair.
         """
         times, rows = np.unique(self._times, axis=0, return_inverse=True)
-        return times.astype("datetime64[s]"), rows.reshape(-1)
+        return [(label_of(first), label_of(last)) for first, last in times.tolist()], rows.reshape(-1)
 
     def texts(self, positions: np.ndarray) -> list[tuple[str, str]]:
         """(prompt, answer) of the pairs at some positions."""

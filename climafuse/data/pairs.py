@@ -32,7 +32,7 @@ import numpy as np
 
 from climafuse.data.files import whole_file
 from climafuse.data.places import find_place
-from climafuse.data.times import format_time, parse_time
+from climafuse.data.times import OtherDate, parse_label
 from climafuse.data.variables import known_names, match_variable
 from climafuse.data.window import Box
 from climafuse.errors import ClimafuseError, PairsError, UsageError
@@ -47,7 +47,8 @@ class Pair:
     """A text about the fields of one window.
 
     Args:
-        times: First and last time, datetime64[s] UTC; equal for one time.
+        times: First and last time, datetime64[s] UTC; equal for one time. A date that only other calendars have,
+            such as 30 February, is an `OtherDate`.
         place: Where; None for everywhere.
         prompt: What is asked; may be empty.
         text: What is said.
@@ -61,7 +62,7 @@ class Pair:
         PairsError: The last time is before the first, or the text is empty.
     """
 
-    times: tuple[np.datetime64, np.datetime64]
+    times: tuple[np.datetime64 | OtherDate, np.datetime64 | OtherDate]
     place: Box | None
     prompt: str
     text: str
@@ -72,13 +73,13 @@ class Pair:
 
     def __post_init__(self) -> None:
         """Bring times to seconds, of other calendars by their labels, and check."""
-        first, last = (parse_time(time) for time in self.times)
+        first, last = (parse_label(time) for time in self.times)
         object.__setattr__(self, "times", (first, last))
-        if last < first:
+        if str(last) < str(first):
             raise PairsError(
                 "time",
                 expected="a first time not after the last",
-                received=f"{format_time(first)} to {format_time(last)}",
+                received=f"{first} to {last}",
                 remedy="Write the earlier time first.",
             )
         if not self.text.strip():
@@ -271,7 +272,7 @@ def _pair_from(row: Mapping[str, Any], size: tuple[float, float]) -> tuple[Pair,
             received=_seen(time),
             remedy="Write for example 2026-03-25T06:00 or 2026-03-25/2026-03-28.",
         )
-    times = [parse_time(text) for text in texts]
+    times = [parse_label(text) for text in texts]
     sample = row.get("sample")
     has_sample = sample not in (None, "")
     withheld = tuple(name.strip() for name in _text_from(row, "withheld", "").split(",") if name.strip())

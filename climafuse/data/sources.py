@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from climafuse.data.lazy import broken, inside_library, reading
 from climafuse.data.netcdf_classic import expected_size
 from climafuse.data.remote import ZARR_METADATA, find_uris, is_uri, is_zarr, local_copy
 from climafuse.data.zarr_store import ConfinedStore, check_codecs
-from climafuse.errors import ClimateFileError
+from climafuse.errors import ClimateFileError, UsageError
 
 __all__ = ["ClimateSource", "available_variables", "load_fields", "open_climate", "select_variables"]
 
@@ -106,6 +106,13 @@ def load_fields(dataset: xr.Dataset) -> xr.Dataset:
 
 def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
     """Files in the order given, patterns expanded in alphabetical order."""
+    if isinstance(source, xr.DataArray) or not isinstance(source, str | Path | Iterable):
+        raise UsageError(
+            "source",
+            expected="a path, a URI, a pattern, several of them, or an xarray.Dataset",
+            received=f"a {type(source).__name__}",
+            remedy="Make a Dataset of a DataArray with its method to_dataset.",
+        )
     places = [str(source)] if isinstance(source, str | Path) else [str(place) for place in source]
     paths = []
     for place in places:

@@ -49,7 +49,7 @@ from climafuse.data.pairs import Pair, iterate_pairs, write_pairs
 from climafuse.data.parts import Parts, folder_in_parts
 from climafuse.data.provenance import identity, plain, provenance, versions
 from climafuse.data.splits import SPLIT_NAMES, SplitName, Splits, split_by_time
-from climafuse.data.times import as_time_axis, find_time, format_time
+from climafuse.data.times import TimeLike, as_time_axis, find_time, format_time
 from climafuse.data.window import Box, Grid, Window, locate_history, locate_range
 from climafuse.errors import (
     ClimafuseError,
@@ -352,7 +352,7 @@ class TrainingStore:
                 ) from error
             yield pair
 
-    def _steps(self, times: tuple[np.datetime64, np.datetime64], history: int) -> slice:
+    def _steps(self, times: tuple[TimeLike, TimeLike], history: int) -> slice:
         first, last = times
         if first == last:
             return locate_history(self.time, find_time(self.time, last, tolerance=self.tolerance), history)

@@ -6,9 +6,11 @@ calendar).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import cftime
@@ -17,13 +19,15 @@ import numpy as np
 from climafuse.errors import OutOfRangeError, UsageError
 
 # A time as a user may give it. Text is ISO 8601, at least year and month: "1997-12", "2026-03-25T06:00Z".
-TimeLike: TypeAlias = str | np.datetime64 | datetime.datetime | cftime.datetime
+TimeLike: TypeAlias = "str | np.datetime64 | datetime.datetime | cftime.datetime | OtherDate"
 
 _ISO = re.compile(
     r"(?P<year>\d{4})-(?P<month>\d{1,2})(?:-(?P<day>\d{1,2})"
     r"(?:[T ](?P<hour>\d{1,2})(?::?(?P<minute>\d{2})(?::?(?P<second>\d{2})(?:\.0*)?)?)?"
     r"(?P<zone>Z|[+-]\d{2}(?::?\d{2})?)?)?)?"
 )
+_DAYS_360 = np.array([cftime.datetime(1970, 1, 1, calendar="360_day")], dtype=object)
+_OTHER_CALENDAR = 2**60
 _REAL_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 
 
@@ -71,12 +75,73 @@ def parse_time(value: TimeLike, *, like: np.ndarray | None = None, argument: str
     return np.datetime64(gregorian, "s")
 
 
+@dataclass(frozen=True)
+class OtherDate:
+    """A date of other calendars that the Gregorian one lacks, such as 30 February. Reads as ISO 8601 text."""
+
+    year: int
+    month: int
+    day: int
+    hour: int = 0
+    minute: int = 0
+    second: int = 0
+
+    def __str__(self) -> str:
+        """ISO 8601 text."""
+        date = f"{self.year:04d}-{self.month:02d}-{self.day:02d}"
+        return f"{date}T{self.hour:02d}:{self.minute:02d}:{self.second:02d}"
+
+
+def parse_label(value: TimeLike, *, argument: str = "time") -> np.datetime64 | OtherDate:
+    """One time by its label, for fields whose calendar is not known yet.
+
+    Args:
+        value: As in `parse_time`.
+        argument: Likewise.
+
+    Returns:
+        ``datetime64[s]``, or a date that only other calendars have. As text both sort as the times do.
+
+    Raises:
+        UsageError: The text is no date, or no calendar has it.
+    """
+    try:
+        found: np.datetime64 = parse_time(value, argument=argument)
+        return found
+    except UsageError as error:
+        with contextlib.suppress(UsageError):
+            date = parse_time(value, like=_DAYS_360, argument=argument)
+            return OtherDate(date.year, date.month, date.day, date.hour, date.minute, date.second)
+        raise error
+
+
+def label_number(label: np.datetime64 | OtherDate) -> int:
+    """What `parse_label` returned, as a number: seconds since 1970, and far off where the calendar is another."""
+    if isinstance(label, np.datetime64):
+        return int(label.astype(np.int64))
+    days = (label.year * 12 + label.month - 1) * 30 + label.day - 1
+    return _OTHER_CALENDAR + ((days * 24 + label.hour) * 60 + label.minute) * 60 + label.second
+
+
+def label_of(number: int) -> np.datetime64 | OtherDate:
+    """The label of a `label_number`."""
+    if number < _OTHER_CALENDAR:
+        return np.datetime64(number, "s")
+    minutes, second = divmod(number - _OTHER_CALENDAR, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    months, day = divmod(days, 30)
+    return OtherDate(months // 12, months % 12 + 1, day + 1, hour, minute, second)
+
+
 def _fields_of(value: TimeLike, argument: str) -> tuple[int, int, int, int, int, int, datetime.timedelta]:
     zero = datetime.timedelta(0)
     if isinstance(value, np.datetime64):
         if np.isnat(value):
             raise _no_date(value, argument)
         value = value.astype("datetime64[s]").item()
+    if isinstance(value, OtherDate):
+        return value.year, value.month, value.day, value.hour, value.minute, value.second, zero
     if isinstance(value, datetime.datetime | cftime.datetime):
         offset = (value.utcoffset() or zero) if isinstance(value, datetime.datetime) else zero
         return value.year, value.month, value.day, value.hour, value.minute, value.second, offset

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from climafuse.data.pair_table import PairTable
-from climafuse.data.pairs import Pair
+from climafuse.data.pairs import Pair, read_pairs, write_pairs
 from climafuse.data.window import Box
 from climafuse.errors import PairsError
 
@@ -52,6 +52,19 @@ def test_the_pairs_come_back(given_):
         times, rows = table.windows()
         assert [tuple(times[row]) for row in rows] == [pair.times for pair in given_]
         assert table.texts(np.arange(len(given_))) == [(pair.prompt, pair.text) for pair in given_]
+
+
+def test_pairs_about_a_date_that_the_gregorian_calendar_lacks(tmp_path):
+    dates = ("1850-02-30", "1850-03-02"), ("1850-03-02", "1850-03-02"), ("1850-02-30", "1850-02-30")
+    given_ = [Pair(times, None, "", "text", sample=number) for number, times in enumerate(dates)]
+    assert list(PairTable(given_)) == given_
+    for suffix in ("jsonl", "csv", "parquet"):
+        write_pairs(given_, tmp_path / f"pairs.{suffix}")
+        assert read_pairs(tmp_path / f"pairs.{suffix}") == given_
+    windows, rows = PairTable(given_).windows()
+    assert [tuple(map(str, windows[row])) for row in rows] == [tuple(map(str, pair.times)) for pair in given_]
+    with pytest.raises(PairsError, match="not after"):
+        Pair(("1850-03-01", "1850-02-30"), None, "", "text")
 
 
 def test_other_pairs_are_not_equal():

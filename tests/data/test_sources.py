@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from climafuse.data.lazy import StoredField
 from climafuse.data.sources import available_variables, load_fields, open_climate, select_variables
 from climafuse.data.window import select_window
-from climafuse.errors import CanonicalizationError, ClimafuseError, ClimateFileError, VariableNotFoundError
+from climafuse.errors import (
+    CanonicalizationError,
+    ClimafuseError,
+    ClimateFileError,
+    UsageError,
+    VariableNotFoundError,
+)
 from tests.data.fixtures import Truth, arco, canonical, era5, merra2, truth, write
 
 KINDS = ["netcdf4", "netcdf3", "netcdf3-record", "zarr2", "zarr3"]
@@ -479,7 +485,7 @@ def test_precipitation_sums_and_rates_are_never_equated():
         open_climate(rate.rename(PRECTOT="tp"))
 
 
-def test_monthly_means_of_daily_sums_are_refused():
+def test_monthly_means_of_daily_sums_are_refused(tmp_path):
     dataset = era5(truth("tp")).assign_coords(
         valid_time=(
             "valid_time",
@@ -490,8 +496,19 @@ def test_monthly_means_of_daily_sums_are_refused():
     dataset["tp"].attrs.pop("GRIB_stepType")
     with pytest.raises(CanonicalizationError, match="monthly"):
         open_climate(dataset)
+    # One file a month, as the old Climate Data Store delivered them.
+    for month in range(4):
+        dataset.isel(valid_time=[month]).to_netcdf(tmp_path / f"{month}.nc")
+    with pytest.raises(CanonicalizationError, match="monthly"):
+        open_climate(str(tmp_path / "*.nc"))
     dataset["tp"].attrs["cell_methods"] = "time: sum"
     assert "tp" in open_climate(dataset)
+
+
+@pytest.mark.parametrize("source", [5, None, era5(truth("t2m"))["t2m"]], ids=["number", "none", "array"])
+def test_what_is_no_source(source):
+    with pytest.raises(UsageError, match=r"a path, a URI.*received a"):
+        open_climate(source)
 
 
 def test_scalar_time_becomes_a_dimension():

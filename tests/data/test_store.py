@@ -24,6 +24,7 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from climafuse import facts
 from climafuse.data import store as store_module
 from climafuse.data.batch import sample_boxes
 from climafuse.data.normalization import compute_statistics
@@ -558,6 +559,11 @@ def test_other_calendars(tmp_path: Path) -> None:
     store = prepare(tmp_path / "fields.nc", tmp_path / "store")
     assert list(store.time) == list(times)
     assert store.window(10).time[0] == cftime.datetime(2000, 2, 30, 12, calendar="360_day")
+    windows = [(number, store.window(number)) for number in range(STEPS)]
+    told = store.with_pairs(
+        facts.describe(windows, kinds=["mean/t2m"], questions_per_window=1, abstentions=0)
+    )
+    assert [told.pair_window(pair).time[0] for pair in told.all_pairs] == list(times)
 
 
 def test_step_without_any_value_is_kept(tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from climafuse.data.times import days_since_epoch, find_time, format_time, parse_time
+from climafuse.data.times import (
+    OtherDate,
+    days_since_epoch,
+    find_time,
+    format_time,
+    label_number,
+    label_of,
+    parse_label,
+    parse_time,
+)
 from climafuse.errors import OutOfRangeError, UsageError
 
 AXIS = np.array(["2026-03-25T00", "2026-03-25T07", "2026-03-25T14"], dtype="datetime64[s]")
@@ -61,6 +70,23 @@ def test_calendar_of_the_axis_decides_which_dates_exist() -> None:
 def test_formatted_times_read_back(time: datetime.datetime) -> None:
     exact = np.datetime64(time, "s")
     assert parse_time(format_time(exact)) == exact
+
+
+def test_labels_of_dates_that_only_other_calendars_have() -> None:
+    days = [f"1850-{month:02d}-{day:02d}T{day:02d}:59:01" for month in (2, 3) for day in range(1, 24)]
+    for text in [*days, "1850-02-29T00:00:00", "1850-02-30T23:59:59", "0001-02-30T00:00:00"]:
+        label = parse_label(text)
+        assert str(label) == text
+        assert label_of(label_number(label)) == label
+        assert isinstance(label, OtherDate) == (text[5:10] in ("02-29", "02-30"))
+    assert parse_label("1852-02-29") == np.datetime64("1852-02-29T00:00:00")
+    # Two days after the 28th, it is no 2 March, and nobody need convert the one to compare it with the other.
+    assert parse_label("1850-02-30") != np.datetime64("1850-03-02", "s")
+    axis = cftime.num2date([58, 59, 60], "days since 1850-01-01", calendar="360_day")
+    assert find_time(axis, parse_label("1850-02-30")) == 1
+    for no_date in ("1850-02-31", "1850-04-31", "1850-00-01"):
+        with pytest.raises(UsageError):
+            parse_label(no_date)
 
 
 def test_finds_the_exact_time_only() -> None:
