@@ -187,7 +187,8 @@ def find_backbone(
 def freeze(model: nn.Module) -> None:
     """Freeze a model and make its output the same in train and eval mode: no gradients, no dropout.
 
-    Zero dropout instead of eval mode, because eval mode silently disables gradient checkpointing.
+    Zero dropout instead of eval mode, because eval mode silently disables gradient checkpointing. The noise that
+    some mixtures of experts add before they choose (`router_jitter_noise`) goes, too.
 
     Args:
         model: The model, changed in place; its configuration too.
@@ -198,17 +199,21 @@ def freeze(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if config is not None:
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
-            for name in _dropout_names(vars(part)):
+            for name in _noise_names(vars(part)):
                 setattr(part, name, 0.0)
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in _dropout_names(vars(module)):  # some architectures keep the probability as a number
+        for name in _noise_names(vars(module)):  # some architectures keep the probability as a number
             setattr(module, name, 0.0)
 
 
-def _dropout_names(attributes: dict[str, Any]) -> list[str]:
-    return [name for name, value in attributes.items() if "drop" in name and isinstance(value, float)]
+def _noise_names(attributes: dict[str, Any]) -> list[str]:
+    return [
+        name
+        for name, value in attributes.items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, float)
+    ]
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

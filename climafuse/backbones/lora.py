@@ -102,7 +102,10 @@ def with_lora(model: PreTrainedModel, options: Mapping[str, Any] = {}) -> PreTra
     with warnings.catch_warnings():
         # PEFT corrects fan_in_fan_out layer by layer, where a model mixes both kinds, and says so each time.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        peft.inject_adapter_in_model(config, adapted)
+        try:
+            peft.inject_adapter_in_model(config, adapted)
+        except ValueError as error:  # layers of its own list that cannot be adapted
+            raise _wrong("lora.target_modules", "linear layers that PEFT can adapt", str(error)) from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # PEFT gives adapters the type of the weights they adapt
@@ -195,7 +198,7 @@ def _resolve_targets(wanted: Sequence[str] | None, layout: BlockLayout, blocks: 
         number: [
             name
             for name, module in layout.blocks[number].named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
+            if isinstance(module, nn.Linear | Conv1D) and not _is_router(module)
         ]
         for number in blocks
     }
@@ -225,6 +228,11 @@ def _resolve_targets(wanted: Sequence[str] | None, layout: BlockLayout, blocks: 
         for name in names
         if wanted is None or any(name == target or name.endswith(f".{target}") for target in wanted)
     ]
+
+
+def _is_router(module: nn.Module) -> bool:
+    """Whether a layer of transformers chooses among experts: it returns more than what a linear layer makes."""
+    return type(module).__name__.endswith("Router")
 
 
 def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from climafuse.backbones.blocks import Site, attach, find_blocks, prefix_states, replaced_forward
-from climafuse.errors import ModelInputError
+from climafuse.errors import BackboneError, ModelInputError
 
 Prompt = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -39,11 +39,19 @@ def soft_prompt(model: PreTrainedModel, length: int, prompt: Prompt) -> Iterator
             any [N] bool. The others are read as if nothing stood before them.
 
     Raises:
+        BackboneError: The model keeps what it has read in another form than `past_key_values`.
         ModelInputError: A call gives no token numbers, an attention mask of another form than [N, S], or a cache that
-            was cut or filled elsewhere.
+            was cut or filled elsewhere, or with padding alone.
     """
     forward = model.forward
     signature = inspect.signature(forward)
+    if model._is_stateful and "past_key_values" not in signature.parameters:
+        raise BackboneError(
+            type(model).__name__,
+            expected="a language model with past_key_values, which tells what stands before the next word",
+            received="one that keeps what it has read in another form",
+            remedy="Choose a fusion that changes the text's own states, such as cross_attention.",
+        )
     others = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
     filling: tuple[Tensor, Tensor] | None = (
         None  # states and their places in this call; None where a cache has them
@@ -71,6 +79,13 @@ def soft_prompt(model: PreTrainedModel, length: int, prompt: Prompt) -> Iterator
         places = _places(mask, length)
         before = present.to(mask)[:, None].expand(-1, length)  # [N, P]
         given["attention_mask"] = _joined(before, mask, places)
+        if past and places[:, past:].any():
+            raise ModelInputError(
+                "past_key_values",
+                expected="a cache of the beginning of each text, with the states before it",
+                received="one in which a text has nothing but padding",
+                remedy="Read prompts of different lengths at once, without prefill_chunk_size.",
+            )
         # In what is not in the cache. The prompt stands at positions 0 to P - 1, text after it.
         filling = None if past else (states, places)
         if not past:

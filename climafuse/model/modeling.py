@@ -382,7 +382,15 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 received=repr(keywords.get("use_reentrant")),
                 remedy="Reentrant checkpointing drops the gradients of fusions in a frozen backbone.",
             )
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+        try:
+            super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+        except ValueError as error:
+            raise ConfigurationError(
+                "checkpoint_activations",
+                expected="a language model of transformers that can compute activations anew",
+                received=f"{type(self.backbone).__name__}, which cannot",
+                remedy="Set training.checkpoint_activations: false.",
+            ) from error
 
     # ---- Climate
 
@@ -476,7 +484,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             with self._fused(climate, climate_index):
                 output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             return ClimateTextOutput(
-                logits=output.logits, past_key_values=output.past_key_values, climate_mask=climate.mask
+                logits=output.logits, past_key_values=output.get("past_key_values"), climate_mask=climate.mask
             )
         kwargs.pop("use_cache", None)  # nothing follows a call with labels
         positions, targets = labeled_positions(labels)

@@ -11,6 +11,7 @@ of sums): within 2 % of the states' size in bfloat16, 1e-5 in float32, as the te
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -53,7 +54,13 @@ class PrefixStore:
                 received=f"{site!r}, above weights that are trained",
                 remedy="Make it with PrefixStore(model.backbone, model.prefix_site).",
             )
-        self._any_block = len(below) > 0
+        # Embeddings are not worth sharing. What a recurrent model has read cannot be repeated for several texts, and a
+        # model that knows no cache would read each rest as if nothing stood before it.
+        self._shares = (
+            len(below) > 0
+            and not backbone._is_stateful
+            and "past_key_values" in inspect.signature(backbone.forward).parameters
+        )
         # Text -> states of its beginning, which other texts share, and of its rest.
         self._states: dict[Tokens, tuple[Tensor, Tensor]] = {}
 
@@ -112,8 +119,7 @@ class PrefixStore:
         """Compute the states of sorted texts; what they begin with alike is run once for all of them."""
         device = self.backbone.device
         shared = 0
-        # Embeddings are not worth sharing, and a cache that no block has filled would not know its length.
-        if len(texts) > 1 and self._any_block:
+        if len(texts) > 1 and self._shares:
             # Sorted: what the first and the last have in common, all have. Each text keeps a rest of its own.
             shared = min(_common(texts[0], texts[-1]), *(len(text) - 1 for text in texts))
         inputs: dict[str, Any] = {}

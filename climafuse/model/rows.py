@@ -145,10 +145,15 @@ def check_rows(num_texts: int, num_windows: int, index: Tensor | None) -> None:
                 received=f"{num_windows} windows",
                 remedy="Give climate_index to say which window each text is about.",
             )
-    elif index.shape != (num_texts,) or int(index.min()) < 0 or int(index.max()) >= num_windows:
+    elif (
+        index.shape != (num_texts,)
+        or index.is_floating_point()
+        or int(index.min()) < 0
+        or int(index.max()) >= num_windows
+    ):
         raise ModelInputError(
             "climate_index",
-            expected=f"{num_texts} numbers from 0 to {num_windows - 1}",
-            received=f"shape {tuple(index.shape)}, from {int(index.min())} to {int(index.max())}",
+            expected=f"{num_texts} whole numbers from 0 to {num_windows - 1}",
+            received=f"{index.dtype} of shape {tuple(index.shape)}, from {index.min()} to {index.max()}",
             remedy="Make it with ClimateTextProcessor.",
         )

@@ -125,6 +125,19 @@ def test_train_mode_computes_what_eval_mode_does(architecture):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_noise_of_a_router_is_no_part_of_what_a_frozen_model_computes():
+    from transformers import PhimoeConfig, PhimoeForCausalLM
+
+    config = PhimoeConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, router_jitter_noise=0.5, input_jitter_noise=0.5,
+    )  # fmt: skip
+    model, ids = PhimoeForCausalLM(config).train(), torch.arange(5, 25)[None]
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)  # it is at work
+    freeze(model)
+    assert torch.equal(model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
 def test_a_tokenizer_without_padding_gets_the_end_of_text(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from climafuse.backbones import gather, prefix_states, soft_prompt, word_size
-from climafuse.errors import ModelInputError
+from climafuse.errors import BackboneError, ModelInputError
 from tests.tiny import ARCHITECTURES, tiny_model
 
 P, D = 3, 32
@@ -184,11 +184,35 @@ def test_what_would_go_wrong_in_silence_is_refused() -> None:
             model(input_ids=given["input_ids"], attention_mask=torch.ones(2, 5))
         with pytest.raises(ModelInputError, match="a cache that grows"):
             model.generate(**given, max_new_tokens=3, cache_implementation="static")
+        with pytest.raises(ModelInputError, match="nothing but padding"):
+            model.generate(**given, max_new_tokens=3, prefill_chunk_size=4)
         cache = model(**given, use_cache=True).past_key_values
         cache.crop(-2)
         mask = torch.cat([given["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
         with pytest.raises(ModelInputError, match="leave it whole"):
             model(input_ids=given["input_ids"][:, :1], attention_mask=mask, past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_model_that_keeps_no_keys_and_values_is_refused() -> None:
+    config = MambaConfig(vocab_size=364, hidden_size=32, state_size=4, num_hidden_layers=2)
+    with (
+        pytest.raises(BackboneError, match="past_key_values"),
+        soft_prompt(MambaForCausalLM(config), P, prompt()),
+    ):
+        pass
+
+
+@torch.no_grad()
+def test_a_prompt_read_in_parts_is_read_all_the_same() -> None:
+    model = tiny_model()
+    text = {name: tensor[:1] for name, tensor in batch("left").items()}  # without padding
+    one = (states()[:1], torch.ones(1, dtype=torch.bool))
+    with soft_prompt(model, P, lambda rows: one):
+        expected = model.generate(**text, max_new_tokens=5, do_sample=False)
+        assert torch.equal(
+            model.generate(**text, max_new_tokens=5, do_sample=False, prefill_chunk_size=5), expected
+        )
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from torch import nn
+from transformers import Llama4ForCausalLM, Llama4TextConfig, MambaConfig, MambaForCausalLM
 
 from climafuse.backbones import LoadedBackbone, hash_parameters, with_lora, without_adapters
 from climafuse.backbones.lora import LoraOptions
@@ -115,6 +116,19 @@ def test_by_default_every_linear_layer_of_every_block_and_not_the_head() -> None
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_model(lora=options)
+
+
+def test_layers_that_cannot_be_adapted_are_refused_or_passed_over() -> None:
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=2))
+    with pytest.raises(ConfigurationError, match=r"PEFT can adapt; received .*out_proj"):
+        with_lora(mamba)
+    config = Llama4TextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, intermediate_size_mlp=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, num_local_experts=2,
+    )  # fmt: skip
+    adapted = with_lora(Llama4ForCausalLM(config))  # its router is a linear layer that returns two tensors
+    adapted(input_ids=torch.arange(8)[None]).logits.sum().backward()
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
 
 
 def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

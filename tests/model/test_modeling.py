@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, OPTConfig, OPTForCausalLM
 
 from climafuse.backbones import LoadedBackbone, find_blocks, hash_parameters, num_blocks_below
 from climafuse.climate_tokens import ClimateTokens
@@ -348,6 +348,19 @@ def test_recomputed_activations_give_equal_gradients(architecture: str, through:
     part.activation_checkpointing_disable()
     gradients(model, batch)
     assert calls == 3
+
+
+def test_an_architecture_without_cache_and_recomputation_is_read_all_the_same() -> None:
+    config = OpenAIGPTConfig(vocab_size=364, n_embd=32, n_layer=2, n_head=4)
+    torch.manual_seed(0)
+    backbone = LoadedBackbone.from_model(OpenAIGPTLMHeadModel(config), tiny_tokenizer(), id="gpt")
+    model = ClimateTextForCausalLM.from_backbone(backbone, statistics=statistics(), encoder_options=ENCODER)
+    batch = make_batch(model)
+    found = model(**text_of(batch), **climate_of(batch))
+    assert torch.equal(found.logits, backbone.model(**text_of(batch)).logits)
+    assert found.past_key_values is None
+    with pytest.raises(ConfigurationError, match="OpenAIGPTLMHeadModel, which cannot"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 @pytest.mark.parametrize("options", [{"use_reentrant": True}, {}])

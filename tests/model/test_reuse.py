@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from climafuse.backbones import prefix_states
 from climafuse.errors import ModelInputError
@@ -73,6 +74,24 @@ def test_stored_states_are_those_of_the_text_alone(architecture: str, site: Any)
             states[row, : len(text)], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())
         )
         assert not states[row, len(text) :].any()
+
+
+@pytest.mark.parametrize("architecture", ["openai-gpt", "rwkv", "mamba"])
+@torch.no_grad()
+def test_what_cannot_be_shared_is_computed_for_each_text(architecture: str) -> None:
+    # The first knows no cache, the second keeps a state and ignores a cache, the third cannot repeat its own.
+    config = AutoConfig.for_model(
+        architecture, vocab_size=364, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, n_head=4
+    )
+    torch.manual_seed(0)
+    backbone = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    texts = texts_of_many_kinds()
+    store = PrefixStore(backbone, 2, batch=3)
+    store.add(texts)
+    states = store.lookup(*as_batch(texts))
+    for row, text in enumerate(texts):
+        expected = prefix_states(backbone, 2, input_ids=torch.tensor([text]))[0]
+        torch.testing.assert_close(states[row, : len(text)], expected, rtol=1e-4, atol=1e-5)
 
 
 @every_architecture
