@@ -10,6 +10,7 @@ from climafuse.data.variables import LEVELS, VARIABLES, find_variable, named_var
 from climafuse.errors import CanonicalizationError, ConfigurationError
 from climafuse.registry import PRODUCTS, Registry
 from tests.data.fixtures import era5, merra2, truth
+from tests.data.layouts import LAYOUTS
 
 BUILT_IN = tuple(PRODUCTS)  # before any test registers another
 
@@ -28,6 +29,13 @@ def test_no_name_of_the_built_in_products_means_two_variables():
             assert named_variable(name).name == canonical
     assert [names for names in meanings.values() if len(names) > 1] == []
     assert len(meanings) > 700
+
+
+@pytest.mark.parametrize("key", BUILT_IN)
+def test_every_built_in_product_has_a_layout(key):
+    # One that has none would be tried on no file.
+    own = set(_names(PRODUCTS.get(key)))
+    assert [layout for layout in LAYOUTS if own & {(name, known) for known, name in layout.names.items()}]
 
 
 @pytest.mark.parametrize(

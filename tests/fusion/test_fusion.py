@@ -18,6 +18,7 @@ from climafuse.registry import FUSIONS
 from tests.fusion.small import SMALL, changes_text, small_fusion
 
 D, C, M = 12, 10, 7
+BUILT_IN = tuple(FUSIONS)  # before any test registers another
 every_fusion = pytest.mark.parametrize("name", SMALL)
 every_fusion_in_place = pytest.mark.parametrize("name", [*filter(changes_text, SMALL)])
 
@@ -40,6 +41,11 @@ def climate(*, rows: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32)
 def text(*, rows: int = 3, length: int = 4, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 5 * torch.randn(rows, length, D, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def test_every_built_in_fusion_is_in_the_list() -> None:
+    # One that is not would be tried by no contract.
+    assert {name.split()[0] for name in SMALL} == set(BUILT_IN)
 
 
 @every_fusion_in_place
@@ -276,8 +282,9 @@ def test_text_scale_is_the_root_mean_square() -> None:
     assert states.grad.flatten().tolist() == pytest.approx([1.5 / 12.5**0.5, 2.0 / 12.5**0.5, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("name", ["cross_attention", "film", "gated_addition", "prefix"])
+@every_fusion
 def test_options_are_positive(name: str) -> None:
+    name, *_ = name.split()
     for option in SMALL[name]:
         least = 0 if (name, option) == ("cross_attention", "feed_forward") else 1
         with pytest.raises(ConfigurationError, match=rf"fusion\.options\.{option}.*at least {least}"):

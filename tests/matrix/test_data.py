@@ -55,7 +55,7 @@ def test_opens(layout: Layout, cell, tmp_path):
             assert field.dims == ("time", *levels, "latitude", "longitude")
             assert field.dtype == np.float32
             assert field.attrs["units"] == UNITS[name]
-            method = {"tp": "sum", "tprate": "mean"}.get(name, layout.method)
+            method = {"tp": "sum", "tprate": "mean", "tprate_corrected": "mean"}.get(name, layout.method)
             assert field.attrs["cell_methods"].split(" (")[0].endswith(f"time: {method}")
             np.testing.assert_array_equal(np.isnan(field.values), np.isnan(values))
             np.testing.assert_allclose(field.values, values, rtol=0, atol=layout.tolerance(name))
@@ -165,6 +165,8 @@ _OTHER_UNITS: dict[str, dict[str, tuple[float, float]]] = {
     "kg m-2 s-1": {"kg m**-2 s**-1": (1, 0), "mm/day": (1 / 86400, 0), "mm h-1": (1 / 3600, 0)},
     "kg kg-1": {"kg kg**-1": (1, 0), "g/kg": (1e-3, 0)},
     "m2 s-2": {"m**2 s**-2": (1, 0), "J kg-1": (1, 0)},
+    "kg m-2": {"kg m**-2": (1, 0), "mm": (1, 0)},
+    "Pa s-1": {"Pa s**-1": (1, 0), "hPa/h": (100 / 3600, 0)},
     "1": {"1": (1, 0), "%": (0.01, 0), "(0 - 1)": (1, 0)},
 }
 
