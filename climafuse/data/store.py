@@ -24,7 +24,9 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -594,7 +596,7 @@ def _write_fields(
     """The chunks that are not written yet, in blocks of steps.
 
     Blocks are read, converted, measured and written by the threads of Dask. The libraries of NetCDF read one at
-    a time; the rest goes on meanwhile.
+    a time; the rest goes on meanwhile. Each block is recorded as soon as it is on the disk.
     """
     import dask
 
@@ -610,7 +612,11 @@ def _write_fields(
     weights = area_weights(draft.latitude)
     where = str(dataset.attrs.get("climate_source", "dataset"))
 
-    def write(first: int, last: int) -> dict[str, Any] | BaseException:
+    done = total - len(missing)
+    recording = threading.Lock()
+
+    def write(first: int, last: int) -> Exception | None:
+        nonlocal done
         digests, moments = [], []
         try:
             with reading(where):
@@ -621,9 +627,13 @@ def _write_fields(
                 write_sparse(chunk_path(parts.folder, step), content)
                 if train[step]:
                     moments.append([field_moments(field, weights) for field in values])
-        except Exception as error:  # raised once the blocks beside it are done: no thread must stay behind
+            with recording:
+                parts.add({"first": first, "last": last, "sha256": digests, "moments": moments})
+                done += last - first
+                progress(done, total)
+        except Exception as error:  # raised once the blocks beside it are done
             return error
-        return {"first": first, "last": last, "sha256": digests, "moments": moments}
+        return None
 
     size = max(1, BLOCK_BYTES // step_bytes)
     runs = np.split(missing, np.flatnonzero(np.diff(missing) != 1) + 1) if len(missing) else []
@@ -632,19 +642,15 @@ def _write_fields(
         for run in runs
         for first in range(int(run[0]), int(run[-1]) + 1, size)
     ]
-    done = total - len(missing)
     progress(done, total)
-    for start in range(0, len(blocks), 2 * WORKERS):
-        tasks = [dask.delayed(write, pure=False)(*block) for block in blocks[start : start + 2 * WORKERS]]
-        outcomes = dask.compute(*tasks, scheduler="threads", num_workers=WORKERS)
-        for outcome in outcomes:
-            if isinstance(outcome, dict):
-                parts.add(outcome)
-                done += outcome["last"] - outcome["first"]
-                progress(done, total)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+    with ThreadPoolExecutor(
+        WORKERS
+    ) as pool:  # left when all threads have ended: none writes to what is cleared away
+        for start in range(0, len(blocks), 2 * WORKERS):
+            tasks = [dask.delayed(write, pure=False)(*block) for block in blocks[start : start + 2 * WORKERS]]
+            for error in dask.compute(*tasks, scheduler="threads", pool=pool):
+                if error is not None:
+                    raise error
 
 
 def _check_room(folder: Path, needed: int) -> None:
