@@ -71,14 +71,30 @@ class LabelThinning:
             samples: N numbers of windows.
         """
         ids, values = input_ids.tolist(), labels.numpy()
-        for row, sample in enumerate(samples):
-            labeled = np.flatnonzero(values[row] != IGNORED)
-            found = self._open.get(tuple(ids[row][: labeled[-1] + 1]))
-            if found is None:
-                continue  # a text that was not counted keeps all its labels
-            # By window and text, not by row: a sample keeps the same labels in whatever batch it comes.
-            code, places = found
-            keep = np.random.default_rng((self.seed, sample, code)).random(len(labeled)) < self.kept
-            keep[np.searchsorted(labeled, places)] = True
-            keep[0] |= not keep.any()  # a batch without any label has no loss
-            values[row, labeled[~keep]] = IGNORED
+        labeled = values != IGNORED  # [N, S]
+        lengths = values.shape[1] - np.argmax(labeled[:, ::-1], axis=1)
+        found = [self._open.get(tuple(row[:length])) for row, length in zip(ids, lengths, strict=True)]
+        # By window and text, not by row: a sample keeps the same labels in whatever batch it comes.
+        codes = [0 if text is None else text[0] for text in found]
+        keep = _uniform((self.seed, np.array(samples), np.array(codes)), values.shape[1]) < self.kept
+        for row, text in enumerate(found):
+            # A text that was not counted keeps all its labels.
+            keep[row, slice(None) if text is None else text[1]] = True
+        keep &= labeled
+        # A batch without any label has no loss: a text left with none keeps its first.
+        keep[np.arange(len(keep)), np.argmax(labeled, axis=1)] |= ~keep.any(axis=1)
+        values[labeled & ~keep] = IGNORED
+
+
+def _uniform(keys: Sequence[int | np.ndarray], length: int) -> np.ndarray:
+    """Numbers in [0, 1) that are a pure function of keys and place: [N, length].
+
+    Reference: Steele et al. 2014, "Fast splittable pseudorandom number generators" (SplitMix64).
+    """
+    state = np.zeros(1, dtype=np.uint64)
+    for key in (*(np.asarray(key).astype(np.uint64)[..., None] for key in keys), np.arange(length)):
+        state = (state ^ key.astype(np.uint64)) + np.uint64(_PRIME)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(11)) * 2.0**-53
