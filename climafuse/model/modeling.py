@@ -480,6 +480,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             climate_time,
         )
         check_rows(len(input_ids), len(climate.states), climate_index)
+        self.check_length(input_ids.shape[1])
         if labels is None:
             with self._fused(climate, climate_index):
                 output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -497,6 +498,24 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         total = cross_entropy(logits, targets) if sampled is None else sampled.loss(logits, targets)
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         return ClimateTextOutput(loss=total / count, logits=logits, climate_mask=climate.mask)
+
+    def check_length(self, num_tokens: int) -> None:
+        """Refuse texts of more tokens than the backbone has positions, those of soft tokens before them included.
+
+        Beyond them some models fail in the midst of a sum, and others say something that they never learned to say.
+
+        Raises:
+            ModelInputError: There are more.
+        """
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and num_tokens + self.num_soft_tokens > positions:
+            raise ModelInputError(
+                "input_ids",
+                expected=f"texts of at most {positions - self.num_soft_tokens} tokens, for which "
+                f"{type(self.backbone).__name__} has positions",
+                received=f"{num_tokens} tokens",
+                remedy="Shorten prompts and texts, or take a backbone that reads longer ones.",
+            )
 
     def _labeled_logits(
         self,
@@ -661,6 +680,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             climate_time,
         )
         check_rows(len(input_ids), len(climate.states), climate_index)
+        self.check_length(input_ids.shape[1])
         if climate_index is not None:
             climate = select_rows(climate, climate_index)
         if attention_mask is None:

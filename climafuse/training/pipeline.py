@@ -178,9 +178,11 @@ def assemble(config: RunConfig, *, backbone: LoadedBackbone | None = None, say: 
     model = _make_model(config, store, backbone)
     processor = ClimateTextProcessor.of(model.config, backbone.tokenizer)
     settings = config.training
+    encoded = [processor.encode(prompt, answer) for prompt, answer in train.texts()]
+    others = (processor.encode(prompt, answer) for prompt, answer in validation.texts())
+    model.check_length(max(len(tokens) for tokens, _ in (*encoded, *others)))
     thinning = None
     if settings.labels_decided_by_words < 1:
-        encoded = [processor.encode(prompt, answer) for prompt, answer in train.texts()]
         thinning = LabelThinning(encoded, kept=settings.labels_decided_by_words, seed=settings.seed)
     return Run(config, store, train, validation, model, processor, thinning)
 

@@ -24,6 +24,7 @@ from climafuse.json_file import read_object
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
 STATE_FILE = "training_state.json"
+_CONTENT = frozenset({"step", "seconds", "settings", "identity", "loss", "optimizer", "scheduler", "random"})
 
 
 def save_optimizer(
@@ -168,7 +169,7 @@ def read_state(directory: Path) -> dict[str, Any]:
             remedy="Resume from a checkpoint-N folder of a run, not from a saved model.",
         )
     try:
-        return read_object(path)
+        state = read_object(path)
     except ValueError as error:
         raise CheckpointError(
             str(path),
@@ -176,3 +177,12 @@ def read_state(directory: Path) -> dict[str, Any]:
             received=str(error),
             remedy="Resume from another checkpoint of the run.",
         ) from error
+    missing = _CONTENT - state.keys()
+    if missing:
+        raise CheckpointError(
+            str(path),
+            expected=f"{', '.join(sorted(_CONTENT))}, as this climafuse writes them",
+            received=f"no {', '.join(sorted(missing))}",
+            remedy="Resume with the version of climafuse that wrote it, or start another run.",
+        )
+    return state

@@ -363,6 +363,19 @@ def test_an_architecture_without_cache_and_recomputation_is_read_all_the_same() 
         model.activation_checkpointing_enable({"use_reentrant": False})
 
 
+@pytest.mark.parametrize(("fusion", "most"), [("cross_attention", 256), ("prefix", 252)])
+@torch.no_grad()
+def test_a_text_has_as_many_tokens_as_there_are_positions(fusion: str, most: int) -> None:
+    model = make_model("gpt2", fusion=fusion, sites="input")
+    assert model.num_soft_tokens == 256 - most
+    climate = climate_of(make_batch(model, num_windows=1, prompts=("x",), answers=None))
+    ids = torch.full((1, most + 1), 5)
+    for call in (model, model.generate):
+        with pytest.raises(ModelInputError, match=f"at most {most} tokens, for which GPT2LMHeadModel"):
+            call(input_ids=ids, **climate)
+    assert model(input_ids=ids[:, 1:], **climate).logits.shape[1] == most
+
+
 @pytest.mark.parametrize("options", [{"use_reentrant": True}, {}])
 def test_reentrant_recomputation_is_refused(options: dict[str, bool]) -> None:
     with pytest.raises(ConfigurationError, match="use_reentrant: expected False"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from climafuse.backbones import hash_parameters
 from climafuse.data.pairs import Pair, write_pairs
 from climafuse.data.window import Box
-from climafuse.errors import BackboneError, ConfigurationError, TrainingError
+from climafuse.errors import BackboneError, ConfigurationError, ModelInputError, TrainingError
 from climafuse.model.inference import load_model
 from climafuse.training.pipeline import assemble, make_trainer, prepare_reuse, run
 from tests.training.runs import TIMES, make_config, save_backbone, write_climate
@@ -155,6 +155,21 @@ def test_pairs_of_the_user_from_file_to_model(parts, tmp_path):
     reader = load_model(tmp_path / "run" / "model", max_new_tokens=3)
     setup = assemble(make_config(*parts, tmp_path / "other", **changes), say=_silent)
     assert len(reader.answer([setup.validation[0].window], ["Sky?"])) == 1
+
+
+def test_texts_too_long_for_the_backbone_are_refused_before_training(parts, tmp_path):
+    times = [time.astype("datetime64[s]") for time in TIMES]
+    # 256 positions; an x is a token. Time 5 is one of training.
+    write_pairs(
+        (
+            Pair((time, time), Box(40, 10, 40, 40), "Sky?", "x" * 300 if n == 5 else "Blue.", (), n)
+            for n, time in enumerate(times)
+        ),
+        tmp_path / "pairs.jsonl",
+    )
+    changes = {"data": {"pairs": str(tmp_path / "pairs.jsonl")}}
+    with pytest.raises(ModelInputError, match="at most 256 tokens, for which LlamaForCausalLM has positions"):
+        assemble(make_config(*parts, tmp_path / "run", **changes), say=_silent)
 
 
 def test_dry_run_checks_and_writes_nothing(parts, tmp_path, monkeypatch):

@@ -83,8 +83,14 @@ def test_generators_continue_where_they_were(tmp_path: Path) -> None:
 
 
 def test_state_file_keeps_every_bit_and_refuses_nan(tmp_path: Path) -> None:
-    write_state(tmp_path, {"rate": 0.1 + 0.2})
-    assert read_state(tmp_path) == {"rate": 0.30000000000000004}
+    names = ("step", "settings", "identity", "loss", "optimizer", "scheduler", "random")
+    content = {**dict.fromkeys(names), "seconds": 0.1 + 0.2}
+    write_state(tmp_path, content)
+    assert read_state(tmp_path) == {**content, "seconds": 0.30000000000000004}
+    del content["identity"]  # as before it was recorded what a run is made of
+    write_state(tmp_path, content)
+    with pytest.raises(CheckpointError, match=r"no identity\. Resume with the version of climafuse"):
+        read_state(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
         write_state(tmp_path, {"rate": float("nan")})
 
