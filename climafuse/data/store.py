@@ -643,9 +643,8 @@ def _write_fields(
         for first in range(int(run[0]), int(run[-1]) + 1, size)
     ]
     progress(done, total)
-    with ThreadPoolExecutor(
-        WORKERS
-    ) as pool:  # left when all threads have ended: none writes to what is cleared away
+    # Left when all threads have ended: none writes to what is cleared away then.
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="prepare") as pool:
         for start in range(0, len(blocks), 2 * WORKERS):
             tasks = [dask.delayed(write, pure=False)(*block) for block in blocks[start : start + 2 * WORKERS]]
             for error in dask.compute(*tasks, scheduler="threads", pool=pool):
