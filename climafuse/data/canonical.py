@@ -389,6 +389,8 @@ def _limits(stored: xr.Variable, scale: float, offset: float, where: str) -> tup
         numbers = _numbers(stored.attrs, key, where)
         if stored.dtype.kind in "iu" and np.asarray(stored.attrs.get(key, 0)).dtype.kind == "f":
             numbers = sorted((number - offset) / scale for number in numbers)
+            if scale < 0:  # the smallest value is the largest number that is stored
+                key = {"valid_min": "valid_max", "valid_max": "valid_min"}.get(key, key)
         if len(numbers) != {"valid_range": 2}.get(key, 1) * bool(numbers):
             continue  # no limits of this kind
         if numbers:

@@ -485,6 +485,19 @@ def test_precipitation_sums_and_rates_are_never_equated():
         open_climate(rate.rename(PRECTOT="tp"))
 
 
+@pytest.mark.parametrize("scale", [0.01, -0.01])
+def test_limits_of_a_packed_field_in_its_unit(scale):
+    dataset = era5(truth("t2m"))
+    stored = np.round((dataset["t2m"].values - 273.0) / scale).astype(np.int16)
+    below = stored * scale + 273.0 < 280.0
+    assert 0 < below.sum() < below.size
+    packing = {"units": "K", "scale_factor": scale, "add_offset": 273.0, "valid_min": 280.0}
+    dataset["t2m"] = (dataset["t2m"].dims, stored, packing)
+    opened = open_climate(dataset)["t2m"].values
+    assert np.isnan(opened).sum() == below.sum()
+    assert np.nanmin(opened) >= 280.0
+
+
 def test_monthly_means_of_daily_sums_are_refused(tmp_path):
     dataset = era5(truth("tp")).assign_coords(
         valid_time=(
