@@ -104,7 +104,7 @@ def test_an_interrupted_run_leaves_what_came_and_goes_on(era5: Era5, tmp_path: P
     era5.server.stalled = 30.0
     era5.server.faults[era5.path] = ["stall"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "climafuse.cli.app", "data", "download", *call],
+        [sys.executable, "-m", "climafuse", "data", "download", *call],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         stderr=subprocess.PIPE,
         text=True,

@@ -365,7 +365,7 @@ def test_as_a_process_of_its_own(place, tmp_path, arguments, code):
         "CLIMAFUSE_HOME": str(tmp_path / "home"),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "climafuse.cli.app", *filled],
+        [sys.executable, "-m", "climafuse", *filled],
         capture_output=True,
         text=True,
         env=environment,

@@ -24,6 +24,7 @@ LAYERS = [
     {"report"},
     {"doctor"},
     {"cli"},
+    {"__main__"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -62,7 +62,3 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """The console script."""
     app(prog_name="climafuse")
-
-
-if __name__ == "__main__":
-    main()
