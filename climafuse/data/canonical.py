@@ -28,6 +28,7 @@ from climafuse.data.lazy import DerivedField, LazyField, StoredField, reading
 from climafuse.data.products import get_product, recognized
 from climafuse.data.times import days_since_epoch, format_time
 from climafuse.data.variables import (
+    QUANTITIES,
     VARIABLES,
     Variable,
     cell_methods,
@@ -333,6 +334,7 @@ class _File:
             limits=_limits(stored, unpack_scale, unpack_offset, where),
             scale=unpack_scale * scale,
             offset=unpack_offset * scale + offset,
+            possible=QUANTITIES[variable.quantity].possible,
             unsigned=str(attributes.get("_Unsigned", "")).lower() == "true" and stored.dtype.kind == "i",
             where=where,
         )

@@ -87,6 +87,7 @@ class StoredField:
         limits: Smallest and largest stored value that does not.
         scale: SI value = scale · stored value + offset.
         offset: See ``scale``.
+        possible: Smallest and largest SI value that the quantity can have.
         unsigned: Whether stored integers are unsigned ones in disguise (NetCDF 3 has no others).
         where: File and variable, for errors.
     """
@@ -98,6 +99,7 @@ class StoredField:
     limits: tuple[float, float]
     scale: float
     offset: float
+    possible: tuple[float, float]
     unsigned: bool
     where: str
 
@@ -113,7 +115,7 @@ class StoredField:
 
         Raises:
             ClimateFileError: The file breaks off.
-            CanonicalizationError: Two columns of one meridian differ, or a value is infinite.
+            CanonicalizationError: Two columns of one meridian differ, or a value is impossible.
         """
         time, *space = self.axes
         indexers: dict[Hashable, Any] = dict.fromkeys(self.variable.dims, 0)  # what is no axis has length 1
@@ -138,7 +140,7 @@ class StoredField:
             values = block.transpose(*dims).values
         absent = [index for index, axis in enumerate(self.axes) if axis.dimension is None]
         values = self._decode(np.expand_dims(values, absent))
-        self._refuse_infinite(values, steps)
+        self._refuse_impossible(values, steps)
         for number, take in enumerate(takes, start=1):
             values = np.take(values, take, axis=number)
         for column, copy in twins:
@@ -151,20 +153,32 @@ class StoredField:
                 )
         return values[..., : len(picks[-1])]
 
-    def _refuse_infinite(self, values: np.ndarray, steps: slice) -> None:
-        """An infinity may be a division by zero, an overflow or somebody's fill value: which, only its maker knows."""
-        if not np.isinf(values).any():
+    def _refuse_impossible(self, values: np.ndarray, steps: slice) -> None:
+        """Refuse infinities and values that no field of the quantity has.
+
+        They may be a fault, or somebody's undeclared code for missing values: which, only its maker knows.
+        """
+        low, high = self.possible
+        with np.errstate(invalid="ignore"):
+            impossible = (values < low) | (values > high)  # NaN is neither
+        if not impossible.any():
             return
-        first = int(np.argwhere(np.isinf(values))[0][0])
+        first = int(np.argwhere(impossible)[0][0])
         time = self.axes[0]
         at = (
             int(np.flatnonzero(time.positions == steps.start + first)[0]) if time.dimension is not None else 0
         )
+        found = values[first][impossible[first]]
+        kind = (
+            "infinite values" if np.isinf(found).all() else f"values such as {found[np.isfinite(found)][0]:g}"
+        )
         raise CanonicalizationError(
             f"{self.where} at {format_time(time.values[at])}",
-            expected="finite values, and NaN or the fill value where there are none",
-            received=f"{np.isinf(values[first]).sum()} infinite values",
-            remedy="If they stand for missing values, write NaN in their places.",
+            expected=f"values from {low:g} to {high:g} {self.attributes['units']}, and NaN or the declared fill value "
+            "where there are none",
+            received=f"{len(found)} {kind}",
+            remedy="If they stand for missing values, write NaN in their places, or declare them in the attribute "
+            "_FillValue.",
         )
 
     def _decode(self, stored: np.ndarray) -> np.ndarray:

@@ -36,10 +36,14 @@ class Quantity:
 
     Args:
         units: The SI unit in UDUNITS spelling.
+        possible: Smallest and largest value in SI units that a field can have. Far wider than any weather; narrow
+            enough that a code for missing values that no attribute declares, such as -999 or -9999, lies outside in
+            any of the units.
         spellings: Unit as written in files (after ``_plain``) -> conversion to the SI unit.
     """
 
     units: str
+    possible: tuple[float, float]
     spellings: Mapping[str, Conversion]
 
 
@@ -52,47 +56,47 @@ _PERCENT = dict.fromkeys(("%", "percent"), (0.01, 0.0))
 _ONE = dict.fromkeys(("1", "0-1", "fraction"), _SAME)
 
 QUANTITIES: dict[str, Quantity] = {
-    "temperature": Quantity("K", {
+    "temperature": Quantity("K", (-200, 2000), {
         **_KELVIN,
         **dict.fromkeys(_CELSIUS, (1.0, 273.15)),
         **dict.fromkeys(_FAHRENHEIT, (5 / 9, 459.67 * 5 / 9)),
     }),
     # A difference of temperatures has no zero point: 1 degC of anomaly is 1 K, not 274.15 K.
-    "temperature_difference": Quantity("K", {
+    "temperature_difference": Quantity("K", (-500, 500), {
         **_KELVIN,
         **dict.fromkeys(_CELSIUS, _SAME),
         **dict.fromkeys(_FAHRENHEIT, (5 / 9, 0.0)),
     }),
-    "pressure": Quantity("Pa", {
+    "pressure": Quantity("Pa", (-900, 3e5), {
         **dict.fromkeys(("Pa", "pascal", "Pascal", "pascals", "N m-2"), _SAME),
         **dict.fromkeys(("hPa", "mbar", "mb", "millibar", "millibars"), (100.0, 0.0)),
         "kPa": (1000.0, 0.0),
     }),
-    "speed": Quantity("m s-1", {
+    "speed": Quantity("m s-1", (-250, 250), {
         **dict.fromkeys(("m s-1", "m/s", "m/sec", "meter second-1", "meters per second"), _SAME),
         **dict.fromkeys(("km h-1", "km/h", "km hr-1"), (1 / 3.6, 0.0)),
         **dict.fromkeys(("knot", "knots", "kt"), (1852 / 3600, 0.0)),
     }),
     # Depth of liquid water; 1 kg m-2 of water is 1 mm by the definition of the liquid water equivalent.
-    "water_depth": Quantity("m", {
+    "water_depth": Quantity("m", (-0.9, 10), {
         **dict.fromkeys(("m", "meter", "metre", "meters", "metres"), _SAME),
         **dict.fromkeys(("mm", "kg m-2", "kg/m2"), (1e-3, 0.0)),
         "cm": (1e-2, 0.0),
     }),
-    "water_flux": Quantity("kg m-2 s-1", {
+    "water_flux": Quantity("kg m-2 s-1", (-0.01, 1), {
         **dict.fromkeys(("kg m-2 s-1", "kg/m2/s", "kg/(m2 s)", "mm s-1", "mm/s"), _SAME),
         **dict.fromkeys(("mm h-1", "mm/h", "mm hr-1", "mm/hr", "mm hour-1"), (1 / 3600, 0.0)),
         **dict.fromkeys(("mm d-1", "mm day-1", "mm/day", "mm/d", "kg m-2 d-1"), (1 / 86400, 0.0)),
     }),
-    "water_mass": Quantity("kg m-2", dict.fromkeys(("kg m-2", "kg/m2", "mm"), _SAME)),
-    "specific_humidity": Quantity("kg kg-1", {
+    "water_mass": Quantity("kg m-2", (-900, 5000), dict.fromkeys(("kg m-2", "kg/m2", "mm"), _SAME)),
+    "specific_humidity": Quantity("kg kg-1", (-0.9, 2), {
         **dict.fromkeys(("kg kg-1", "kg/kg", "1"), _SAME),
         **dict.fromkeys(("g kg-1", "g/kg"), (1e-3, 0.0)),
     }),
-    "fraction": Quantity("1", {**_ONE, **_PERCENT}),
-    "geopotential": Quantity("m2 s-2", dict.fromkeys(("m2 s-2", "m2/s2", "J kg-1"), _SAME)),
-    "height": Quantity("m", dict.fromkeys(("m", "meter", "metre", "meters", "metres"), _SAME)),
-    "pressure_tendency": Quantity("Pa s-1", {
+    "fraction": Quantity("1", (-9, 9), {**_ONE, **_PERCENT}),
+    "geopotential": Quantity("m2 s-2", (-9900, 1e7), dict.fromkeys(("m2 s-2", "m2/s2", "J kg-1"), _SAME)),
+    "height": Quantity("m", (-990, 1e6), dict.fromkeys(("m", "meter", "metre", "meters", "metres"), _SAME)),
+    "pressure_tendency": Quantity("Pa s-1", (-25, 25), {
         **dict.fromkeys(("Pa s-1", "Pa/s"), _SAME),
         **dict.fromkeys(("hPa h-1", "hPa/h"), (100 / 3600, 0.0)),
     }),
