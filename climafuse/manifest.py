@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def write_manifest(directory: Path, *, kind: str, details: Mapping[str, Any] | N
         "format": FORMAT,
         "kind": kind,
         "details": dict(details or {}),
-        "versions": _versions(),
+        "versions": versions(_DISTRIBUTIONS),
         "files": {
             name: {"size": (directory / name).stat().st_size, "sha256": sha256(directory / name)}
             for name in verified_files(directory)
@@ -159,20 +159,21 @@ def _spelled(manifest: Mapping[str, Any]) -> str:
     return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
 
 
+def versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of climafuse, Python and other packages, for records of what wrote a file."""
+    found = {"climafuse": __version__, "python": platform.python_version()}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
 def _digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 over the manifest without its digest, in one canonical spelling."""
     body = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"climafuse": __version__, "python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
 
 
 def _damaged(path: Path, expected: str, received: str) -> CheckpointError:

@@ -6,31 +6,18 @@ import datetime
 import glob
 import hashlib
 import os
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from climafuse.manifest import sha256
+from climafuse.manifest import sha256, versions
 
 if TYPE_CHECKING:
     import xarray as xr
 
 HASHED_BYTES = 4 * 2**30  # a larger source is recorded by size and time of change only
-_DISTRIBUTIONS = ("climafuse", "numpy", "xarray", "zarr", "netCDF4")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what reads and converts fields."""
-    found = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+READERS = ("numpy", "xarray", "zarr", "netCDF4")
 
 
 def provenance(source: Any, dataset: xr.Dataset) -> dict[str, Any]:
@@ -47,7 +34,7 @@ def provenance(source: Any, dataset: xr.Dataset) -> dict[str, Any]:
         "sources": [_describe(name, files) for name, files in _files_of(source)],
         "attributes": plain(dataset.attrs),  # license, institution, history, as the source states them
         "variables": {str(name): plain(array.attrs) for name, array in dataset.data_vars.items()},
-        "versions": versions(),
+        "versions": versions(READERS),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

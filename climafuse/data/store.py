@@ -49,7 +49,7 @@ from climafuse.data.normalization import (
 from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair, iterate_pairs, write_pairs
 from climafuse.data.parts import Parts, folder_in_parts
-from climafuse.data.provenance import identity, plain, provenance, versions
+from climafuse.data.provenance import READERS, identity, plain, provenance
 from climafuse.data.splits import SPLIT_NAMES, SplitName, Splits, split_by_time
 from climafuse.data.times import TimeLike, as_time_axis, find_time, format_time
 from climafuse.data.window import Box, Grid, Window, locate_history, locate_range
@@ -63,7 +63,7 @@ from climafuse.errors import (
     UsageError,
 )
 from climafuse.json_file import read_object
-from climafuse.manifest import sha256
+from climafuse.manifest import sha256, versions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -540,7 +540,7 @@ def _plan(draft: TrainingStore, files: list[list[Any]]) -> dict[str, Any]:
         "times": hashlib.sha256("\n".join(map(format_time, draft.time)).encode()).hexdigest(),
         "grid": grid.hexdigest(),
         "splits": {name: _ranges(draft.splits.indices(name)) for name in SPLIT_NAMES},
-        "versions": versions(),
+        "versions": versions(READERS),
     }
 
 
