@@ -91,12 +91,16 @@ class ClimateTextOutput(ModelOutput):
         logits: [N, S, V]; with labels [P, V] of the labeled positions only, and in training with a sampled
             vocabulary of its tokens only.
         past_key_values: Cache of the backbone.
+        hidden_states: Those of the backbone, if asked for without labels.
+        attentions: Those of the backbone, if asked for without labels.
         climate_mask: [B, M], which climate tokens are valid.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
     climate_mask: Tensor | None = None
 
 
@@ -484,9 +488,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is None:
             with self._fused(climate, climate_index):
                 output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            return ClimateTextOutput(
-                logits=output.logits, past_key_values=output.get("past_key_values"), climate_mask=climate.mask
-            )
+            kept = ("logits", "past_key_values", "hidden_states", "attentions")
+            return ClimateTextOutput(**{name: output.get(name) for name in kept}, climate_mask=climate.mask)
         kwargs.pop("use_cache", None)  # nothing follows a call with labels
         positions, targets = labeled_positions(labels)
         sampled = self.sampled_vocabulary if self.training else None

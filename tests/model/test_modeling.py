@@ -66,6 +66,17 @@ def test_an_untrained_model_is_the_bare_backbone_bit_for_bit(
     assert torch.equal(model.backbone(**text_of(batch)).logits, expected)
 
 
+@torch.no_grad()
+def test_hidden_states_of_the_backbone_are_given_where_they_are_asked_for() -> None:
+    bare, model = tiny_model(), make_model(gates=0.0)
+    batch = make_batch(model)
+    expected = bare(**text_of(batch), output_hidden_states=True).hidden_states
+    asked = model(**text_of(batch), **climate_of(batch), output_hidden_states=True)
+    assert len(asked.hidden_states) == len(expected)
+    assert all(map(torch.equal, asked.hidden_states, expected))
+    assert model(**text_of(batch), **climate_of(batch)).hidden_states is None
+
+
 @every_architecture
 @every_fusion
 @torch.no_grad()
