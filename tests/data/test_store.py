@@ -588,7 +588,7 @@ def test_progress_counts_every_step(source: Path, tmp_path: Path, monkeypatch: p
     assert sorted(after - before for (before, _), (after, _) in pairwise(seen)) == [4, 8, 8]
 
 
-def test_random_windows_of_the_bundled_reanalysis_are_many_times_faster_than_xarray(tmp_path: Path) -> None:
+def test_random_windows_of_the_bundled_reanalysis_are_20_times_faster_than_xarray(tmp_path: Path) -> None:
     names = ["t2m", "u10", "v10", "msl", "tp"]
     prepare(sample_path("era5"), tmp_path / "store", variables=[*names, "ws10"])
     drawn = sample_boxes(np.arange(1, 24), 300, size=(16, 16), seed=0)
@@ -615,7 +615,6 @@ def test_random_windows_of_the_bundled_reanalysis_are_many_times_faster_than_xar
             return [part[name].values for name in (*names, "t2m")]
 
         reference = seconds_each(plain, 30)
-    # From the disk about 25 on an idle machine: twelve reads a window, which a busy one delays.
-    for memory_bytes, times in ((0, 10), (2**30, 20)):
+    for memory_bytes in (0, 2**30):
         store = TrainingStore.open(tmp_path / "store", memory_bytes=memory_bytes)
-        assert reference / seconds_each(lambda step, box: store.window(step, box, 2), 300) > times  # noqa: B023
+        assert reference / seconds_each(lambda step, box: store.window(step, box, 2), 300) > 20  # noqa: B023
