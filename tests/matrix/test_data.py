@@ -36,7 +36,7 @@ BUILT_IN = tuple(PRODUCTS)  # before any test registers another
 
 def _share() -> settings:
     # Half as many again: some layouts have fewer ways to be written than examples fall to them.
-    return settings(max_examples=-(-settings().max_examples * 3 // (2 * len(LAYOUTS))))
+    return settings(max_examples=-(-(450 if settings().max_examples >= 300 else 45) // len(LAYOUTS)))
 
 
 @ROWS
