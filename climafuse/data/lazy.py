@@ -203,7 +203,7 @@ class StoredField:
         return values
 
 
-class _LazyArray(BackendArray):
+class LazyArray(BackendArray):
     """An array that xarray reads by index."""
 
     shape: tuple[int, ...]
@@ -222,7 +222,7 @@ class _LazyArray(BackendArray):
         raise NotImplementedError
 
 
-class LazyField(_LazyArray):
+class LazyField(LazyArray):
     """One canonical variable over all files, read on use: the array behind a canonical dataset.
 
     Args:
@@ -255,7 +255,7 @@ class LazyField(_LazyArray):
         self._read((0, *(slice(None) for _ in self.shape[1:])))
 
 
-class DerivedField(_LazyArray):
+class DerivedField(LazyArray):
     """A variable computed from others on use, cell by cell."""
 
     def __init__(self, function: Callable[..., np.ndarray], inputs: Sequence[xr.Variable]) -> None:

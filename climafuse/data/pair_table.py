@@ -7,6 +7,7 @@ moments.
 
 from __future__ import annotations
 
+import functools
 import json
 from array import array
 from collections.abc import Iterable, Sequence
@@ -85,7 +86,7 @@ class PairTable(Sequence[Pair]):
     def place(self, index: int) -> Box | None:
         """Where the pair at a position is about; None for everywhere."""
         place = self._places[index].tolist()
-        return None if place[0] != place[0] else Box(*place)
+        return None if place[0] != place[0] else _box(*place)
 
     def windows(self) -> tuple[list[tuple[np.datetime64 | OtherDate, np.datetime64 | OtherDate]], np.ndarray]:
         """Which pairs are about one time, or one range of times.
@@ -100,6 +101,10 @@ class PairTable(Sequence[Pair]):
         """(prompt, answer) of the pairs at some positions."""
         words = self._words[positions, :2].tolist()
         return [(self._texts[prompt], self._texts[answer]) for prompt, answer in words]
+
+
+# The texts of a window come one after the other, and a box checks itself when it is made.
+_box = functools.lru_cache(maxsize=64)(Box)
 
 
 def _facts_of(pair: Pair, number: int) -> str:

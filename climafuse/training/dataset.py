@@ -10,7 +10,7 @@ from typing import Any, cast, overload
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from climafuse.data.batch import sample_boxes
 from climafuse.data.pair_table import PairTable
@@ -123,10 +123,15 @@ class ExampleDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
 
-    def __getitems__(self, indices: list[int]) -> list[Example]:
-        """The examples of a batch: what a loader of PyTorch asks for where it can."""
+    def will_need(self, indices: Iterable[int]) -> None:
+        """Have examples read from the disk, all at once, where that is where they are."""
         if isinstance(self.examples, Examples):
             self.examples.will_need(indices)
+
+    def __getitems__(self, indices: list[int]) -> list[Example]:
+        """The examples of a batch: what a loader of PyTorch asks for where it can."""
+        if get_worker_info() is not None:  # elsewhere `ReadAheadSampler` has asked already
+            self.will_need(indices)
         return [self.examples[index] for index in indices]
 
 

@@ -75,6 +75,7 @@ from climafuse.training.interruption import StopOnSignal, StopSignals, outlive_s
 from climafuse.training.meter import Meter
 from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
+from climafuse.training.read_ahead import ReadAheadSampler
 from climafuse.training.state import (
     load_optimizer,
     load_random,
@@ -91,6 +92,7 @@ _OVERRIDDEN = (
     "_clip_grad_norm",
     "_determine_best_metric",
     "_get_dataloader",
+    "_get_eval_sampler",
     "_get_grad_norm",
     "_get_train_sampler",
     "_init_training_state",
@@ -541,7 +543,18 @@ class ClimateTextTrainer(Trainer):
     # ---- Data ----------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        return self._sampler
+        return self._reading_ahead(self._sampler, self.train_dataset, self.args.per_device_train_batch_size)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
+        sampler = super()._get_eval_sampler(eval_dataset)
+        if sampler is None:
+            return None
+        return self._reading_ahead(sampler, eval_dataset, self.args.per_device_eval_batch_size)
+
+    def _reading_ahead(self, sampler: Sampler[int], dataset: Any, batch_size: int) -> Sampler[int]:
+        if not hasattr(dataset, "will_need") or self.args.dataloader_num_workers:  # workers are ahead anyway
+            return sampler
+        return ReadAheadSampler(sampler, dataset.will_need, batch_size)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         """The Trainer's loader, apart from the random numbers of training and from signals to the process."""

@@ -6,17 +6,19 @@ the place and the time, so that no two fields are alike and any window can be co
 between 20° N and 65° N; the rest of the globe is zero, which the store keeps as holes: 31 GB of fields take a good
 quarter of it on the disk. All pairs are about places between those latitudes.
 
-Preparing reads the source, hashes and measures every field, and writes; compared with only reading the source. The
-pass takes every pair through `Examples`, `data_order` and `ExampleCollator`, as training does, once in the training
-process itself (the default) and once with two spawned workers. Its seconds a batch are compared with those of a
-training step of the default configuration on such batches. Peaks of resident memory are those of the whole process
-with the language model in it; with workers, the sum over all processes, which counts shared pages several times. What
-the system keeps of the files in its own memory is not the process's, and how much it keeps decides the pace.
+Preparing reads the source, hashes and measures every field, and writes; compared with only reading the source. Then
+batches come through `Examples`, `ReadAheadSampler` and `ExampleCollator`, as training has them: first in turn with
+training steps of the default configuration, which gives the wait for a batch beside the step; then all of them with
+nothing in between, in the training process itself (the default) and with two spawned workers. Before each, the system
+is asked to drop what it keeps of the files, so that the fields come from the disk. Peaks of resident memory are those
+of the whole process with the language model in it; with workers, the sum over all processes, which counts shared
+pages several times.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import tempfile
 import time
@@ -31,29 +33,31 @@ import xarray as xr
 from torch.utils.data import DataLoader
 from xarray.core import indexing
 
-from climafuse.data.batch import data_order, sample_boxes
-from climafuse.data.lazy import _LazyArray
+from climafuse.data.batch import EpochSampler, sample_boxes
+from climafuse.data.lazy import LazyArray
 from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair, write_pairs
 from climafuse.data.sources import open_climate
 from climafuse.data.splits import split_by_time
-from climafuse.data.store import DEFAULT_GAP, TrainingStore, prepare
+from climafuse.data.store import DEFAULT_GAP, TrainingStore, chunk_path, prepare
 from climafuse.data.window import Box, Grid, Window, select_window
 from climafuse.facts import describe
 from climafuse.training.config import BackboneConfig, DataConfig, RunConfig
 from climafuse.training.dataset import ExampleCollator, ExampleDataset, Examples
 from climafuse.training.pipeline import Run, assemble, prepare_reuse
+from climafuse.training.read_ahead import ReadAheadSampler
 from scripts.benchmarks.inputs import DEGREES, HISTORY, VARIABLES, backbone
 from scripts.benchmarks.measure import Row, Size, peak_gb, quartiles, reset_peak
 from scripts.benchmarks.mock import step_loop
 
 AIM_GB, AIM_SHARE = 2.0, 0.05
-QUESTIONS = 4  # pairs about a window
+QUESTIONS = RunConfig().facts.questions_per_window
 VALIDATION = 25  # one window in so many is of the validation times
-STEPS = 12  # training steps that are timed, before the pass and after it
+STEPS = 12  # batches that are stepped on, again and again
+PACED = 200  # training steps that are timed, each with the wait for a batch
 SOUTH, NORTH = 20, 65
 READING = "seconds of preparing ÷ seconds of reading the source, a sample of it extrapolated"
-LOADING = "seconds of the loader a batch ÷ seconds of a training step of the default configuration"
+LOADING = "seconds waiting for a batch ÷ seconds of a training step of the default configuration"
 LATITUDE, LONGITUDE = np.arange(-90.0, 91.0), np.arange(0.0, 360.0)
 WAVES = 2
 
@@ -76,7 +80,7 @@ WEATHER = {
 }
 
 
-class Weather(_LazyArray):
+class Weather(LazyArray):
     """One variable, computed on use. A value depends on its time and place alone, to the last bit.
 
     Args:
@@ -255,23 +259,38 @@ def _prepare(size: Size, folder: Path, lazy: xr.Dataset, describing: float) -> R
 
 
 def _load(size: Size, setup: Run) -> Iterator[Row]:
-    passes = {workers: _pass(setup, workers) for workers in (0, 2)}
-    step = _step_seconds(setup)
     name = setup.model.backbone_identity["id"]
-    for workers, found in passes.items():
+    waits, steps = _paced(setup)
+    share = sum(waits) / sum(steps)
+    yield Row(
+        section="prepare",
+        case=f"waiting for {len(waits)} batches while training, cold disk, {name}",
+        ratio=share,
+        spread=quartiles(tuple(wait / statistics.median(steps) for wait in waits)),
+        aim=f"<= {AIM_SHARE:g}",
+        reached=share <= AIM_SHARE,
+        seconds=statistics.mean(waits),
+        reference_seconds=statistics.mean(steps),
+        rate=len(waits) * setup.config.training.windows_per_step / (sum(waits) + sum(steps)),
+        unit="windows/s",
+        peak_gb=peak_gb(),
+        repeats=len(waits),
+        meaning=LOADING,
+        details={"longest_wait": max(waits)},
+    )
+    for workers in (0, 2):
+        found = _pass(setup, workers)
         a_batch = found["seconds"] / (found["batches"] - 1)
         peak = sum(found["peak_gb_by_process"])
         yield Row(
             section="prepare",
-            case=f"pass over {found['pairs']:,} pairs, {workers or 'no'} workers, {name}",
-            ratio=a_batch / statistics.median(step),
-            spread=quartiles(tuple(a_batch / seconds for seconds in step)),
-            aim=f"<= {AIM_SHARE:g} and < {AIM_GB:g} GB" if workers == 0 else None,
-            reached=a_batch / statistics.median(step) <= AIM_SHARE and peak < AIM_GB
-            if workers == 0
-            else None,
+            case=f"only loading all {found['pairs']:,} pairs, {workers or 'no'} workers",
+            ratio=a_batch / statistics.median(steps),
+            spread=quartiles(tuple(a_batch / seconds for seconds in steps)),
+            aim=f"< {AIM_GB:g} GB" if workers == 0 else None,
+            reached=peak < AIM_GB if workers == 0 else None,
             seconds=a_batch,
-            reference_seconds=statistics.median(step),
+            reference_seconds=statistics.median(steps),
             rate=found["pairs"] / found["seconds"],
             unit="pairs/s",
             peak_gb=peak,
@@ -281,23 +300,31 @@ def _load(size: Size, setup: Run) -> Iterator[Row]:
         )
 
 
-def _pass(setup: Run, workers: int) -> dict[str, Any]:
-    """Take every pair once. The clock starts at the first batch: what starts workers is not the loader's pace."""
-    gc.collect()
-    reset_peak()
+def _loader(setup: Run, workers: int, epoch: int = 0) -> DataLoader[Any]:
+    """All pairs, of training and of validation, in one of the orders of training."""
     parts = [setup.store.pair_steps(split, HISTORY) for split in ("train", "validation")]
-    everything = Examples(
-        setup.store, "train", setup.store.all_pairs, *map(np.concatenate, zip(*parts, strict=True))
+    dataset = ExampleDataset(
+        Examples(setup.store, "train", setup.store.all_pairs, *map(np.concatenate, zip(*parts, strict=True)))
     )
-    loader: DataLoader[Any] = DataLoader(
-        ExampleDataset(everything),
-        batch_size=setup.config.training.windows_per_step,
-        sampler=data_order(len(everything), seed=setup.config.training.seed, epoch=0).tolist(),
+    batch = setup.config.training.windows_per_step
+    order = EpochSampler(len(dataset), seed=setup.config.training.seed)
+    order.set_epoch(epoch)
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        sampler=order if workers else ReadAheadSampler(order, dataset.will_need, batch),
         collate_fn=ExampleCollator(setup.processor, setup.thinning),
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
     )
-    batches = iter(loader)
+
+
+def _pass(setup: Run, workers: int) -> dict[str, Any]:
+    """Take every pair once. The clock starts at the first batch: what starts workers is not the loader's pace."""
+    gc.collect()
+    _forget(setup)
+    reset_peak()
+    batches = iter(_loader(setup, workers))
     processes = getattr(batches, "_workers", [])
     first = next(batches)
     windows, pairs, count = len(set(first["sample"].tolist())), len(first["labels"]), 1
@@ -319,22 +346,42 @@ def _pass(setup: Run, workers: int) -> dict[str, Any]:
     }
 
 
-def _step_seconds(setup: Run) -> list[float]:
-    """Seconds of training steps of the default configuration, on batches of the same loader."""
+def _paced(setup: Run) -> tuple[list[float], list[float]]:
+    """Seconds waited for each batch of all pairs, and seconds of the training step before it, in turn.
+
+    The steps are of the default configuration, on a few batches of the same loader whose frozen states are there.
+    """
     batch = setup.config.training.windows_per_step
     few = Examples(setup.store, "train", *_texts_of(setup, STEPS * batch))
     prepare_reuse(replace(setup, train=few, validation=few), say=lambda line: None)
     collate = ExampleCollator(setup.processor, setup.thinning)
-    batches = [collate(few[first : first + batch]) for first in range(0, len(few), batch)]
     setup.model.train()
-    loop = step_loop(setup.model, batches, 1)
+    loop = step_loop(
+        setup.model, [collate(few[first : first + batch]) for first in range(0, len(few), batch)], 1
+    )
     loop()  # first calls allocate
-    seconds = []
-    for _ in range(STEPS):
+    gc.collect()
+    _forget(setup)
+    reset_peak()
+    batches = iter(_loader(setup, 0, epoch=1))
+    next(batches)
+    waits, steps = [], []
+    for _ in range(min(PACED, len(setup.store.all_pairs) // QUESTIONS // batch - 2)):
         begin = time.perf_counter()
         loop()
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+        between = time.perf_counter()
+        next(batches)
+        steps.append(between - begin)
+        waits.append(time.perf_counter() - between)
+    return waits, steps
+
+
+def _forget(setup: Run) -> None:
+    """Have the system drop what it keeps of the fields in memory, so that they come from the disk."""
+    for step in range(len(setup.store.time)):
+        descriptor = os.open(chunk_path(setup.store.fields.folder, step), os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def _texts_of(setup: Run, windows: int) -> tuple[PairTable, np.ndarray, np.ndarray]:

@@ -112,6 +112,29 @@ def test_frozen_weights_stay_as_they_are(make_trainer: Make) -> None:
     }
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_batch_after_the_present_one_is_read_ahead(
+    make_trainer: Make, make_config: Make, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    asked: list[list[int]] = []
+
+    def note(self: Any, positions: Any) -> None:
+        asked.append(list(positions))
+
+    trainer = make_trainer(make_config(steps=6, accumulation=accumulation), length=11)
+    monkeypatch.setattr(type(trainer.train_dataset), "will_need", note, raising=False)
+    trainer.train()
+    order = trainer._sampler
+    expected = []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        numbers, size = list(order), 4 // accumulation
+        expected += [numbers[first : first + size] for first in range(size, 11, size)]
+    # A batch that came before its turn to be asked for is left out.
+    assert len(asked) >= 4
+    assert [batch for batch in expected if batch in asked] == asked
+
+
 # 11 samples, 4 a step: 3 steps an epoch. Step 3 ends an epoch; step 5 is in the middle of the second.
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("interrupted", [3, 5])
