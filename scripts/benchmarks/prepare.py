@@ -39,7 +39,8 @@ from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair, write_pairs
 from climafuse.data.sources import open_climate
 from climafuse.data.splits import split_by_time
-from climafuse.data.store import DEFAULT_GAP, TrainingStore, chunk_path, prepare
+from climafuse.data.store import DEFAULT_GAP, TrainingStore, prepare
+from climafuse.data.stored_fields import chunk_path
 from climafuse.data.window import Box, Grid, Window, select_window
 from climafuse.facts import describe
 from climafuse.training.config import BackboneConfig, DataConfig, RunConfig
