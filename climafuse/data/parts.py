@@ -5,7 +5,7 @@ Beside the folder to be, `.NAME.parts/` holds
     plan.json       what the job is; only the same job may go on. And details that its first run noted
     done.jsonl      one record for each finished part, written after the files of the part are on the disk
     folder/         what there is so far; renamed when it is whole
-    lock            held while a process writes; the system lets it go with the process, however that ends
+    lock            held while a process writes
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from climafuse.data.files import sync, whole_file
+from climafuse.data.lock import alone
 from climafuse.errors import OutputError, UsageError
 
 PLAN, DONE, FOLDER, LOCK = "plan.json", "done.jsonl", "folder", "lock"
@@ -83,8 +84,7 @@ def folder_in_parts(
     place = path.with_name(f".{path.name}.parts")
     parts: Parts | None = None
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with _locked(place):
+        with alone(place / LOCK):
             try:
                 parts = _open(place, plan, details, repeatable=repeatable)
                 yield parts
@@ -162,29 +162,3 @@ def _sync_tree(folder: Path) -> None:
         for name in names:
             sync(Path(root, name))
         sync(Path(root))
-
-
-@contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Hold the lock of a folder: two processes that write the same parts would spoil them."""
-    with (place / LOCK).open("w", encoding="ascii") as file:
-        if not _lock(file):
-            raise UsageError(
-                str(place),
-                expected="parts that no other process is writing",
-                received="a process that writes them now",
-                remedy="Wait until it is done, or choose another destination.",
-            )
-        yield
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: two runs at once are the user's to avoid
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

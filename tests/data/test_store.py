@@ -419,7 +419,7 @@ def test_nothing_is_left_when_the_data_are_at_fault(tmp_path: Path) -> None:
 def test_two_preparations_of_one_store_do_not_meet(source: Path, tmp_path: Path) -> None:
     def again(done: int, _: int) -> None:
         if not done:
-            with pytest.raises(UsageError, match="a process that writes them now"):
+            with pytest.raises(UsageError, match="a process that writes it now"):
                 prepare(source, tmp_path / "store")
 
     prepare(source, tmp_path / "store", progress=again)

@@ -18,11 +18,13 @@ from typing import Any, Literal, TypeAlias
 
 from climafuse.data.download.transfer import Policy, Progress, check_room, free_bytes, has_checksum
 from climafuse.data.files import whole_file
+from climafuse.data.lock import alone
 from climafuse.errors import DownloadError
 
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "download.json"
+LOCK_NAME = ".download.lock"
 FORMAT = 1
 
 State: TypeAlias = Literal["whole", "changed", "partial", "missing"]
@@ -173,9 +175,22 @@ def fetch(plan: Plan, *, policy: Policy | None = None, progress: FileProgress | 
         AccessError: The service wants an account, a login or its terms accepted.
         DownloadError: A file cannot be had. Those before it stay, and what has come of it.
         OutputError: A file cannot be written, or there is no room for all of them.
+        UsageError: Another process is filling the folder.
     """
     states = plan.states()
     check_room(plan.folder, plan.missing_bytes(states), estimated=not plan.exact)
+    if any(state != "whole" for state in states.values()) or read_record(plan.folder).keys() < states.keys():
+        with alone(plan.folder / LOCK_NAME):
+            _bring(plan, states, policy or Policy(), progress)
+    return Fetched(
+        folder=plan.folder,
+        files=tuple(plan.folder / part.name for part in plan.parts),
+        num_fetched=sum(state != "whole" for state in states.values()),
+        num_bytes=sum(_size(plan.folder / part.name) for part in plan.parts),
+    )
+
+
+def _bring(plan: Plan, states: Mapping[str, State], policy: Policy, progress: FileProgress | None) -> None:
     record = read_record(plan.folder)
     for part in plan.parts:
         path = plan.folder / part.name
@@ -185,14 +200,8 @@ def fetch(plan: Plan, *, policy: Policy | None = None, progress: FileProgress | 
             continue
         if states[part.name] == "changed":
             logger.info("%s: not as it arrived, brought again", part.name)
-        part.bring(path, policy or Policy(), _named(progress, part.name))
+        part.bring(path, policy, _named(progress, part.name))
         _enter(plan, part, path)
-    return Fetched(
-        folder=plan.folder,
-        files=tuple(plan.folder / part.name for part in plan.parts),
-        num_fetched=sum(state != "whole" for state in states.values()),
-        num_bytes=sum(_size(plan.folder / part.name) for part in plan.parts),
-    )
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from climafuse.data.download.plan import RECORD_NAME, Part, Plan, fetch
-from climafuse.errors import DownloadError
+from climafuse.data.download.plan import LOCK_NAME, RECORD_NAME, Part, Plan, fetch
+from climafuse.data.lock import alone
+from climafuse.errors import DownloadError, UsageError
 
 CONTENT = b"0123456789"
 
@@ -101,3 +102,20 @@ def test_an_altered_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / RECORD_NAME).write_text(text)
     with pytest.raises(DownloadError, match="a record of downloads"):
         Plan("era5", tmp_path, (Part("a.nc", "a", writing()),)).states()
+
+
+def test_two_downloads_into_one_folder_do_not_mix(tmp_path: Path) -> None:
+    """The second comes while the first brings its file; and again when all is there, which needs no lock."""
+    second = Plan("arco", tmp_path, (Part("b.nc", "b", writing()),))
+    whole = Plan("era5", tmp_path, (Part("a.nc", "a", failing),))
+
+    def during(path: Path, policy: object, progress: object) -> None:
+        with pytest.raises(UsageError, match="no other process is writing"):
+            fetch(second)
+        path.write_bytes(CONTENT)
+
+    fetch(Plan("era5", tmp_path, (Part("a.nc", "a", during),)))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.nc", RECORD_NAME}
+    with alone(tmp_path / LOCK_NAME):
+        assert fetch(whole).num_fetched == 0
+    assert fetch(second).num_fetched == 1

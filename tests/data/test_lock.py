@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from climafuse.data.lock import alone
+from climafuse.errors import OutputError, UsageError
+
+HOLD = """
+import sys
+from pathlib import Path
+from climafuse.data.lock import alone
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_another_process_is_kept_out_until_the_one_that_writes_is_gone(tmp_path: Path, killed: bool) -> None:
+    path = tmp_path / "new" / "lock"
+    with hold(path) as process:
+        with pytest.raises(UsageError, match=r"new: expected a folder that no other process is writing"):
+            alone(path).__enter__()
+        assert path.exists()
+        if killed:
+            process.kill()
+        elif process.stdin is not None:
+            process.stdin.close()
+    assert path.exists() == killed
+    with alone(path):
+        assert path.exists()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("filled", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_is_left_empty_was_not_asked_for(tmp_path: Path, there: bool, filled: bool) -> None:
+    folder = tmp_path / "folder"
+    if there:
+        folder.mkdir()
+    with alone(folder / "lock"):
+        if filled:
+            (folder / "file").touch()
+    assert folder.exists() == (there or filled)
+
+
+def test_a_lock_that_was_removed_meanwhile_is_not_that_of_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with alone(path):
+        path.unlink()
+        path.write_text("of another process")
+    assert path.read_text() == "of another process"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file: expected a folder that can be written"):
+        alone(tmp_path / "file" / "lock").__enter__()
