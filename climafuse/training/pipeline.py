@@ -29,6 +29,7 @@ from climafuse.training.dataset import (
     open_store,
     window_statistics,
 )
+from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
 from climafuse.training.thinning import LabelThinning
 from climafuse.training.trainer import ClimateTextTrainer, check_output
@@ -77,6 +78,8 @@ def run(
     Raises:
         ClimafuseError: Something does not fit; nothing was written then, or the newest checkpoint stands.
     """
+    if config.training.workers:
+        check_main_guard()  # the trainer asks, too, but much later
     say = say or _print
     begin = time.perf_counter()
     checkpoint = None

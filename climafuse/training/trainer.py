@@ -72,6 +72,7 @@ from climafuse.training.checkpoint import (
 )
 from climafuse.training.config import EvaluationConfig, OutputConfig, RunConfig, TrainingConfig
 from climafuse.training.interruption import StopOnSignal, StopSignals, outlive_stop_signals
+from climafuse.training.main_guard import check_main_guard
 from climafuse.training.meter import Meter
 from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
@@ -280,6 +281,8 @@ class ClimateTextTrainer(Trainer):
             RunInterruptedError: SIGTERM or SIGUSR1 asked the process to end (in the main thread; a second one
                 ends it at once). The step was finished and saved.
         """
+        if self.settings.workers:
+            check_main_guard()
         remove_unfinished(self.output)
         checkpoint: Path | None = None
         if resume_from_checkpoint is True:
