@@ -70,7 +70,7 @@ class PairTable(Sequence[Pair]):
             text=text,
             facts=tuple(json.loads(facts)) if facts != "[]" else (),
             sample=int(self.samples[index]),
-            withheld=tuple(withheld.split(",")) if withheld else (),
+            withheld=_names(withheld),
             where="",
         )
         return pair
@@ -102,9 +102,17 @@ class PairTable(Sequence[Pair]):
         words = self._words[positions, :2].tolist()
         return [(self._texts[prompt], self._texts[answer]) for prompt, answer in words]
 
+    def withheld(self, positions: np.ndarray) -> list[tuple[str, ...]]:
+        """Variables that the pairs at some positions withhold."""
+        return [_names(self._texts[word]) for word in self._words[positions, 3].tolist()]
+
 
 # The texts of a window come one after the other, and a box checks itself when it is made.
 _box = functools.lru_cache(maxsize=64)(Box)
+
+
+def _names(withheld: str) -> tuple[str, ...]:
+    return tuple(withheld.split(",")) if withheld else ()
 
 
 def _facts_of(pair: Pair, number: int) -> str:

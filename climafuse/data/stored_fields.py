@@ -16,7 +16,7 @@ from climafuse.data.tiles import Tiling
 from climafuse.errors import StoreError
 
 FIELDS = "fields.zarr"
-OPEN_FILES = 256
+OPEN_FILES = 512  # those of some batches, and half of what systems allow
 
 
 class StoredFields:

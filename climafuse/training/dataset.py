@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
@@ -105,6 +105,15 @@ class Examples(Sequence[Example]):
     def texts(self) -> list[tuple[str, str]]:
         """(prompt, answer) of all texts, repeated ones included; no window is cut."""
         return self.pairs.texts(self._positions)
+
+    def withheld(self) -> list[tuple[str, ...]]:
+        """Variables that each text withholds; no window is cut."""
+        return self.pairs.withheld(self._positions)
+
+    def windows(self) -> Iterator[tuple[slice, Box | None, int]]:
+        """Steps and box of each window, and how many texts are about it; no window is cut."""
+        for index, num_texts in enumerate(np.diff(self._begins).tolist()):
+            yield *self._window(index), num_texts
 
 
 class ExampleDataset(Dataset[Example]):

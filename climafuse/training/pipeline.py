@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from climafuse.training.dataset import (
     open_store,
     window_statistics,
 )
+from climafuse.training.identity import identify
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
 from climafuse.training.thinning import LabelThinning
@@ -283,7 +283,10 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
         data_collator=ExampleCollator(setup.processor, setup.thinning),
         processing_class=setup.processor,
         card=card,
-        identity=_identity(setup),
+        identity={
+            "the content of the backbone": setup.model.backbone_identity["content_hash"],
+            **identify(setup.store, (setup.train, setup.validation)),
+        },
         describe_sample=lambda number: farthest_value(_window(setup.train, number), setup.store.statistics),
         progress=progress,
     )
@@ -293,21 +296,6 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
 
 def _window(examples: Examples, sample: int) -> Window:
     return next(example.window for example in examples if example.sample == sample)
-
-
-def _identity(setup: Run) -> dict[str, Any]:
-    """What a run is made of, wherever its files lie."""
-    texts, statistics = hashlib.sha256(), hashlib.sha256()
-    for examples in (setup.train, setup.validation):
-        for prompt, answer in examples.texts():
-            texts.update(f"{prompt}\0{answer}\0".encode())
-    for name in ("mean", "std"):
-        statistics.update(setup.store.statistics[name].values.tobytes())
-    return {
-        "content of the backbone": setup.model.backbone_identity["content_hash"],
-        "texts": texts.hexdigest(),
-        "statistics of the fields": statistics.hexdigest(),
-    }
 
 
 def _plain(value: Any) -> Any:

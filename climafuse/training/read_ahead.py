@@ -6,6 +6,7 @@ system to read needs no processor to speak of; cutting and normalizing stay wher
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -13,9 +14,11 @@ from typing import cast
 
 from torch.utils.data import Sampler
 
+AHEAD = 4  # batches: a disk that stops for a moment is not noticed
+
 
 class ReadAheadSampler(Sampler[int]):
-    """Passes on what another sampler gives, unchanged, and has each batch read while the one before it is used.
+    """Passes on what another sampler gives, unchanged, and has the batches after the present one read meanwhile.
 
     Args:
         sampler: Gives the positions.
@@ -37,17 +40,20 @@ class ReadAheadSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         positions = iter(self._sampler)
-        batch = list(islice(positions, self._batch_size))
-        asked: Future[None] | None = None
+        batches = iter(lambda: list(islice(positions, self._batch_size)), [])
+        asked: deque[tuple[list[int], Future[None]]] = deque()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:
-            while batch:
-                following = list(islice(positions, self._batch_size))
-                if asked is not None:
-                    asked.cancel()  # if not begun: its batch is here by now, as when a resumed run passes over some
-                if following:
-                    asked = reader.submit(self._will_need, following)
-                yield from batch
-                batch = following
+            try:
+                while True:
+                    for batch in islice(batches, 1 + AHEAD - len(asked)):
+                        asked.append((batch, reader.submit(self._will_need, batch)))
+                    if not asked:
+                        return
+                    batch, reading = asked.popleft()
+                    reading.cancel()  # if not begun: a resumed run passes over some batches quickly
+                    yield from batch
+            finally:
+                reader.shutdown(cancel_futures=True)
 
     def __len__(self) -> int:
         return len(cast("Sized", self._sampler))

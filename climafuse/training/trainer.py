@@ -153,8 +153,8 @@ class ClimateTextTrainer(Trainer):
         processing_class: Processor saved with every checkpoint and model.
         card: Writes the text of the model card, anew on every save.
         extra_metrics: Computes more evaluation metrics from the model, such as the share of right facts.
-        identity: What the run is made of beside its settings, such as hashes of texts and backbone: JSON values
-            by name. A run is not resumed with others.
+        identity: What the run is made of beside its settings, such as texts and backbone: a SHA-256 by name. A run
+            is not resumed with others.
         describe_sample: Says what a sample is, for errors that name it.
         callbacks: More callbacks.
         progress: Show the line of progress.
@@ -177,7 +177,7 @@ class ClimateTextTrainer(Trainer):
         processing_class: Any = None,
         card: Callable[[], str] | None = None,
         extra_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
-        identity: Mapping[str, Any] | None = None,
+        identity: Mapping[str, str] | None = None,
         describe_sample: Callable[[int], str] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         progress: bool = True,
@@ -337,19 +337,24 @@ class ClimateTextTrainer(Trainer):
 
     def _check_settings(self, checkpoint: Path) -> None:
         """Refuses settings and inputs that would make it another run."""
-        before = self._resumed["settings"] | self._resumed["identity"]
-        now = self._identifying()
+        before, now = self._resumed["settings"], _plain(_flat_settings(self.config))
         for key, value in before.items():
             if key not in _MAY_CHANGE and key in now and now[key] != value:
                 raise CheckpointError(
                     key,
                     expected=f"{value!r}, as in {checkpoint.name}",
                     received=repr(now[key]),
-                    remedy="Resume with the settings and data the run was started with, or start another run.",
+                    remedy="Resume with the settings the run was started with, or start another run.",
                 )
-
-    def _identifying(self) -> dict[str, Any]:
-        return _plain({**_flat_settings(self.config), **self.identity})
+        before, now = self._resumed["identity"], self.identity
+        for key, value in before.items():
+            if now.get(key, value) != value:
+                raise CheckpointError(
+                    key,
+                    expected=f"what {checkpoint.name} was trained on (SHA-256 {value:.12}…)",
+                    received=f"something else ({now[key]:.12}…)",
+                    remedy="Resume with the data the run was started with, or start another run.",
+                )
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Lets the checkpoint say where the run stands, but not how often to log, evaluate and save."""

@@ -303,7 +303,7 @@ def test_what_is_kept_serves_the_same_climate_only(name: str) -> None:
     for _ in range(2):
         assert torch.equal(fusion(text(), kept), fresh)
     assert kept.memory is not None
-    assert list(kept.memory) == [fusion]
+    assert set(kept.memory) <= {fusion}
     # Other states, the same states under another mask, other rows: each has its own memory.
     other = replace(climate(seed=5), memory={})
     assert torch.equal(fusion(text(), other), fusion(text(), climate(seed=5)))
@@ -316,13 +316,14 @@ def test_what_is_kept_serves_the_same_climate_only(name: str) -> None:
 
 @every_fusion
 def test_what_is_kept_is_used(name: str) -> None:
-    # Otherwise the tests around this one prove nothing.
+    # Otherwise the tests around this one prove nothing. A fusion may keep nothing: then it looks anew.
     fusion = make(name)
     kept = replace(climate(), memory={})
     with torch.no_grad():
         before = fusion(text(), kept)
+        assert kept.memory or name not in {"cross_attention", "film", "gated_addition", "prefix"}
         kept.states.mul_(2)
-        assert torch.equal(fusion(text(), kept), before)
+        assert torch.equal(fusion(text(), kept), before) == bool(kept.memory)
         assert not torch.equal(fusion(text(), replace(kept, memory=None)), before)
 
 
@@ -347,7 +348,7 @@ def test_training_neither_fills_nor_reads_what_is_kept(name: str) -> None:
     with torch.no_grad():
         fusion(text(), kept)
     assert kept.memory is not None
-    for tensor in _tensors(kept.memory[fusion]):
+    for tensor in _tensors(kept.memory.get(fusion, ())):
         assert tensor.grad_fn is None
         assert not tensor.requires_grad
     trained = fusion(text(), kept)
