@@ -30,6 +30,9 @@ ClimafuseError
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Callable
+
 
 class ClimafuseError(Exception):
     """Base of all errors raised on purpose.
@@ -74,8 +77,20 @@ def _printable(part: object) -> str:
     text = str(part)
     if len(text) > LONGEST_PART:
         text = f"{text[:LONGEST_PART]}… ({len(text):,} characters)"
-    text = " ".join(text.split())
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return spelled_out(" ".join(text.split()))
+
+
+def spelled_out(text: str, spell: Callable[[str], str] = ascii) -> str:
+    """Text fit for a terminal, whoever wrote it.
+
+    Args:
+        text: The text. Its line feeds stay, and so do spaces of any width.
+        spell: Writes a character as a literal between quotes: what would move the cursor, color the terminal or turn
+            the direction of writing.
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else spell(c)[1:-1] for c in text
+    )
 
 
 def _rebuild(

@@ -60,7 +60,7 @@ def write_manifest(directory: Path, *, kind: str, details: Mapping[str, Any] | N
     (directory / MANIFEST_NAME).write_text(_spelled(content), encoding="utf-8")
 
 
-def verify_checkpoint(directory: str | Path) -> dict[str, Any]:
+def verify_folder(directory: str | Path) -> dict[str, Any]:
     """Checks every file of a checkpoint or saved model against its manifest.
 
     Args:

@@ -231,6 +231,33 @@ def test_infer_sets_what_is_said_beside_what_the_fields_say(inference):
     assert "mean dew point 5 °C – not in the fields" in lines
 
 
+HOSTILE = "10 \u00b0C\x1b[2J\x1b]0;owned\x07\u202e \x9b31m\r\x7f\u2028 \U000e0001"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_what_a_model_says_does_not_move_the_cursor(inference, options):
+    found = sys.modules["climafuse.model.inference"].answer(None, None)
+    found.text = f"{HOSTILE}\nMean temperature 10\u202f\u00b0C."
+    found.attended = ((HOSTILE, 0.5),)
+    result = runner.invoke(app, [*inference, *options])
+    assert result.exit_code == 0, result.output
+    assert not [c for c in result.stdout if not c.isprintable() and c not in "\n\u202f"]
+    if options:
+        assert json.loads(result.stdout)["answer"] == found.text
+    else:
+        assert (
+            r"10 \u00b0C\x1b[2J\x1b]0;owned\x07\u202e \x9b31m\r\x7f\u2028 \U000e0001".replace(
+                r"\u00b0", "\u00b0"
+            )
+            in result.stdout
+        )
+
+
+def test_a_cell_of_a_table_is_one_printable_line(capsys):
+    handler.print_table([("a\x1b[31m\nb", None)], header=("one", "two"))
+    assert capsys.readouterr().out.splitlines()[1:] == [r"a\x1b[31m\nb  \u2013".replace(r"\u2013", "\u2013")]
+
+
 def test_infer_as_json_with_a_map(inference, tmp_path):
     result = runner.invoke(app, [*inference, "--json", "--map", str(tmp_path / "map.png")])
     found = json.loads(result.stdout)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from climafuse.errors import CheckpointError
-from climafuse.manifest import MANIFEST_NAME, verify_checkpoint, write_manifest
+from climafuse.manifest import MANIFEST_NAME, verify_folder, write_manifest
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_manifest_holds_size_and_checksum_of_every_file(folder: Path) -> None:
-    manifest = verify_checkpoint(folder)
+    manifest = verify_folder(folder)
     assert manifest["kind"] == "model"
     assert manifest["details"] == {"step": 7}
     assert manifest["files"]["model.safetensors"] == {
@@ -40,7 +40,7 @@ def test_every_flipped_byte_is_found(folder: Path, name: str) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="SHA-256") as caught:
-        verify_checkpoint(folder)
+        verify_folder(folder)
     assert Path(name).name in caught.value.argument
 
 
@@ -54,38 +54,38 @@ def test_every_byte_of_the_manifest_matters(folder: Path) -> None:
             continue  # white space between entries
         path.write_bytes(bad)
         with pytest.raises(CheckpointError, match=r"manifest\.json"):
-            verify_checkpoint(folder)
+            verify_folder(folder)
 
 
 def test_truncated_file_is_found_by_its_size(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"x" * 1000)
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*1024 bytes.*1000 bytes"):
-        verify_checkpoint(folder)
+        verify_folder(folder)
 
 
 def test_missing_and_extra_files_are_named(folder: Path) -> None:
     (folder / "extra.bin").write_text("?")
     with pytest.raises(CheckpointError, match=r"extra\.bin.*added later"):
-        verify_checkpoint(folder)
+        verify_folder(folder)
     (folder / "extra.bin").unlink()
     (folder / "tokenizer" / "vocab.json").unlink()
     with pytest.raises(CheckpointError, match=r"vocab\.json.*no such file"):
-        verify_checkpoint(folder)
+        verify_folder(folder)
 
 
 def test_no_folder_and_no_manifest(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        verify_checkpoint(folder / "nowhere")
+        verify_folder(folder / "nowhere")
     (folder / MANIFEST_NAME).unlink()
     with pytest.raises(CheckpointError, match="saving did not finish"):
-        verify_checkpoint(folder)
+        verify_folder(folder)
 
 
 def test_model_card_and_hidden_entries_may_change(folder: Path) -> None:
     (folder / "README.md").write_text("my words")
     (folder / ".cache").mkdir()
     (folder / ".cache" / "hub.lock").write_text("")
-    verify_checkpoint(folder)
+    verify_folder(folder)
 
 
 def test_manifest_of_a_later_format_is_refused(folder: Path) -> None:
@@ -96,4 +96,4 @@ def test_manifest_of_a_later_format_is_refused(folder: Path) -> None:
     manifest["digest"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="format 2"):
-        verify_checkpoint(folder)
+        verify_folder(folder)

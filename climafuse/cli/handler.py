@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from climafuse.errors import ClimafuseError, RunInterruptedError
+from climafuse.errors import ClimafuseError, RunInterruptedError, spelled_out
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 
@@ -48,7 +48,8 @@ class CommandGroup(TyperGroup):
 
 def print_json(value: object) -> None:
     """One JSON document on standard output; numbers that are not finite become null."""
-    typer.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    document = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    typer.echo(spelled_out(document, json.dumps))  # what is spelled out stands in texts, where it reads alike
 
 
 def print_table(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> None:
@@ -98,7 +99,7 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"  # pressures read 101325, not 1.013e+05
-    return str(value)
+    return spelled_out(str(value)).replace("\n", "\\n")
 
 
 def _plain(value: Any) -> Any:

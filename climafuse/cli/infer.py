@@ -11,6 +11,7 @@ import typer
 
 from climafuse.cli.data import source_path
 from climafuse.cli.handler import JsonOption, print_json, print_table
+from climafuse.errors import spelled_out
 
 if TYPE_CHECKING:
     from climafuse.facts.kinds import Fact
@@ -100,11 +101,11 @@ def infer(
     where = "" if place is None else f"{place}, "
     typer.echo(
         f"{where}box {_degrees(box.south, 'SN')} to {_degrees(box.north, 'SN')}, {_degrees(box.west, 'WE')} to "
-        f"{_degrees(box.east, 'WE')}, {format_time(found.window.time[-1])}\n\n{found.text}"
+        f"{_degrees(box.east, 'WE')}, {format_time(found.window.time[-1])}\n\n{spelled_out(found.text)}"
     )
     if found.attended:
         leading = ", ".join(f"{label} {share:.0%}" for label, share in found.attended)
-        typer.echo(f"attended most to: {leading}")
+        typer.echo(f"attended most to: {spelled_out(leading)}")
     typer.echo()
     if not checks:
         typer.echo("No checkable fact in this answer: nothing vouches for it.")

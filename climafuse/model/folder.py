@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 from climafuse.errors import CheckpointError
 from climafuse.json_file import read_object
-from climafuse.manifest import MANIFEST_NAME, sha256, verify_checkpoint
+from climafuse.manifest import MANIFEST_NAME, sha256, verify_folder
 from climafuse.model.configuration import ClimateTextConfig
 
 WEIGHTS_FILE = "model.safetensors"
@@ -84,7 +84,7 @@ def check_folder(folder: Path) -> ClimateTextConfig:
             else "Give the folder that `climafuse train` or save_pretrained wrote.",
         )
     if (folder / MANIFEST_NAME).is_file():
-        verify_checkpoint(folder)
+        verify_folder(folder)
     try:
         read_object(folder / CONFIG_NAME)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -511,7 +511,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             ModelInputError: There are more.
         """
         positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and num_tokens + self.num_soft_tokens > positions:
+        limited = positions is not None and positions > 0  # XLNet says -1: its positions are relative
+        if limited and num_tokens + self.num_soft_tokens > positions:
             raise ModelInputError(
                 "input_ids",
                 expected=f"texts of at most {positions - self.num_soft_tokens} tokens, for which "

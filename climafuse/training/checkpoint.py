@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from climafuse.errors import CheckpointError, ClimafuseError
-from climafuse.manifest import MANIFEST_NAME, verify_checkpoint, write_manifest
+from climafuse.manifest import MANIFEST_NAME, verify_folder, write_manifest
 
 __all__ = [
     "checkpoint_path",
@@ -183,6 +183,26 @@ def _verify(path: Path, step: int) -> dict[str, Any]:
             remedy="Give the folder its own name back.",
         )
     return details
+
+
+def verify_checkpoint(directory: str | Path) -> dict[str, Any]:
+    """As `manifest.verify_folder`, and it must hold its files itself.
+
+    What the caches of hubs hold are links to files elsewhere; no checkpoint of a run comes from there.
+
+    Raises:
+        CheckpointError: Names the file and what differs, or the link.
+    """
+    directory = Path(directory)
+    links = sorted(path for path in directory.rglob("*") if path.is_symlink())
+    if links:
+        raise CheckpointError(
+            str(links[0]),
+            expected="a file of the checkpoint",
+            received="a link",
+            remedy="Copy the folder again from its source; a link may stand for the whole folder, not for parts of it.",
+        )
+    return verify_folder(directory)
 
 
 def rotate_checkpoints(

@@ -387,6 +387,15 @@ def test_a_text_has_as_many_tokens_as_there_are_positions(fusion: str, most: int
     assert model(input_ids=ids[:, 1:], **climate).logits.shape[1] == most
 
 
+@torch.no_grad()
+def test_a_backbone_without_a_limit_reads_a_text_of_any_length() -> None:
+    """XLNet says that it has -1 positions: its states depend on distances alone."""
+    model = make_model("gpt2", sites="input")
+    model.config.get_text_config().max_position_embeddings = -1
+    climate = climate_of(make_batch(model, num_windows=1, prompts=("x",), answers=None))
+    assert model(input_ids=torch.full((1, 200), 5), **climate).logits.shape[1] == 200
+
+
 @pytest.mark.parametrize("options", [{"use_reentrant": True}, {}])
 def test_reentrant_recomputation_is_refused(options: dict[str, bool]) -> None:
     with pytest.raises(ConfigurationError, match="use_reentrant: expected False"):

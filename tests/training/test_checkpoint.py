@@ -51,6 +51,23 @@ def test_damaged_newest_is_passed_over(tmp_path: Path, caplog: pytest.LogCapture
     assert "checkpoint-2" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "folder"])
+def test_a_checkpoint_with_a_link_is_passed_over_and_a_link_to_a_whole_one_is_not(
+    tmp_path: Path, name: str
+) -> None:
+    save(tmp_path / "run", 5)
+    newest = save(tmp_path / "elsewhere", 9)
+    (tmp_path / "run" / "checkpoint-9").symlink_to(newest)
+    assert newest_good_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-9"
+    outside = tmp_path / "outside"
+    if (newest / name).exists():
+        (newest / name).rename(outside)
+    else:
+        outside.mkdir()
+    (newest / name).symlink_to(outside)  # the same content
+    assert newest_good_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-5"
+
+
 def test_no_checkpoint_is_none_but_only_damaged_ones_are_an_error(tmp_path: Path) -> None:
     assert newest_good_checkpoint(tmp_path / "nowhere") is None
     path = save(tmp_path, 2)

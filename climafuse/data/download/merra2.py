@@ -27,6 +27,7 @@ from climafuse.data.download.transfer import (
     Policy,
     Progress,
     Transient,
+    connected,
     download,
     known_checksum,
 )
@@ -175,7 +176,8 @@ def _search(collection: str, days: Days, login: _Login, policy: Policy) -> list[
                 granules = [granule["umm"] for granule in query.get_all()]
             break
         except requests.RequestException as error:
-            attempts.failed(Transient(f"no answer from {SERVICE} ({type(error).__name__})"))
+            told = f"no answer from {SERVICE} ({type(error).__name__})"
+            attempts.failed(Transient(told, reached=connected(error)))
         except RuntimeError as error:  # how earthaccess tells a status
             status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
             if status not in AGAIN:

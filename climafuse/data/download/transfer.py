@@ -50,12 +50,14 @@ class Policy:
 
     Args:
         attempts: Attempts in a row that may fail without one new byte.
+        unreached: The same for a service that could not even be connected to, ever: there may be no network.
         stall: Seconds without a byte until an attempt has failed.
         first_wait: Seconds before the second attempt; doubled for each further one.
         longest_wait: Seconds; no wait is longer, not even one that the server asks for.
     """
 
     attempts: int = 8
+    unreached: int = 3
     stall: float = 60.0
     first_wait: float = 1.0
     longest_wait: float = 120.0
@@ -72,12 +74,14 @@ class Transient(Exception):
     Args:
         reason: What happened, without credentials.
         wait: Seconds that the server asks to wait.
+        reached: Whether there was a connection.
     """
 
-    def __init__(self, reason: str, *, wait: float | None = None) -> None:
+    def __init__(self, reason: str, *, wait: float | None = None, reached: bool = True) -> None:
         super().__init__(reason)
         self.reason = reason
         self.wait = wait
+        self.reached = reached
 
 
 @dataclass
@@ -88,6 +92,7 @@ class Attempts:
     name: str
     furthest: int = 0
     failures: int = 0
+    reached: bool = False
 
     def failed(self, failure: Transient, position: int = 0) -> None:
         """Wait after a failure.
@@ -101,12 +106,16 @@ class Attempts:
         """
         self.failures = 1 if position > self.furthest else self.failures + 1
         self.furthest = max(self.furthest, position)
-        if self.failures >= self.policy.attempts:
+        self.reached |= failure.reached
+        most = self.policy.attempts if self.reached else min(self.policy.attempts, self.policy.unreached)
+        if self.failures >= most:
             raise DownloadError(
                 self.name,
                 expected="a service that delivers it",
                 received=f"{failure.reason}, {self.failures} times in a row",
-                remedy="Run the same command again later: it goes on from what has arrived.",
+                remedy="Run the same command again later: it goes on from what has arrived."
+                if self.reached
+                else "Check network and proxy of this machine, then run the same command again.",
             ) from failure
         wait = self.policy.wait(self.failures, failure.wait)
         logger.info("%s: %s; trying again in %.3g s", self.name, failure.reason, wait)
@@ -417,6 +426,18 @@ def _network(access: Access, part: _Part, policy: Policy) -> Iterator[None]:
         raise Transient(next(text for kind, text in kinds.items() if isinstance(error, kind))) from None
     except requests.exceptions.RequestException as error:
         raise _unreachable(access, part, type(error).__name__) from None
+
+
+def connected(error: requests.RequestException) -> bool:
+    """Whether there was a connection when a request failed."""
+    import requests
+    from urllib3.exceptions import NewConnectionError
+
+    # A name that cannot be resolved is one of these, too.
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return not isinstance(error, requests.exceptions.ConnectTimeout) and not isinstance(
+        reason, NewConnectionError
+    )
 
 
 def _unreachable(access: Access, part: _Part, received: str) -> DownloadError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -11,13 +13,13 @@ import pytest
 import requests
 from earthaccess.auth import Auth
 
-from climafuse.data.download import fetch, merra2
+from climafuse.data.download import Policy, fetch, merra2
 from climafuse.data.download.merra2 import COLLECTIONS, collections_of
 from climafuse.data.download.request import stored_variables
 from climafuse.data.variables import VARIABLES
 from climafuse.errors import AccessError, DownloadError, VariableNotFoundError
 from tests.data.download.rigs import POLICY, Merra2
-from tests.data.download.server import Server
+from tests.data.download.server import Answer, Server
 
 
 @pytest.fixture
@@ -61,6 +63,31 @@ def test_a_collection_may_be_named(rig: Merra2, tmp_path: Path) -> None:
         DownloadError, match=r"M2I1NXASM: expected granules of version 5.12.4 .* received none"
     ):
         rig.plan(tmp_path, variables=(), collection="M2I1NXASM")
+
+
+@pytest.mark.parametrize(
+    ("answer", "attempts", "remedy"),
+    [(None, 3, "Check network and proxy"), (503, 8, "Run the same command again")],
+)
+def test_no_network_is_told_soon_and_a_bad_answer_waited_for(
+    rig: Merra2,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    answer: int | None,
+    attempts: int,
+    remedy: str,
+) -> None:
+    caplog.set_level(logging.INFO, logger="climafuse")
+    if answer is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]  # nobody listens there once it is closed
+        rig.system = replace(rig.system, cmr_base_url=f"http://127.0.0.1:{port}/search/")
+    else:
+        rig.server.dynamic["/search/granules"] = lambda request: Answer(answer, b"")
+    with pytest.raises(DownloadError, match=rf"{attempts} times in a row\. {remedy}"):
+        rig.plan(tmp_path, policy=Policy(first_wait=0.001, longest_wait=0.002))
+    assert len(caplog.records) == attempts - 1
 
 
 @pytest.mark.parametrize(
