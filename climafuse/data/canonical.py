@@ -25,6 +25,7 @@ from climafuse.data.coords import (
     time_axis,
 )
 from climafuse.data.lazy import DerivedField, LazyField, StoredField, reading
+from climafuse.data.packing import packing_of
 from climafuse.data.products import get_product, recognized
 from climafuse.data.times import days_since_epoch, format_time
 from climafuse.data.variables import (
@@ -323,19 +324,16 @@ class _File:
         check_standard_name(variable, attributes, argument=where)
         scale, offset = unit_conversion(variable, attributes.get("units"), argument=where)
         methods = cell_methods(variable, attributes, argument=where)
-        unpack_scale = _numbers(attributes, "scale_factor", where, default=1.0)[0]
-        unpack_offset = _numbers(attributes, "add_offset", where, default=0.0)[0]
+        packing = packing_of(stored, where)
         kept = {key: attributes[key] for key in ("comment", "baseline", "source_name") if key in attributes}
         return StoredField(
             variable=stored,
             axes=axes,
             attributes={**variable.attributes, "cell_methods": methods, "source_name": str(name), **kept},
-            fills=_fill_values(stored, where),
-            limits=_limits(stored, unpack_scale, unpack_offset, where),
-            scale=unpack_scale * scale,
-            offset=unpack_offset * scale + offset,
+            packing=packing,
+            scale=packing.scale * scale,
+            offset=packing.offset * scale + offset,
             possible=QUANTITIES[variable.quantity].possible,
-            unsigned=str(attributes.get("_Unsigned", "")).lower() == "true" and stored.dtype.kind == "i",
             where=where,
         )
 
@@ -369,52 +367,6 @@ class _File:
                 received=f"dimensions {_join(stored.dims)}, without time",
                 remedy="Give the field a time dimension.",
             )
-
-
-def _fill_values(stored: xr.Variable, where: str) -> tuple[Any, ...]:
-    """Stored values that mean "missing", in the type of the variable."""
-    fills = [fill for key in ("_FillValue", "missing_value") for fill in _numbers(stored.attrs, key, where)]
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = np.array(fills, dtype=np.float64).astype(stored.dtype)
-    # A fill value that an integer type cannot hold marks nothing.
-    return tuple(c for c, fill in zip(cast, fills, strict=True) if stored.dtype.kind == "f" or c == fill)
-
-
-def _limits(stored: xr.Variable, scale: float, offset: float, where: str) -> tuple[float, float]:
-    """Smallest and largest stored value that is none of those CF calls missing.
-
-    Of a packed field, limits are packed if they have its type, as CF (section 2.5.1) wants it, and unpacked if
-    they are fractions, as many files have it.
-    """
-    low, high = -np.inf, np.inf
-    for key in ("valid_range", "valid_min", "valid_max"):
-        numbers = _numbers(stored.attrs, key, where)
-        if stored.dtype.kind in "iu" and np.asarray(stored.attrs.get(key, 0)).dtype.kind == "f":
-            numbers = sorted((number - offset) / scale for number in numbers)
-            if scale < 0:  # the smallest value is the largest number that is stored
-                key = {"valid_min": "valid_max", "valid_max": "valid_min"}.get(key, key)
-        if len(numbers) != {"valid_range": 2}.get(key, 1) * bool(numbers):
-            continue  # no limits of this kind
-        if numbers:
-            low = max(low, numbers[0]) if key != "valid_max" else low
-            high = min(high, numbers[-1]) if key != "valid_min" else high
-    return low, high
-
-
-def _numbers(
-    attributes: Mapping[str, Any], key: str, where: str, *, default: float | None = None
-) -> list[float]:
-    """An attribute that holds a number or several; none or the default if it is not there."""
-    value = attributes.get(key, [] if default is None else default)
-    try:
-        return [float(number) for number in np.ravel(value)]
-    except (TypeError, ValueError) as error:
-        raise CanonicalizationError(
-            where,
-            expected=f"a number in the attribute {key!r}",
-            received=repr(value),
-            remedy="Correct the attribute of the file.",
-        ) from error
 
 
 def _assemble(files: Sequence[_File], names: Sequence[str]) -> xr.Dataset:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import cftime
 import numpy as np
 import xarray as xr
 
+from climafuse.data.packing import scale_and_offset
 from climafuse.data.times import as_time_axis, format_time
 from climafuse.errors import CanonicalizationError
 
@@ -412,10 +414,10 @@ def _values(variable: xr.Variable, argument: str) -> np.ndarray:
             remedy="The metadata of the file are damaged: download or write it again.",
         )
     values = np.atleast_1d(variable.values)
-    scale, offset = (variable.attrs.get(key) for key in ("scale_factor", "add_offset"))
-    if (scale is None and offset is None) or values.dtype.kind not in "iuf":
+    if values.dtype.kind not in "iuf":
         return values
-    return values.astype(np.float64) * (1.0 if scale is None else scale) + (0.0 if offset is None else offset)
+    scale, offset = scale_and_offset(variable.attrs, argument)
+    return values if (scale, offset) == (1.0, 0.0) else values.astype(np.float64) * scale + offset
 
 
 def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
@@ -468,8 +470,11 @@ def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
         values, units = whole.astype(np.int64), f"seconds since {reference}"
     try:
         raw = xr.Dataset({"time": ("time", values, {"units": units, "calendar": calendar})})
-        # Counted in seconds, datetime64 reaches billions of years; in nanoseconds it ends in 2262.
-        decoded = xr.decode_cf(raw, decode_times=xr.coders.CFDatetimeCoder(time_unit="s"))["time"].values
+        # Counted in seconds, datetime64 reaches billions of years; in nanoseconds it ends in 2262. The standard
+        # calendar is Julian before 1582, where xarray takes cftime dates and warns of it.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unable to decode time axis", xr.SerializationWarning)
+            decoded = xr.decode_cf(raw, decode_times=xr.coders.CFDatetimeCoder(time_unit="s"))["time"].values
     except (ValueError, OverflowError, TypeError) as error:
         raise undecodable from error
     if decoded.dtype.kind == "M" and np.isnat(decoded).any():

@@ -19,6 +19,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from climafuse.data.coords import Axis
+from climafuse.data.packing import Packing
 from climafuse.data.times import format_time
 from climafuse.errors import CanonicalizationError, ClimafuseError, ClimateFileError
 
@@ -83,24 +84,20 @@ class StoredField:
         variable: As stored, lazy.
         axes: Time, [level], latitude, longitude.
         attributes: Canonical attributes.
-        fills: Stored values that mean "missing".
-        limits: Smallest and largest stored value that does not.
-        scale: SI value = scale · stored value + offset.
+        packing: What the stored numbers mean.
+        scale: SI value = scale · stored number + offset.
         offset: See ``scale``.
         possible: Smallest and largest SI value that the quantity can have.
-        unsigned: Whether stored integers are unsigned ones in disguise (NetCDF 3 has no others).
         where: File and variable, for errors.
     """
 
     variable: xr.Variable
     axes: tuple[Axis, ...]
     attributes: dict[str, Any]
-    fills: tuple[Any, ...]
-    limits: tuple[float, float]
+    packing: Packing
     scale: float
     offset: float
     possible: tuple[float, float]
-    unsigned: bool
     where: str
 
     def read(self, steps: slice, picks: Sequence[np.ndarray]) -> np.ndarray:
@@ -182,17 +179,27 @@ class StoredField:
         )
 
     def _decode(self, stored: np.ndarray) -> np.ndarray:
-        """Stored values -> float32 in SI units, NaN where missing."""
+        """Stored numbers -> float32 in SI units, NaN where missing."""
+        if stored.dtype.kind in "iu":
+            stored = stored.astype(self.packing.numbers, copy=False)
         missing = np.zeros(stored.shape, dtype=bool)
-        for fill in self.fills:
+        for fill in self.packing.fills:
             missing |= stored == fill
         if stored.dtype.kind == "f":
             missing |= np.isfinite(stored) & (np.abs(stored) >= FILL_THRESHOLD)
-        if self.unsigned:
-            stored = stored.astype(f"u{stored.dtype.itemsize}")
-        if self.limits != (-np.inf, np.inf):
+        low, high = self.packing.limits
+        if (low, high) != (-np.inf, np.inf):
             # An infinity is no missing value but a fault, and refused by whoever reads on.
-            missing |= np.isfinite(stored) & ((stored < self.limits[0]) | (stored > self.limits[1]))
+            outside = np.isfinite(stored) & ((stored < low) | (stored > high)) & ~missing
+            if self.packing.doubtful and outside.any():
+                raise CanonicalizationError(
+                    self.where,
+                    expected="limits in fractions, like the values, or the scale_factor that they were packed with",
+                    received=f"{self.packing.doubtful}, and values such as {stored[outside][0]:g} outside",
+                    remedy="Remove the limits if they are those of packed integers that were unpacked since; if "
+                    "they are those of the values, write them in the type of these.",
+                )
+            missing |= outside
         with np.errstate(over="ignore", invalid="ignore"):  # fill values may not fit
             if (self.scale, self.offset) == (1.0, 0.0):
                 values = stored.astype(np.float32)

@@ -37,8 +37,9 @@ class Quantity:
     Args:
         units: The SI unit in UDUNITS spelling.
         possible: Smallest and largest value in SI units that a field can have. Far wider than any weather; narrow
-            enough that a code for missing values that no attribute declares, such as -999 or -9999, lies outside in
-            any of the units.
+            enough that a code for missing values that no attribute declares lies outside: -999 and -9999 in any of
+            the units, -99.9 where no weather comes near it (in °C and m/s it does). Packing, spectral models and
+            interpolation make what cannot be negative slightly so.
         spellings: Unit as written in files (after ``_plain``) -> conversion to the SI unit.
     """
 
@@ -48,26 +49,27 @@ class Quantity:
 
 
 _SAME: Conversion = (1.0, 0.0)
-_KELVIN = dict.fromkeys(("K", "kelvin", "Kelvin", "degrees_kelvin"), _SAME)
-_CELSIUS = ("degC", "degree_C", "degrees_C", "deg_C", "degree_Celsius", "degrees_Celsius", "degree_celsius",
-            "degrees_celsius", "Celsius", "celsius", "C", "°C")  # fmt: skip
+_KELVIN = dict.fromkeys(("K", "kelvin", "Kelvin", "kelvins", "Kelvins", "degrees_kelvin"), _SAME)
+_CELSIUS = ("degC", "degree_C", "degrees_C", "deg_C", "deg C", "degree C", "degrees C", "degree_Celsius",
+            "degrees_Celsius", "degree_celsius", "degrees_celsius", "degree Celsius", "degrees Celsius",
+            "degrees celsius", "Celsius", "celsius", "C", "°C")  # fmt: skip
 _FAHRENHEIT = ("degF", "degrees_F", "degree_F", "fahrenheit", "Fahrenheit", "°F")
 _PERCENT = dict.fromkeys(("%", "percent"), (0.01, 0.0))
 _ONE = dict.fromkeys(("1", "0-1", "fraction"), _SAME)
 
 QUANTITIES: dict[str, Quantity] = {
-    "temperature": Quantity("K", (-200, 2000), {
+    "temperature": Quantity("K", (-50, 2000), {
         **_KELVIN,
         **dict.fromkeys(_CELSIUS, (1.0, 273.15)),
         **dict.fromkeys(_FAHRENHEIT, (5 / 9, 459.67 * 5 / 9)),
     }),
     # A difference of temperatures has no zero point: 1 degC of anomaly is 1 K, not 274.15 K.
-    "temperature_difference": Quantity("K", (-500, 500), {
+    "temperature_difference": Quantity("K", (-90, 90), {
         **_KELVIN,
         **dict.fromkeys(_CELSIUS, _SAME),
         **dict.fromkeys(_FAHRENHEIT, (5 / 9, 0.0)),
     }),
-    "pressure": Quantity("Pa", (-900, 3e5), {
+    "pressure": Quantity("Pa", (-50, 3e5), {
         **dict.fromkeys(("Pa", "pascal", "Pascal", "pascals", "N m-2"), _SAME),
         **dict.fromkeys(("hPa", "mbar", "mb", "millibar", "millibars"), (100.0, 0.0)),
         "kPa": (1000.0, 0.0),
@@ -78,22 +80,22 @@ QUANTITIES: dict[str, Quantity] = {
         **dict.fromkeys(("knot", "knots", "kt"), (1852 / 3600, 0.0)),
     }),
     # Depth of liquid water; 1 kg m-2 of water is 1 mm by the definition of the liquid water equivalent.
-    "water_depth": Quantity("m", (-0.9, 10), {
+    "water_depth": Quantity("m", (-0.05, 10), {
         **dict.fromkeys(("m", "meter", "metre", "meters", "metres"), _SAME),
         **dict.fromkeys(("mm", "kg m-2", "kg/m2"), (1e-3, 0.0)),
         "cm": (1e-2, 0.0),
     }),
-    "water_flux": Quantity("kg m-2 s-1", (-0.01, 1), {
+    "water_flux": Quantity("kg m-2 s-1", (-0.001, 1), {
         **dict.fromkeys(("kg m-2 s-1", "kg/m2/s", "kg/(m2 s)", "mm s-1", "mm/s"), _SAME),
         **dict.fromkeys(("mm h-1", "mm/h", "mm hr-1", "mm/hr", "mm hour-1"), (1 / 3600, 0.0)),
         **dict.fromkeys(("mm d-1", "mm day-1", "mm/day", "mm/d", "kg m-2 d-1"), (1 / 86400, 0.0)),
     }),
-    "water_mass": Quantity("kg m-2", (-900, 5000), dict.fromkeys(("kg m-2", "kg/m2", "mm"), _SAME)),
-    "specific_humidity": Quantity("kg kg-1", (-0.9, 2), {
+    "water_mass": Quantity("kg m-2", (-50, 5000), dict.fromkeys(("kg m-2", "kg/m2", "mm"), _SAME)),
+    "specific_humidity": Quantity("kg kg-1", (-0.05, 2), {
         **dict.fromkeys(("kg kg-1", "kg/kg", "1"), _SAME),
         **dict.fromkeys(("g kg-1", "g/kg"), (1e-3, 0.0)),
     }),
-    "fraction": Quantity("1", (-9, 9), {**_ONE, **_PERCENT}),
+    "fraction": Quantity("1", (-0.5, 9), {**_ONE, **_PERCENT}),
     "geopotential": Quantity("m2 s-2", (-9900, 1e7), dict.fromkeys(("m2 s-2", "m2/s2", "J kg-1"), _SAME)),
     "height": Quantity("m", (-990, 1e6), dict.fromkeys(("m", "meter", "metre", "meters", "metres"), _SAME)),
     "pressure_tendency": Quantity("Pa s-1", (-25, 25), {

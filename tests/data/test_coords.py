@@ -53,6 +53,14 @@ def test_reference_dates_before_the_gregorian_calendar():
     assert str(axis.values[0]) == "2000-01-01T00:00:00"
 
 
+def test_the_standard_calendar_before_1582_is_julian():
+    # The day after 4 October 1582 is the 15th. Nothing is printed: warnings are errors here.
+    axis = _time(np.array([0.0, 3, 4]), units="days since 1582-10-01", calendar="standard")
+    assert [(date.month, date.day, date.calendar) for date in axis.values] == [
+        (10, 1, "standard"), (10, 4, "standard"), (10, 15, "standard"),
+    ]  # fmt: skip
+
+
 def test_other_calendars_stay_cftime():
     axis = _time(np.array([59, 29]), units="days since 2001-01-01", calendar="360_day")
     assert axis.values[1] == cftime.datetime(2001, 2, 30, calendar="360_day")  # day 60 of 30-day months

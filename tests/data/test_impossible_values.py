@@ -7,7 +7,7 @@ import pytest
 from climafuse.data.batch import collate_windows
 from climafuse.data.normalization import compute_statistics
 from climafuse.data.sources import open_climate
-from climafuse.data.variables import QUANTITIES
+from climafuse.data.variables import QUANTITIES, VARIABLES, unit_conversion
 from climafuse.data.window import Window
 from climafuse.errors import CanonicalizationError, DataError, ModelInputError
 from tests.data import fixtures
@@ -50,6 +50,34 @@ def test_usual_codes_are_impossible_in_every_unit_of_every_quantity(code):
         for unit, (scale, offset) in quantity.spellings.items():
             if (code, name) != (-999.0, "geopotential"):  # which a deep low has near the ground
                 assert code * scale + offset < quantity.possible[0], (name, unit)
+
+
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [("t2m", "K"), ("sst_anomaly", "degC"), ("msl", "Pa"), ("msl", "hPa"), ("tp", "mm"), ("tp", "m"),
+     ("tprate", "mm/day"), ("tprate", "mm h-1"), ("tcwv", "kg m-2"), ("q", "g kg-1"), ("r", "%"), ("tcc", "%"), ("siconc", "1"),
+     ("w", "Pa s-1")],
+)  # fmt: skip
+def test_minus_99_9_is_refused_where_no_weather_comes_near_it(name, units):
+    variable = VARIABLES[name]
+    scale, offset = unit_conversion(variable, units, argument="test")
+    assert -99.9 * scale + offset < QUANTITIES[variable.quantity].possible[0]
+
+
+def test_minus_99_9_of_precipitation_is_refused_when_read():
+    known = fixtures.truth("tp", num_times=4)
+    known.fields["tp"][2, 3, 4] = -0.0999  # -99.9 mm
+    with pytest.raises(CanonicalizationError, match=r"at 2020-02-28T12:00: .*1 values such as -0\.0999"):
+        open_climate(fixtures.era5(known))["tp"].load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),  # far more than packing, ringing of spectral models and interpolation have left in files
+    [("water_depth", -0.01), ("water_flux", -2e-4), ("specific_humidity", -2e-3), ("fraction", -0.2),
+     ("water_mass", -5), ("pressure", -1), ("temperature", 0), ("temperature_difference", -60)],
+)  # fmt: skip
+def test_what_is_slightly_negative_is_possible(name, value):
+    assert QUANTITIES[name].possible[0] < value
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def test_case_counts_and_likeness_does_not():
     [
         ("t2m", "degC", 25.0, 298.15),
         ("t2m", "Celsius", -273.15, 0.0),
+        ("t2m", "degrees C", 25.0, 298.15),
+        ("t2m", "deg C", 25.0, 298.15),
+        ("t2m", "kelvins", 298.15, 298.15),
+        ("sst_anomaly", "degrees C", 1.5, 1.5),
         ("t2m", "degF", 77.0, 298.15),  # 77 °F = 25 °C
         ("sst_anomaly", "degC", 1.5, 1.5),  # a difference: no zero point
         ("sst_anomaly", "degF", 1.8, 1.0),
