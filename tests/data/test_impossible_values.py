@@ -55,8 +55,8 @@ def test_usual_codes_are_impossible_in_every_unit_of_every_quantity(code):
 @pytest.mark.parametrize(
     ("name", "units"),
     [("t2m", "K"), ("sst_anomaly", "degC"), ("msl", "Pa"), ("msl", "hPa"), ("tp", "mm"), ("tp", "m"),
-     ("tprate", "mm/day"), ("tprate", "mm h-1"), ("tcwv", "kg m-2"), ("q", "g kg-1"), ("r", "%"), ("tcc", "%"), ("siconc", "1"),
-     ("w", "Pa s-1")],
+     ("tprate", "mm/day"), ("tprate", "mm h-1"), ("tcwv", "kg m-2"), ("q", "g kg-1"), ("r", "%"), ("tcc", "%"),
+     ("siconc", "1"), ("w", "Pa s-1")],
 )  # fmt: skip
 def test_minus_99_9_is_refused_where_no_weather_comes_near_it(name, units):
     variable = VARIABLES[name]
