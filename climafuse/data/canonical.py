@@ -21,6 +21,7 @@ from climafuse.data.coords import (
     latitude_axis,
     level_axis,
     longitude_axis,
+    no_pressure,
     same_places,
     time_axis,
 )
@@ -33,6 +34,7 @@ from climafuse.data.variables import (
     VARIABLES,
     Variable,
     cell_methods,
+    check_height,
     check_standard_name,
     find_variable,
     match_variable,
@@ -197,7 +199,8 @@ def _also(ignored: Sequence[str], off_pressure: Mapping[str, str] | None = None)
     if off_pressure:
         text += (
             f" Not on pressure levels: {_join(off_pressure)} ({_join(dict.fromkeys(off_pressure.values()))}); "
-            "take them from a product on pressure levels (MERRA-2: collections Np, not Nv), or interpolate them."
+            "take them from a product on pressure levels (MERRA-2: collections Np, not Nv), or interpolate them; "
+            "if they are pressures, state their units."
         )
     return text
 
@@ -280,9 +283,11 @@ class _File:
             known = {axis.dimension for axis in axes}
             others = [dim for dim in stored.dims if dim not in known and stored.sizes[dim] > 1]
             if others and match_variable(str(name), stored.attrs, has_level=True, products=self.products):
-                unit = self.dataset[others[0]].attrs.get("units", "no unit")
+                levels = self.dataset[others[0]].variable
+                unit = levels.attrs.get("units", "no unit")
+                said = f", {no_pressure(levels)}" if no_pressure(levels) else ""
                 self.off_pressure[str(name)] = (
-                    f"{stored.sizes[others[0]]} values of {str(others[0])!r} in {unit}"
+                    f"{stored.sizes[others[0]]} values of {str(others[0])!r} in {unit}{said}"
                 )
             return
         if variable.on_levels and level is not None:
@@ -296,6 +301,19 @@ class _File:
         with reading(self.where):
             found = [level_axis(self.dataset, dim, where=self.where) for dim in (*others, None)]
         return next((axis for axis in found if axis is not None), None)
+
+    def _heights(self, stored: xr.Variable) -> list[float]:
+        """Heights above the ground, in meters, that coordinates of one value state of a field."""
+        said = f"{stored.attrs.get('coordinates', '')} {stored.encoding.get('coordinates', '')}".split()
+        own = {*(said or self.dataset.coords), *stored.dims}
+        heights = []
+        for name, coordinate in self.dataset.variables.items():
+            scale = QUANTITIES["height"].spellings.get(str(coordinate.attrs.get("units")))
+            named = "height" in (name, coordinate.attrs.get("standard_name"))
+            if named and scale is not None and name in own and coordinate.size == 1:
+                with reading(self.where):
+                    heights.append(float(coordinate.values.item()) * scale[0])
+        return heights
 
     def field(self, variable: Variable) -> StoredField:
         """A canonical variable of this file, checked.
@@ -321,9 +339,11 @@ class _File:
         axes = (time, *((level,) if level else ()), self.latitude, self.longitude)
         self._check_dimensions(stored, axes, where)
         attributes = stored.attrs
-        check_standard_name(variable, attributes, argument=where)
+        check_standard_name(variable, attributes, argument=where, products=self.products)
+        check_height(variable, self._heights(stored), argument=where)
         scale, offset = unit_conversion(variable, attributes.get("units"), argument=where)
-        methods = cell_methods(variable, attributes, argument=where)
+        others = [str(dim) for dim in stored.dims if dim != self.time.dimension]
+        methods = cell_methods(variable, attributes, argument=where, other_axes=others)
         packing = packing_of(stored, where)
         kept = {key: attributes[key] for key in ("comment", "baseline", "source_name") if key in attributes}
         return StoredField(

@@ -24,6 +24,7 @@ import xarray as xr
 
 from climafuse.data.packing import scale_and_offset
 from climafuse.data.times import as_time_axis, format_time
+from climafuse.data.variables import LEVELS
 from climafuse.errors import CanonicalizationError
 
 # Coordinates closer than this are the same place: file coordinates are often float32 (degrees; about 1 m).
@@ -88,6 +89,9 @@ _TIME_STEPS = {
     ("seconds", "second", "secs", "sec", "s"): 1.0,
 }
 
+# Grids whose own coordinates are latitude and longitude.
+_TRUE_GRIDS = ("latitude_longitude", "unknown")
+
 # Pressure levels: names in use and, for those that imply it, the unit (ARCO-ERA5 and WeatherBench write
 # none).
 _LEVEL_NAMES = {"level": "hPa", "pressure_level": "hPa", "isobaricInhPa": "hPa", "lev": None, "plev": None}
@@ -100,8 +104,16 @@ _LEVEL_UNITS = {
     "Pa": 0.01,
     "kPa": 10.0,
 }
-# What names of levels without a unit may say that makes them no pressures.
-_NO_PRESSURE = re.compile("model|hybrid|sigma|height|altitude|depth", re.IGNORECASE)
+# "level" without a unit may number anything. These are pressures: ERA5's levels above 50 hPa, and what products have
+# from there down; a row of them that reaches 50 is neither numbers of layers nor depths near the surface.
+_CUSTOMARY_LEVELS = (1, 2, 3, 5, 7, 10, 20, 30, *LEVELS)
+_HIGHEST_PRESSURE = (
+    1100.0  # hPa; more than at the Dead Sea, far less than any pressure level in Pa read as hPa
+)
+# What a standard name may say that makes levels no pressures, be their unit hPa (CESM's hybrid levels), and what a
+# long name may: servers of GrADS call millibars "altitude".
+_NO_PRESSURE = re.compile("model|hybrid|sigma|height|altitude|depth|coordinate|sea_water", re.IGNORECASE)
+_NO_PRESSURE_IN_WORDS = re.compile("model.?level|hybrid|sigma", re.IGNORECASE)
 
 
 def time_axis(dataset: xr.Dataset, *, where: str) -> Axis:
@@ -236,17 +248,19 @@ def level_axis(dataset: xr.Dataset, dimension: Hashable | None, *, where: str) -
             continue
         units = variable.attrs.get("units")
         factor = _LEVEL_UNITS.get(str(_LEVEL_NAMES.get(str(name)) if units is None else units))
-        if factor is None or (units is None and _counts_layers(variable)):
+        if factor is None or no_pressure(variable):
             continue
         argument = f"{where}: coordinate {str(name)!r}"
         with np.errstate(over="ignore"):
             values = np.round(_values(variable, argument).astype(np.float64) * factor, 6)
-        if not (np.isfinite(values).all() and values.min() > 0):
+        if units is None and name == "level" and not pressure and not _customary(values):
+            continue
+        if not (np.isfinite(values).all() and values.min() > 0 and values.max() <= _HIGHEST_PRESSURE):
             raise CanonicalizationError(
                 argument,
-                expected="positive pressures",
+                expected=f"pressures above 0 and up to {_HIGHEST_PRESSURE:g} hPa",
                 received=f"{values.min():g} to {values.max():g} hPa",
-                remedy="Correct the coordinate of the file.",
+                remedy="Correct the coordinate of the file: its units attribute, or its values.",
             )
         positions = np.argsort(values, kind="stable")
         _refuse_repeated(values[positions], argument)
@@ -254,11 +268,24 @@ def level_axis(dataset: xr.Dataset, dimension: Hashable | None, *, where: str) -
     return None
 
 
-def _counts_layers(variable: xr.Variable) -> bool:
-    """Whether levels without a unit are layers of a model: their attributes say so, or they are numbered one by one."""
-    said = f"{variable.attrs.get('standard_name', '')} {variable.attrs.get('long_name', '')}"
-    numbered = variable.size > 3 and bool((np.abs(np.diff(variable.values)) == 1).all())
-    return numbered or _NO_PRESSURE.search(said) is not None
+def no_pressure(variable: xr.Variable) -> str | None:
+    """What attributes of levels say that makes them no pressures, whatever their name and unit; None if nothing does.
+
+    Args:
+        variable: Coordinate of the levels.
+    """
+    said = {key: str(variable.attrs.get(key, "")) for key in ("formula_terms", "standard_name", "long_name")}
+    if _NO_PRESSURE.search(said["standard_name"]):
+        return said["standard_name"]
+    words = _NO_PRESSURE_IN_WORDS if "units" in variable.attrs else _NO_PRESSURE
+    if words.search(said["long_name"]):
+        return said["long_name"]
+    return f"formula_terms {said['formula_terms']!r}" if said["formula_terms"] else None
+
+
+def _customary(values: np.ndarray) -> bool:
+    """Whether levels that state no unit can only be pressures in hPa."""
+    return bool(np.isin(values, _CUSTOMARY_LEVELS).all()) and bool(values.max() >= min(LEVELS))
 
 
 def check_grid(dataset: xr.Dataset, *, where: str) -> None:
@@ -392,6 +419,7 @@ def _degrees(dataset: xr.Dataset, kind: _Kind, where: str) -> tuple[Hashable | N
             received=f"units {units!r}",
             remedy="Fields on projected coordinates must be regridded; radians converted to degrees.",
         )
+    _check_true(dataset, name, kind, argument)
     values = _values(variable, argument).astype(np.float64)
     if values.size == 0 or not np.isfinite(values).all():
         raise CanonicalizationError(
@@ -402,6 +430,47 @@ def _degrees(dataset: xr.Dataset, kind: _Kind, where: str) -> tuple[Hashable | N
         )
     with np.errstate(over="ignore"):  # what overflows is no degree either way
         return (variable.dims[0] if variable.dims else None), np.round(values, 6), argument
+
+
+def _check_true(dataset: xr.Dataset, name: Hashable, kind: _Kind, argument: str) -> None:
+    """Refuse coordinates of another grid, such as one with a rotated pole, and what only may be degrees."""
+    attributes = dataset.variables[name].attrs
+    stated, units = attributes.get("standard_name"), attributes.get("units")
+    received = None
+    if stated is not None and str(stated).lower() not in {
+        n.lower() for n in (*kind.standard_names, *kind.names)
+    }:
+        received = f"standard_name {stated!r}"
+    elif stated is None and units not in kind.units:
+        # Found by its name or axis alone.
+        others = sorted(_grid_mappings(dataset) - {*_TRUE_GRIDS})
+        if others:
+            received = f"{'no units' if units is None else f'units {units!r}'} on a grid of {_join(others)}"
+        elif units is None and name not in kind.names:
+            received = f"axis {kind.axis!r} without standard_name and units"
+    if received is not None:
+        raise CanonicalizationError(
+            argument,
+            expected=f"standard_name {kind.standard_names[0]!r} or units {kind.units[0]!r}",
+            received=received,
+            remedy="Regrid fields of a rotated or projected grid to latitude and longitude; of others, correct the "
+            "attributes of the coordinate.",
+        )
+
+
+def _grid_mappings(dataset: xr.Dataset) -> set[str]:
+    """Grid mappings that variables of a dataset refer to, by CF's names."""
+    # "crs", or "crs: x y other: lat lon".
+    referred = {
+        name.rstrip(":")
+        for variable in dataset.variables.values()
+        for key in (variable.attrs.get("grid_mapping"), variable.encoding.get("grid_mapping"))
+        for name in str(key or "").split()
+    }
+    return {
+        str(dataset.variables[name].attrs.get("grid_mapping_name", "unknown"))
+        for name in referred & set(map(str, dataset.variables))
+    }
 
 
 def _values(variable: xr.Variable, argument: str) -> np.ndarray:
@@ -455,6 +524,8 @@ def _decode_times(variable: xr.Variable, argument: str) -> np.ndarray:
         )
     # The year 1 of COARDS files, in the four digits that leave no doubt about it.
     reference = re.sub(r"^\d{1,3}(?=-)", lambda year: year[0].zfill(4), reference.strip())
+    # An hour alone ("2000-01-01 06"): cftime leaves it out in other calendars.
+    reference = re.sub(r"^(\d+-\d+-\d+[T ]\s*\d{1,2})(?![\d:])", r"\1:00", reference)
     seconds = next((number for names, number in _TIME_STEPS.items() if step in names), None)
     undecodable = CanonicalizationError(
         argument,

@@ -134,6 +134,8 @@ class Variable:
         static: Whether it is the same at all times; then it may come without any.
         level: Pressure in hPa, for a channel (one level of a variable on levels).
         parent: The variable on levels that a channel is a level of.
+        synonyms: Other standard names that files give it: CF's aliases, names that say more, and ecCodes' own choice.
+        above_ground: Height in meters, where that is part of what it is.
         derive: How it follows from other variables; None for variables that are only read.
     """
 
@@ -147,6 +149,8 @@ class Variable:
     static: bool = False
     level: float | None = None
     parent: str | None = None
+    synonyms: tuple[str, ...] = ()
+    above_ground: float | None = None
     derive: Derivation | None = field(default=None, compare=False)
 
     @property
@@ -164,40 +168,53 @@ class Variable:
 
 
 _SINGLE_LEVEL = (
-    Variable("t2m", "2 meter temperature", "air_temperature", "temperature", by_standard_name=False),
+    Variable("t2m", "2 meter temperature", "air_temperature", "temperature", by_standard_name=False,
+             above_ground=2),
     Variable("d2m", "2 meter dew point temperature", "dew_point_temperature", "temperature",
-             by_standard_name=False),
+             by_standard_name=False, above_ground=2),
     Variable("q2m", "2 meter specific humidity", "specific_humidity", "specific_humidity",
-             by_standard_name=False),
+             by_standard_name=False, above_ground=2),
     Variable("skt", "skin temperature", "surface_temperature", "temperature"),
-    Variable("u10", "10 meter eastward wind", "eastward_wind", "speed", by_standard_name=False),
-    Variable("v10", "10 meter northward wind", "northward_wind", "speed", by_standard_name=False),
-    Variable("ws10", "10 meter wind speed", "wind_speed", "speed", by_standard_name=False,
+    Variable("u10", "10 meter eastward wind", "eastward_wind", "speed", by_standard_name=False, above_ground=10),
+    Variable("v10", "10 meter northward wind", "northward_wind", "speed", by_standard_name=False,
+             above_ground=10),
+    Variable("ws10", "10 meter wind speed", "wind_speed", "speed", by_standard_name=False, above_ground=10,
              derive=Derivation(("u10", "v10"), np.hypot)),
-    Variable("msl", "mean sea level pressure", "air_pressure_at_mean_sea_level", "pressure"),
+    Variable("msl", "mean sea level pressure", "air_pressure_at_mean_sea_level", "pressure",
+             synonyms=("air_pressure_at_sea_level",)),
     Variable("sp", "surface pressure", "surface_air_pressure", "pressure"),
-    Variable("tp", "total precipitation", "lwe_thickness_of_precipitation_amount", "water_depth", "sum"),
-    Variable("tprate", "mean total precipitation rate", "precipitation_flux", "water_flux", "mean"),
+    Variable("tp", "total precipitation", "lwe_thickness_of_precipitation_amount", "water_depth", "sum",
+             synonyms=("precipitation_amount",)),
+    Variable("tprate", "mean total precipitation rate", "precipitation_flux", "water_flux", "mean",
+             synonyms=("lwe_precipitation_rate",)),
     # MERRA-2 holds both what its model rained (PRECTOT) and what its land surface got, corrected by gauges.
     Variable("tprate_corrected", "mean total precipitation rate, corrected by observations",
-             "precipitation_flux", "water_flux", "mean", by_standard_name=False),
-    Variable("tcwv", "total column water vapor", "atmosphere_mass_content_of_water_vapor", "water_mass"),
+             "precipitation_flux", "water_flux", "mean", by_standard_name=False,
+             synonyms=("lwe_precipitation_rate",)),
+    Variable("tcwv", "total column water vapor", "atmosphere_mass_content_of_water_vapor", "water_mass",
+             synonyms=("atmosphere_water_vapor_content",
+                       "lwe_thickness_of_atmosphere_mass_content_of_water_vapor")),
     Variable("tcc", "total cloud cover", "cloud_area_fraction", "fraction", by_standard_name=False),
-    Variable("sst", "sea surface temperature", "sea_surface_temperature", "temperature"),
+    Variable("sst", "sea surface temperature", "sea_surface_temperature", "temperature",
+             synonyms=("sea_surface_skin_temperature", "sea_surface_subskin_temperature",
+                       "sea_surface_foundation_temperature")),
     # CF v93 has no name of its own for an anomaly of sea surface temperature; this one is the nearest.
     Variable("sst_anomaly", "sea surface temperature anomaly", "surface_temperature_anomaly",
-             "temperature_difference", by_standard_name=False),
+             "temperature_difference", by_standard_name=False, synonyms=("sea_surface_temperature_anomaly",)),
     Variable("siconc", "sea ice concentration", "sea_ice_area_fraction", "fraction"),
-    Variable("lsm", "land-sea mask", "land_area_fraction", "fraction", static=True),
-    Variable("orog", "height of the surface", "surface_altitude", "height", static=True),
-    Variable("zs", "geopotential of the surface", "surface_geopotential", "geopotential", static=True),
+    Variable("lsm", "land-sea mask", "land_area_fraction", "fraction", static=True, synonyms=("land_binary_mask",)),
+    Variable("orog", "height of the surface", "surface_altitude", "height", static=True,
+             synonyms=("geopotential_height",)),
+    Variable("zs", "geopotential of the surface", "surface_geopotential", "geopotential", static=True,
+             synonyms=("geopotential",)),
 )  # fmt: skip
 
 _ON_LEVELS = (
     Variable("t", "temperature", "air_temperature", "temperature"),
     Variable("u", "eastward wind", "eastward_wind", "speed"),
     Variable("v", "northward wind", "northward_wind", "speed"),
-    Variable("w", "vertical pressure velocity", "lagrangian_tendency_of_air_pressure", "pressure_tendency"),
+    Variable("w", "vertical pressure velocity", "lagrangian_tendency_of_air_pressure", "pressure_tendency",
+             synonyms=("vertical_air_velocity_expressed_as_tendency_of_pressure",)),
     Variable("q", "specific humidity", "specific_humidity", "specific_humidity"),
     Variable("r", "relative humidity", "relative_humidity", "fraction"),
     Variable("z", "geopotential", "geopotential", "geopotential"),
@@ -256,6 +273,8 @@ class _Vocabulary:
     """Name in a file -> product -> canonical name."""
     units: Mapping[str, Mapping[str, Conversion]]
     """Quantity -> spelling -> conversion."""
+    no_standard_names: Collection[str]
+    """What stands for a standard name that is not known."""
 
 
 def _vocabulary() -> _Vocabulary:
@@ -267,6 +286,7 @@ def _vocabulary() -> _Vocabulary:
 def _vocabulary_of(products: tuple[str, ...]) -> _Vocabulary:
     names: dict[str, dict[str, str]] = {}
     units = {quantity: dict(entry.spellings) for quantity, entry in QUANTITIES.items()}
+    no_standard_names = {name for key in products for name in get_product(key).no_standard_names}
     for key in products:
         product = get_product(key)
         _refuse_unknown(key, {*product.spellings, *product.channels}, VARIABLES, "canonical variables")
@@ -285,7 +305,7 @@ def _vocabulary_of(products: tuple[str, ...]) -> _Vocabulary:
             for spelling, conversion in own_units.items():
                 if units[quantity].setdefault(_plain(spelling), conversion) != conversion:
                     raise _bad_product(key, "a unit that means one thing", f"{spelling!r} of {quantity}")
-    return _Vocabulary(names, units)
+    return _Vocabulary(names, units, no_standard_names)
 
 
 def _refuse_unknown(product: str, given: Collection[str], known: Collection[str], what: str) -> None:
@@ -357,27 +377,68 @@ def match_variable(
     return None
 
 
-def check_standard_name(variable: Variable, attributes: Mapping[str, Any], *, argument: str) -> None:
-    """Refuse a field whose name says one thing and whose standard name says another.
-
-    Standard names outside the table are left alone: MERRA-2 fills that attribute with phrases of its own, and
-    ECMWF's converter with "unknown".
+def check_standard_name(
+    variable: Variable, attributes: Mapping[str, Any], *, argument: str, products: Collection[str] = ()
+) -> None:
+    """Refuse a field whose name says one thing and whose standard name or unit of a difference says another.
 
     Args:
         variable: What the field is by its name.
         attributes: Its attributes.
         argument: How to name the field in an error.
+        products: Registered names of the products that the file is of. Those with ``own_standard_names`` contradict a
+            name only with the CF name of another variable of the table.
 
     Raises:
         CanonicalizationError: They contradict each other.
     """
     stated = attributes.get("standard_name")
-    if stated in _STANDARD_NAMES - {variable.standard_name}:
+    own = (variable.standard_name, *variable.synonyms)
+    silent = stated is None or stated in _vocabulary().no_standard_names
+    # A modifier after the name ("standard_error") makes it another quantity.
+    others = any(get_product(key).own_standard_names for key in products) and (
+        str(stated).partition(" ")[0] not in _STANDARD_NAMES
+    )
+    if not (silent or others or stated in own):
         raise CanonicalizationError(
             argument,
             expected=f"standard_name {variable.standard_name!r}, as the name means {variable.long_name}",
             received=f"standard_name {stated!r}",
+            remedy="Correct the attribute (or delete it, if it is no CF name), or rename the variable to what it is.",
+        )
+    # CF 1.11, section 3.1.2: whether a temperature is one, or how far two lie apart.
+    metadata = str(attributes.get("units_metadata", ""))
+    wrong = "on_scale" if variable.quantity == "temperature_difference" else "difference"
+    if metadata.partition(":")[2].strip() == wrong:
+        raise CanonicalizationError(
+            argument,
+            expected=f"units_metadata of {variable.long_name}",
+            received=f"units_metadata {metadata!r}",
             remedy="Correct the attribute, or rename the variable to what it is.",
+        )
+
+
+def check_height(variable: Variable, heights: Collection[float], *, argument: str) -> None:
+    """Refuse a field near the ground whose file states another height than its name.
+
+    Models have no level at 2 m or 10 m sharp, and say so: up to a fourth more or less is the same variable (the
+    temperature of UKESM is that at 1.5 m).
+
+    Args:
+        variable: What the field is by its name.
+        heights: Above the ground, in meters, as the file states them: none, one, or those of several fields.
+        argument: How to name the field in an error.
+
+    Raises:
+        CanonicalizationError: They contradict each other.
+    """
+    expected = variable.above_ground
+    if expected is not None and heights and not any(abs(h - expected) <= expected / 4 for h in heights):
+        raise CanonicalizationError(
+            argument,
+            expected=f"{variable.long_name}, at {0.75 * expected:g} to {1.25 * expected:g} m above the ground",
+            received=f"a height coordinate of {', '.join(f'{h:g}' for h in heights)} m",
+            remedy="Rename the field to what it is, or correct or drop the height coordinate.",
         )
 
 
@@ -408,7 +469,7 @@ def find_variable(
             received=repr(name),
             remedy="Use one of these names, or the name ERA5 or MERRA-2 gives to the same field.",
         )
-    check_standard_name(variable, attributes, argument=f"variable {name!r}")
+    check_standard_name(variable, attributes, argument=f"variable {name!r}", products=products)
     return variable
 
 
@@ -444,43 +505,86 @@ def unit_conversion(variable: Variable, units: object, *, argument: str) -> Conv
     return conversion
 
 
-def cell_methods(variable: Variable, attributes: Mapping[str, Any], *, argument: str) -> str:
+def cell_methods(
+    variable: Variable, attributes: Mapping[str, Any], *, argument: str, other_axes: Collection[str] = ()
+) -> str:
     """The ``cell_methods`` attribute of a canonical field; checked against what the variable is.
 
     Args:
         variable: What the field is.
         attributes: Attributes of the field: ``cell_methods``, or ``GRIB_stepType``.
         argument: How to name the field in an error.
+        other_axes: Names of its dimensions that are not time.
 
     Returns:
-        The file's own words where it has them, else ``time: <method>``.
+        The file's own words where it has them, with ``time`` for the file's name of it, else ``time: <method>``.
 
     Raises:
         CanonicalizationError: The field is a mean where the variable is a sum, or the like.
     """
-    stated = str(attributes.get("cell_methods", ""))
-    method = time_method(attributes)
+    method = time_method(attributes, other_axes)
     if method is None:
         return variable.attributes["cell_methods"]
     if method not in _ACCEPTED_METHODS[variable.cell_method]:
         raise CanonicalizationError(
             argument,
-            expected=f"cell method {' or '.join(_ACCEPTED_METHODS[variable.cell_method])} over time, "
-            f"as {variable.name} is {variable.long_name} in {variable.units}",
+            expected=f"cell method {' or '.join(_ACCEPTED_METHODS[variable.cell_method])} over time (as in "
+            f"'time: {variable.cell_method}'), as {variable.name} is {variable.long_name} in {variable.units}",
             received=f"cell method {method}",
             remedy="Sums, means, extremes and instants are different variables: convert with the known "
             "interval, and name the result for what it is.",
         )
-    return stated if "time:" in stated else f"time: {method}"
+    entries = _cell_methods(attributes) or []
+    if not any(_time_names(names, other_axes) for names, _, _ in entries):
+        return f"time: {method}"
+    return " ".join(
+        " ".join("time:" if name in _time_names(names, other_axes) else f"{name}:" for name in names)
+        + f" {how}{rest}"
+        for names, how, rest in entries
+    )
 
 
-def time_method(attributes: Mapping[str, Any]) -> str | None:
-    """What a file says a value stands for: "point", "mean", "sum" or another method; None if it is silent."""
-    stated = set(re.findall(r"\btime\s*:\s*(\w+)", str(attributes.get("cell_methods", ""))))
+def time_method(attributes: Mapping[str, Any], other_axes: Collection[str] = ()) -> str | None:
+    """What a file says a value stands for: "point", "mean", "sum" or another method; None if it is silent.
+
+    Args:
+        attributes: Attributes of the field: ``cell_methods``, or ``GRIB_stepType``.
+        other_axes: Names of its dimensions that are not time.
+    """
+    entries = _cell_methods(attributes)
+    if entries is None:
+        return f"{attributes['cell_methods']!r}, which says not of what"
+    stated = {method for names, method, _ in entries if _time_names(names, other_axes)}
     if stated:
         return " and ".join(sorted(stated))
     step_type = attributes.get("GRIB_stepType")
     return None if step_type is None else _GRIB_STEP_TYPES.get(str(step_type), str(step_type))
+
+
+# One entry of cell_methods by CF's section 7.3: "lat: lon: mean where land (comment)".
+_CELL_METHOD = re.compile(
+    r"\s*((?:[^\s:()]+\s*:\s*)+)(\w+)((?:\s+(?:where|over|within)\s+\w+)*(?:\s*\([^()]*(?:\([^()]*\)[^()]*)*\))?)(?=\s|$)"
+)
+# What methods may be over besides the dimensions of a field; every other name is taken for one of time.
+_OTHER_AXES = {"area", "latitude", "longitude", "lat", "lon", "x", "y", "level", "lev", "plev", "depth", "height",
+               "realization", "number", "member", "ensemble"}  # fmt: skip
+
+
+def _cell_methods(attributes: Mapping[str, Any]) -> list[tuple[list[str], str, str]] | None:
+    """Entries of ``cell_methods``: names of axes, method, all else; None if they cannot be read."""
+    text = str(attributes.get("cell_methods", "")).strip()
+    entries, end = [], 0
+    while end < len(text):
+        match = _CELL_METHOD.match(text, end)
+        if match is None:
+            return None
+        entries.append(([name.strip() for name in match[1].split(":")[:-1]], match[2], match[3]))
+        end = match.end()
+    return entries
+
+
+def _time_names(names: Collection[str], other_axes: Collection[str]) -> set[str]:
+    return set(names) - _OTHER_AXES - set(other_axes)
 
 
 def _plain(units: str) -> str:

@@ -577,7 +577,8 @@ def _cmor(name: str) -> dict[str, Any]:
     standard = {"t2m": "air_temperature", "u10": "eastward_wind", "msl": "air_pressure_at_mean_sea_level",
                 "tprate": "precipitation_flux", "t": "air_temperature",
                 "zg": "geopotential_height"}  # fmt: skip
-    scalar = {"coordinates": "height"} if name in ("t2m", "u10") else {}
+    # CMOR calls both "height", in files of their own; here one dataset holds them until it is split.
+    scalar = {"t2m": {"coordinates": "height"}, "u10": {"coordinates": "height10m"}}.get(name, {})
     return {"standard_name": standard[name], "cell_methods": "area: time: mean",
             "cell_measures": "area: areacella", **scalar}  # fmt: skip
 
@@ -589,7 +590,7 @@ def _cmor_finish(dataset: xr.Dataset) -> xr.Dataset:
         half = abs(values[1] - values[0]) / 2
         dataset[f"{axis}_bnds"] = ((axis, "bnds"), np.stack([values - half, values + half], axis=1))
     height = {"units": "m", "axis": "Z", "positive": "up", "long_name": "height", "standard_name": "height"}
-    return dataset.assign_coords(height=((), 2.0, height))
+    return dataset.assign_coords(height=((), 2.0, height), height10m=((), 10.0, height))
 
 
 def _cmip6(name: str, calendar: str, names: Mapping[str, str], **more: Any) -> Layout:

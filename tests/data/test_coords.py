@@ -76,6 +76,32 @@ def test_decoded_datasets_are_taken_as_they_are():
     assert _time(noleap).values[0] == noleap[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2020-01-01T05:59:59.999999", "2020-01-01T06:00:00"), ("2020-01-01T05:59:59.4", "2020-01-01T05:59:59")],
+)
+def test_times_decoded_elsewhere_are_the_nearest_second(text, expected):
+    moment = np.datetime64(text, "ns")
+    assert _time(np.array([moment])).values.astype(str).tolist() == [expected]
+    fields = moment.astype("datetime64[us]").item().timetuple()[:6]
+    microsecond = moment.astype("datetime64[us]").item().microsecond
+    other = cftime.DatetimeNoLeap(*fields, microsecond)
+    assert _time(np.array([other], dtype=object)).values[0].isoformat() == expected
+
+
+@pytest.mark.parametrize("calendar", ["standard", "proleptic_gregorian", "noleap", "360_day"])
+@pytest.mark.parametrize(
+    ("reference", "hour"),
+    [("2000-01-01 06", 6), ("2000-01-01T06", 6), ("2000-1-1 6", 6), ("2000-01-01 06:30", 6), ("2000-01-01", 0),
+     ("2000-01-01 06 -05:00", 11), ("2000-01-01 00:00:0.0", 0)],
+)  # fmt: skip
+def test_the_hour_of_a_reference_time_counts_in_every_calendar(reference, hour, calendar):
+    first = _time(np.array([24]), units=f"hours since {reference}", calendar=calendar).values[0]
+    minute = 30 if ":30" in reference else 0
+    text = first.isoformat() if first.__class__.__module__.startswith("cftime") else str(first)
+    assert text == f"2000-01-02T{hour:02d}:{minute:02d}:00"
+
+
 def test_valid_time_goes_before_the_time_a_forecast_was_made():
     # As cfgrib writes: time is the reference, valid_time lies along it.
     dataset = xr.Dataset(
@@ -242,6 +268,58 @@ def test_longitudes_that_would_need_a_guess(source):
         longitude_axis(_along("lon", np.array(source)), where="file")
 
 
+def _field_on(mapping, **coordinates):
+    """A field on a grid of some mapping, and its coordinates: name -> (values, attributes)."""
+    return xr.Dataset(
+        {"t2m": (("y", "x"), np.zeros((2, 2)), {"grid_mapping": "crs"}), "crs": ((), 0, mapping)},
+        {name: (dim, values, attributes) for name, (dim, values, attributes) in coordinates.items()},
+    )
+
+
+_ROTATED = {"grid_mapping_name": "rotated_latitude_longitude", "grid_north_pole_latitude": 39.25}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "match"),
+    [
+        (
+            _along("rlat", [0.0, 1.0], standard_name="grid_latitude", units="degrees", axis="Y"),
+            "grid_latitude",
+        ),
+        (_along("lat", [0.0, 1.0], standard_name="grid_latitude", units="degrees"), "grid_latitude"),
+        (_along("lat", [0.0, 1.0], standard_name="projection_y_coordinate"), "projection_y_coordinate"),
+        (_along("y", [0.0, 1.0], axis="Y"), "axis 'Y' without"),
+        (_field_on(_ROTATED, lat=("y", [0.0, 1.0], {"units": "degrees"})), "rotated_latitude_longitude"),
+        (_field_on(_ROTATED, rlat=("y", [0.0, 1.0], {"units": "degrees", "axis": "Y"})), "rotated_latitude"),
+        (_field_on({"grid_mapping_name": "lambert_conformal_conic"}, lat=("y", [0.0, 1.0], {})), "lambert"),
+    ],
+)
+def test_coordinates_of_other_grids_are_no_latitudes(dataset, match):
+    with pytest.raises(CanonicalizationError, match=match):
+        latitude_axis(dataset, where="file")
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        _along("lat", [0.0, 1.0]),  # WeatherBench
+        _along(
+            "lat", [0.0, 1.0], standard_name="latitude", long_name="Latitude of Grid Cell Centers"
+        ),  # CESM
+        _along("LAT", [0.0, 1.0], standard_name="Latitude", units="degrees"),
+        _along("y", [0.0, 1.0], axis="Y", units="degrees"),
+        _field_on({"grid_mapping_name": "latitude_longitude"}, lat=("y", [0.0, 1.0], {"units": "degrees"})),
+        _field_on({"crs_wkt": "GEOGCS[...]"}, lat=("y", [0.0, 1.0], {})),
+        # On Mercator's map latitude is a function of y alone.
+        _field_on({"grid_mapping_name": "mercator"}, lat=("y", [0.0, 1.0], {"standard_name": "latitude"})),
+        # A mapping that another field refers to, or that regridding left behind without its variable.
+        _field_on(_ROTATED, lat=("y", [0.0, 1.0], {"units": "degrees_north"})).drop_vars("crs"),
+    ],
+)
+def test_what_may_be_a_latitude(dataset):
+    assert latitude_axis(dataset, where="file").values.tolist() == [0, 1]
+
+
 # --- level, experiment version ---
 
 
@@ -253,11 +331,63 @@ def test_longitudes_that_would_need_a_guess(source):
         ("pressure_level", [1000.0, 850.0], {"units": "hPa"}, [850, 1000]),
         ("level", [500, 850], {}, [500, 850]),  # ARCO-ERA5
         ("height", [500.0], {"standard_name": "air_pressure", "units": "millibars"}, [500]),
+        ("lev", [850.0, 500.0], {"units": "hPa", "standard_name": "PLE_level"}, [500, 850]),  # MERRA-2
+        ("lev", [850.0, 500.0], {"units": "millibar", "long_name": "altitude"}, [500, 850]),  # GrADS servers
+        ("pressure_level", [500.0], {"units": "hPa", "standard_name": "pressure_level"}, [500]),  # ncWMS
+        ("pressure_level", [4, 137], {}, [4, 137]),
+        ("level", [4, 137], {"standard_name": "air_pressure"}, [4, 137]),
+        ("level", [850], {}, [850]),
+        # WeatherBench 2 and ARCO-ERA5, by their data guides.
+        ("level", [50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000], {}, "as they are"),
+        (
+            "level",
+            [
+                1,
+                2,
+                3,
+                5,
+                7,
+                10,
+                20,
+                30,
+                50,
+                70,
+                100,
+                125,
+                150,
+                175,
+                200,
+                225,
+                250,
+                300,
+                350,
+                400,
+                450,
+                500,
+                550,
+                600,
+                650,
+                700,
+                750,
+                775,
+                800,
+                825,
+                850,
+                875,
+                900,
+                925,
+                950,
+                975,
+                1000,
+            ],
+            {},
+            "as they are",
+        ),
     ],
 )
 def test_levels_in_hectopascal(name, values, attributes, expected):
     axis = level_axis(_along(name, values, **attributes), name, where="file")
-    assert axis.values.tolist() == expected
+    assert axis.values.tolist() == (values if expected == "as they are" else expected)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +396,46 @@ def test_levels_in_hectopascal(name, values, attributes, expected):
 )
 def test_model_levels_and_heights_are_no_pressure(name, attributes):
     assert level_axis(_along(name, [1.0, 2.0], **attributes), name, where="file") is None
+
+
+_HYBRID = "atmosphere_hybrid_sigma_pressure_coordinate"
+
+
+@pytest.mark.parametrize("values", [[500.0, 850.0, 992.5], [0.5, 0.85, 0.9925]])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"standard_name": _HYBRID, "formula_terms": "a: hyam b: hybm p0: P0 ps: PS"},  # CESM
+        {"standard_name": "atmosphere_sigma_coordinate"},
+        {"standard_name": "atmosphere_ln_pressure_coordinate"},
+        {"standard_name": "model_level_number"},
+        {"standard_name": "sea_water_pressure"},
+        {"long_name": "hybrid level at midpoints (1000*(A+B))"},
+        {"long_name": "model level number"},
+        {"formula_terms": "sigma: lev ps: PS ptop: PTOP"},
+    ],
+)
+@pytest.mark.parametrize("name", ["lev", "level"])
+def test_levels_that_follow_the_ground_are_no_pressure_in_any_unit(name, attributes, values):
+    for units in ({"units": "hPa"}, {}):
+        assert level_axis(_along(name, values, **attributes, **units), name, where="file") is None
+
+
+@pytest.mark.parametrize(
+    "values", [[1], [1, 2, 3], [135, 136, 137], [10, 20, 30], [5, 15, 25], [85000, 50000, 10000], [0, 100]]
+)
+def test_what_a_level_without_a_unit_could_also_be(values):
+    assert level_axis(_along("level", np.array(values)), "level", where="file") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [("pressure_level", {}), ("isobaricInhPa", {}), ("level", {"units": "hPa"}),
+     ("level", {"standard_name": "air_pressure"})],
+)  # fmt: skip
+def test_no_pressure_is_as_high_as_one_in_pascal(name, attributes):
+    with pytest.raises(CanonicalizationError, match="10000 to 85000 hPa"):
+        level_axis(_along(name, [85000.0, 50000.0, 10000.0], **attributes), name, where="file")
 
 
 @pytest.mark.parametrize("values", [[1, 2], [137, 136, 135, 134]])

@@ -58,6 +58,30 @@ def test_the_short_name_of_merra2_tells_means_from_instants(short_name, expected
     assert open_climate(stated)["t2m"].attrs["cell_methods"] == "time: point"
 
 
+def test_phrases_of_merra2_are_understood_in_its_files_only():
+    dataset = merra2(truth("t2m", "msl"))
+    assert dataset["SLP"].attrs["standard_name"] == "sea_level_pressure"
+    for kept in ({"ShortName": "M2T1NXSLV"}, {"Title": "MERRA2 tavg1_2d_slv_Nx: 2d,1-Hourly"}):
+        assert set(open_climate(dataset.drop_attrs(deep=False).assign_attrs(kept)).data_vars) == {
+            "t2m",
+            "msl",
+        }
+    with pytest.raises(CanonicalizationError, match="delete it, if it is no CF name"):
+        open_climate(dataset.drop_attrs(deep=False))
+    dataset["SLP"].attrs["standard_name"] = "surface_air_pressure"  # a CF name, of another variable
+    with pytest.raises(CanonicalizationError, match="surface_air_pressure"):
+        open_climate(dataset)
+
+
+def test_a_product_says_what_stands_for_no_standard_name(products):
+    dataset = era5(truth("t2m"))
+    dataset["t2m"].attrs["standard_name"] = "not given"
+    with pytest.raises(CanonicalizationError, match="not given"):
+        open_climate(dataset)
+    products.register("nameless", Product("nameless", spellings={}, no_standard_names=("not given",)))
+    assert "t2m" in open_climate(dataset)
+
+
 # Products of others.
 
 

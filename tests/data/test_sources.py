@@ -465,11 +465,85 @@ def _without_units(dataset):
             lambda d: d.assign(t2m=d["t2m"].assign_attrs(standard_name="precipitation_flux")),
             "precipitation_flux",
         ),
+        (
+            lambda d: d.assign(t2m=d["t2m"].assign_attrs(standard_name="air_temperature_anomaly")),
+            "air_temperature_anomaly",
+        ),
+        (
+            lambda d: d.assign(t2m=d["t2m"].assign_attrs(units_metadata="temperature: difference")),
+            "temperature: difference",
+        ),
     ],
 )
 def test_ambiguous_datasets_are_refused(damage, match):
     with pytest.raises(CanonicalizationError, match=match):
         open_climate(damage(era5(truth("t2m"))))
+
+
+def _at_height(name, height, *, dimension=False):
+    dataset = era5(truth("t2m")).rename(t2m=name)
+    dataset[name].attrs |= {"units": "K" if name == "tas" else "m s-1"}
+    attributes = {"units": "m", "standard_name": "height"}
+    dataset = dataset.assign_coords(height=((), height, attributes))
+    return dataset.expand_dims("height") if dimension else dataset
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+@pytest.mark.parametrize("dimension", [False, True])
+@pytest.mark.parametrize(
+    ("name", "height", "fits"),
+    [
+        ("tas", 2.0, True),
+        ("tas", 1.5, True),
+        ("tas", 80.0, False),
+        ("uas", 10.0, True),
+        ("uas", 100.0, False),
+    ],
+)
+def test_the_height_that_a_file_states_is_that_of_the_name(name, height, fits, dimension, decoded, tmp_path):
+    path = write(_at_height(name, height, dimension=dimension), tmp_path / "file.nc", "netcdf4")
+    source = xr.open_dataset(path) if decoded else path
+    if fits:
+        assert list(open_climate(source).data_vars) == [{"tas": "t2m", "uas": "u10"}[name]]
+    else:
+        with pytest.raises(CanonicalizationError, match=f"height coordinate of {height:g} m"):
+            open_climate(source)
+
+
+def test_heights_of_other_fields_are_theirs(tmp_path):
+    """As CMOR would have it in one file: each field names its own height."""
+    dataset = era5(truth("t2m", "u10"))
+    for name, height in (("t2m", 2.0), ("u10", 10.0)):
+        attributes = {"units": "m", "standard_name": "height"}
+        dataset = dataset.assign_coords({f"height_{name}": ((), height, attributes)})
+        dataset[name].attrs["coordinates"] = f"height_{name}"
+    path = write(dataset, tmp_path / "file.nc", "netcdf4")
+    for source in (path, xr.open_dataset(path)):
+        assert list(open_climate(source).data_vars) == ["t2m", "u10"]
+    dataset["t2m"].attrs["coordinates"] = "height_u10"
+    with pytest.raises(CanonicalizationError, match="height coordinate of 10 m"):
+        open_climate(write(dataset, tmp_path / "other.nc", "netcdf4"))
+
+
+def test_levels_that_follow_the_ground_are_said_to_be_no_pressures():
+    dataset = _levels("hPa")
+    name = "atmosphere_hybrid_sigma_pressure_coordinate"
+    dataset["lev"].attrs |= {"standard_name": name, "formula_terms": "a: hyam b: hybm p0: P0 ps: PS"}
+    assert list(open_climate(dataset).data_vars) == ["msl"]
+    with pytest.raises(VariableNotFoundError, match=f"Not on pressure levels: .*'lev' in hPa, {name}"):
+        open_climate(dataset, variables=["t850"])
+
+
+@pytest.mark.parametrize("name", ["valid_time", "t", "Time"])
+def test_extremes_over_the_time_of_the_file_are_no_instants(name, tmp_path):
+    dataset = era5(truth("t2m")).rename(valid_time=name)
+    dataset["t2m"].attrs["cell_methods"] = f"{name}: maximum"
+    with pytest.raises(CanonicalizationError, match="cell method maximum"):
+        open_climate(write(dataset, tmp_path / "max.nc", "netcdf4"))
+    dataset["t2m"].attrs["cell_methods"] = f"{name}: mean (interval: 1 hour)"
+    opened = open_climate(write(dataset, tmp_path / "mean.nc", "netcdf4"))
+    assert opened["t2m"].attrs["cell_methods"] == "time: mean (interval: 1 hour)"
+    assert open_climate(opened)["t2m"].attrs == opened["t2m"].attrs
 
 
 def test_precipitation_sums_and_rates_are_never_equated():

@@ -7,6 +7,7 @@ from climafuse.data.variables import (
     QUANTITIES,
     VARIABLES,
     cell_methods,
+    check_height,
     check_standard_name,
     find_variable,
     match_variable,
@@ -135,8 +136,81 @@ def test_matching_by_attributes(name, attributes, has_level, expected):
 def test_contradicting_standard_name_is_refused():
     with pytest.raises(CanonicalizationError, match="precipitation_flux"):
         check_standard_name(VARIABLES["tp"], {"standard_name": "precipitation_flux"}, argument="tp")
-    for harmless in ("unknown", "2-meter_air_temperature", "air_temperature"):
+    for harmless in ("unknown", "air_temperature"):
         check_standard_name(VARIABLES["t2m"], {"standard_name": harmless}, argument="t2m")
+
+
+@pytest.mark.parametrize(
+    ("name", "standard_name"),
+    [("t2m", "air_temperature_anomaly"), ("msl", "air_pressure_at_mean_sea_level standard_error"),
+     ("u", "eastward_sea_water_velocity"), ("u10", "x_wind"), ("q", "mass_fraction_of_cloud_liquid_water_in_air"),
+     ("sst", "sea_surface_temperature_anomaly"), ("tp", "convective_precipitation_amount"),
+     ("zg", "surface_altitude"), ("t850", "air_potential_temperature")],
+)  # fmt: skip
+def test_standard_names_outside_the_table_contradict_too(name, standard_name):
+    with pytest.raises(CanonicalizationError, match=standard_name):
+        check_standard_name(VARIABLES[name], {"standard_name": standard_name}, argument="test")
+
+
+@pytest.mark.parametrize(
+    ("name", "standard_name"),
+    # What ecCodes 2.50 gives ERA5's fields (key cfName), editions 1 and 2; CMIP5; CF's aliases.
+    [("t2m", "air_temperature"), ("d2m", "unknown"), ("q2m", "specific_humidity"), ("u10", "eastward_wind"),
+     ("msl", "air_pressure_at_mean_sea_level"), ("sp", "surface_air_pressure"), ("tp", "unknown"),
+     ("tcwv", "lwe_thickness_of_atmosphere_mass_content_of_water_vapor"), ("tcc", "cloud_area_fraction"),
+     ("siconc", "sea_ice_area_fraction"), ("lsm", "land_binary_mask"), ("orog", "geopotential_height"),
+     ("zs", "geopotential"), ("w", "lagrangian_tendency_of_air_pressure"), ("zg", "geopotential_height"),
+     ("msl", "air_pressure_at_sea_level"), ("tcwv", "atmosphere_water_vapor_content"), ("skt", "surface_temperature"),
+     ("tp", "precipitation_amount"), ("t850", "air_temperature"),
+     ("sst_anomaly", "surface_temperature_anomaly"), ("sst_anomaly", "sea_surface_temperature_anomaly")],
+)  # fmt: skip
+def test_standard_names_that_products_write(name, standard_name):
+    check_standard_name(VARIABLES[name], {"standard_name": standard_name}, argument="test")
+
+
+def test_phrases_instead_of_standard_names_are_for_products_that_write_them():
+    for product, name, phrase in (
+        ("merra2", "t2m", "2-meter_air_temperature"),
+        ("merra2", "msl", "sea_level_pressure"),
+        ("ncep", "msl", "pressure"),
+    ):
+        check_standard_name(VARIABLES[name], {"standard_name": phrase}, argument="test", products=[product])
+        with pytest.raises(CanonicalizationError, match=phrase):
+            check_standard_name(VARIABLES[name], {"standard_name": phrase}, argument="test")
+    for contradiction in ("surface_air_pressure", "air_pressure_at_mean_sea_level standard_error"):
+        with pytest.raises(CanonicalizationError, match=contradiction):
+            check_standard_name(
+                VARIABLES["msl"], {"standard_name": contradiction}, argument="test", products=["merra2"]
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "fits"),
+    [("t2m", "temperature: difference", False), ("t2m", "temperature: on_scale", True),
+     ("t2m", "temperature: unknown", True), ("sst_anomaly", "temperature: difference", True),
+     ("sst_anomaly", "temperature: on_scale", False), ("skt", "temperature:difference", False)],
+)  # fmt: skip
+def test_units_metadata_of_temperatures(name, metadata, fits):
+    attributes = {"units_metadata": metadata}
+    if fits:
+        check_standard_name(VARIABLES[name], attributes, argument="test")
+        return
+    with pytest.raises(CanonicalizationError, match="units_metadata"):
+        check_standard_name(VARIABLES[name], attributes, argument="test")
+
+
+@pytest.mark.parametrize(
+    ("name", "heights", "fits"),
+    [("t2m", [2], True), ("t2m", [1.5], True), ("t2m", [80], False), ("t2m", [10], False), ("t2m", [0], False),
+     ("t2m", [float("nan")], False), ("q2m", [1.5], True), ("u10", [10], True), ("u10", [100], False),
+     ("ws10", [80], False), ("u10", [2, 10], True), ("msl", [100], True), ("t2m", [], True)],
+)  # fmt: skip
+def test_heights_above_the_ground(name, heights, fits):
+    if fits:
+        check_height(VARIABLES[name], heights, argument="test")
+        return
+    with pytest.raises(CanonicalizationError, match="height"):
+        check_height(VARIABLES[name], heights, argument="test")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +223,22 @@ def test_contradicting_standard_name_is_refused():
         ("t2m", {"GRIB_stepType": "avgua"}, "time: mean"),  # ERA5 monthly means
         ("tp", {"GRIB_stepType": "accum"}, "time: sum"),
         ("tp", {"cell_methods": "time: sum (interval: 1 hour)"}, "time: sum (interval: 1 hour)"),
+        ("tp", {"cell_methods": "valid_time: sum (interval: 1 hour)"}, "time: sum (interval: 1 hour)"),
+        ("t2m", {"cell_methods": "t: mean"}, "time: mean"),
+        ("t2m", {"cell_methods": "time : mean"}, "time: mean"),
+        ("t2m", {"cell_methods": "time: lat: lon: mean"}, "time: lat: lon: mean"),
+        ("t2m", {"cell_methods": "area: mean"}, "time: point"),  # nothing is said of time
+        ("tp", {"cell_methods": "area: mean (comment: of points)"}, "time: sum"),
+        (
+            "t2m",
+            {"cell_methods": "area: mean where land over all_area_types Time: mean (of maxima: none (sic))"},
+            "area: mean where land over all_area_types time: mean (of maxima: none (sic))",
+        ),
+        (
+            "t2m",
+            {"cell_methods": "time: mean within years time: mean over years"},
+            "time: mean within years time: mean over years",
+        ),
     ],
 )
 def test_cell_methods_are_kept(name, attributes, expected):
@@ -167,8 +257,28 @@ def test_cell_methods_are_kept(name, attributes, expected):
         ("tprate", {"GRIB_stepType": "instant"}),
         ("t2m", {"cell_methods": "time: maximum"}),
         ("t2m", {"cell_methods": "time: maximum within days time: mean over days"}),
+        ("t2m", {"cell_methods": "valid_time: maximum"}),  # the time dimension of the Climate Data Store
+        ("t2m", {"cell_methods": "t: maximum"}),
+        ("t2m", {"cell_methods": "Time: minimum (interval: 1 hour)"}),
+        ("t2m", {"cell_methods": "time_counter: maximum"}),
+        ("t2m", {"cell_methods": "area: time: maximum"}),
+        ("tp", {"cell_methods": "valid_time: mean"}),
+        ("t2m", {"cell_methods": "maximum"}),
+        ("t2m", {"cell_methods": "mean"}),  # over what?
+        ("t2m", {"cell_methods": "area: mean, time: max"}),
+        ("t2m", {"cell_methods": "time: mean of daily maximum"}),
+        ("t2m", {"cell_methods": "time:"}),
     ],
 )
 def test_other_cell_methods_are_refused(name, attributes):
     with pytest.raises(CanonicalizationError, match="cell method"):
         cell_methods(VARIABLES[name], attributes, argument="test")
+
+
+def test_a_method_over_another_dimension_of_the_file_says_nothing_of_time():
+    attributes = {"cell_methods": "percentile: maximum"}
+    assert (
+        cell_methods(VARIABLES["t2m"], attributes, argument="t", other_axes=["percentile"]) == "time: point"
+    )
+    with pytest.raises(CanonicalizationError, match="maximum"):
+        cell_methods(VARIABLES["t2m"], attributes, argument="test")

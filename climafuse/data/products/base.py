@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -41,6 +41,8 @@ class Product:
             something else elsewhere, and for ``adapt``.
         adapt: What to set right in a recognized dataset, as stored and not yet decoded, before it is
             understood: metadata only, as values are read on use. It returns a dataset of its own.
+        no_standard_names: What it writes into ``standard_name`` where it knows none; understood in every file.
+        own_standard_names: Whether recognized files have phrases of their own there, which CF does not know.
     """
 
     title: str
@@ -49,6 +51,8 @@ class Product:
     units: Mapping[str, Mapping[str, Conversion]] = field(default_factory=dict)
     recognize: Callable[[xr.Dataset], bool] = _never
     adapt: Callable[[xr.Dataset], xr.Dataset] = _as_it_is
+    no_standard_names: Collection[str] = ()
+    own_standard_names: bool = False
 
 
 def get_product(name: str) -> Product:

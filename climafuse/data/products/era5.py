@@ -37,4 +37,5 @@ ERA5 = Product(
         "water_depth": {"m of water equivalent": (1.0, 0.0)},
         "height": {"gpm": (1.0, 0.0)},
     },
+    no_standard_names=("unknown",),
 )

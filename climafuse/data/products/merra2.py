@@ -25,13 +25,18 @@ _SHORT_NAME = re.compile(r"M2([TI])(\w)")
 
 
 def _recognize(dataset: xr.Dataset) -> bool:
-    return _SHORT_NAME.match(str(dataset.attrs.get("ShortName", ""))) is not None
+    """By the short name, or where that was lost by the title ("MERRA2 tavg1_2d_slv_Nx: ...") or who wrote it."""
+    said = f"{dataset.attrs.get('Title', '')} {dataset.attrs.get('Institution', '')}"
+    return _SHORT_NAME.match(str(dataset.attrs.get("ShortName", ""))) is not None or (
+        re.search("MERRA-?2|Global Modeling and Assimilation Office", said) is not None
+    )
 
 
 def _adapt(dataset: xr.Dataset) -> xr.Dataset:
     """Say of every field whether it is an instant or a mean, where it does not itself."""
-    collection = _SHORT_NAME.match(str(dataset.attrs["ShortName"]))
-    assert collection is not None  # recognized by it
+    collection = _SHORT_NAME.match(str(dataset.attrs.get("ShortName", "")))
+    if collection is None:
+        return dataset
     method = "point" if collection[1] == "I" and collection[2] not in "MU" else "mean"
     adapted = dataset.copy()
     for variable in adapted.data_vars.values():
@@ -76,4 +81,5 @@ MERRA2 = Product(
     units={"geopotential": {"m+2 s-2": (1.0, 0.0)}},
     recognize=_recognize,
     adapt=_adapt,
+    own_standard_names=True,  # the long name once more
 )

@@ -7,7 +7,19 @@ Reference: Kalnay et al. (1996), doi:10.1175/1520-0477(1996)077<0437:TNYRP>2.0.C
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 from climafuse.data.products.base import Product
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def _recognize(dataset: xr.Dataset) -> bool:
+    said = f"{dataset.attrs.get('title', '')} {dataset.attrs.get('dataset_title', '')}"
+    return re.search("NCEP|NMC", said) is not None
+
 
 NCEP = Product(
     "NCEP reanalysis",
@@ -28,4 +40,6 @@ NCEP = Product(
         "pressure_tendency": {"Pascal/s": (1.0, 0.0)},
         "specific_humidity": {"grams/kg": (1e-3, 0.0)},
     },
+    recognize=_recognize,
+    own_standard_names=True,  # "pressure" for that at sea level
 )
