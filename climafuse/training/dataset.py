@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from climafuse.data.batch import sample_boxes
 from climafuse.data.pair_table import PairTable
@@ -125,6 +126,7 @@ class ExampleDataset(Dataset[Example]):
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
+        self._expected: tuple[list[int], Future[list[Example]]] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -132,16 +134,26 @@ class ExampleDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
 
-    def will_need(self, indices: Iterable[int]) -> None:
-        """Have examples read from the disk, all at once, where that is where they are."""
-        if isinstance(self.examples, Examples):
-            self.examples.will_need(indices)
-
     def __getitems__(self, indices: list[int]) -> list[Example]:
         """The examples of a batch: what a loader of PyTorch asks for where it can."""
-        if get_worker_info() is not None:  # elsewhere `ReadAheadSampler` has asked already
-            self.will_need(indices)
-        return [self.examples[index] for index in indices]
+        expected, self._expected = self._expected, None
+        if expected is not None and expected[0] == indices and not expected[1].cancel():
+            return expected[1].result()
+        return self.read(indices)
+
+    def read(self, positions: list[int]) -> list[Example]:
+        """Make the examples of a batch, in any thread. From a disk they come all at once."""
+        if isinstance(self.examples, Examples):
+            self.examples.will_need(positions)
+        return [self.examples[position] for position in positions]
+
+    def expect(self, positions: list[int], samples: Future[list[Example]]) -> None:
+        """Take note of the batch that will be asked for next (`ReadAheadSampler`)."""
+        self._expected = positions, samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader worker, which makes its batches itself."""
+        return {**vars(self), "_expected": None}
 
 
 class ExampleCollator:

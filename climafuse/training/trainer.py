@@ -76,7 +76,7 @@ from climafuse.training.main_guard import check_main_guard
 from climafuse.training.meter import Meter
 from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
-from climafuse.training.read_ahead import ReadAheadSampler
+from climafuse.training.read_ahead import ReadAheadSampler, ReadsAhead
 from climafuse.training.state import (
     load_optimizer,
     load_random,
@@ -560,9 +560,11 @@ class ClimateTextTrainer(Trainer):
         return self._reading_ahead(sampler, eval_dataset, self.args.per_device_eval_batch_size)
 
     def _reading_ahead(self, sampler: Sampler[int], dataset: Any, batch_size: int) -> Sampler[int]:
-        if not hasattr(dataset, "will_need") or self.args.dataloader_num_workers:  # workers are ahead anyway
+        if (
+            not isinstance(dataset, ReadsAhead) or self.args.dataloader_num_workers
+        ):  # workers are ahead anyway
             return sampler
-        return ReadAheadSampler(sampler, dataset.will_need, batch_size)
+        return ReadAheadSampler(sampler, dataset, batch_size)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         """The Trainer's loader, apart from the random numbers of training and from signals to the process."""

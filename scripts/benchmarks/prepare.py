@@ -56,6 +56,7 @@ QUESTIONS = RunConfig().facts.questions_per_window
 VALIDATION = 25  # one window in so many is of the validation times
 STEPS = 12  # batches that are stepped on, again and again
 PACED = 200  # training steps that are timed, each with the wait for a batch
+ROUND = 10  # of them, before as many without a loader
 SOUTH, NORTH = 20, 65
 READING = "seconds of preparing ÷ seconds of reading the source, a sample of it extrapolated"
 LOADING = "seconds waiting for a batch ÷ seconds of a training step of the default configuration"
@@ -261,23 +262,43 @@ def _prepare(size: Size, folder: Path, lazy: xr.Dataset, describing: float) -> R
 
 def _load(size: Size, setup: Run) -> Iterator[Row]:
     name = setup.model.backbone_identity["id"]
-    waits, steps = _paced(setup)
-    share = sum(waits) / sum(steps)
+    waits, steps, alone = _paced(setup)
+    share = sum(waits) / sum(alone)
     yield Row(
         section="prepare",
         case=f"waiting for {len(waits)} batches while training, cold disk, {name}",
         ratio=share,
-        spread=quartiles(tuple(wait / statistics.median(steps) for wait in waits)),
+        spread=quartiles(tuple(wait / statistics.median(alone) for wait in waits)),
         aim=f"<= {AIM_SHARE:g}",
         reached=share <= AIM_SHARE,
         seconds=statistics.mean(waits),
-        reference_seconds=statistics.mean(steps),
+        reference_seconds=statistics.mean(alone),
         rate=len(waits) * setup.config.training.windows_per_step / (sum(waits) + sum(steps)),
         unit="windows/s",
         peak_gb=peak_gb(),
         repeats=len(waits),
         meaning=LOADING,
-        details={"longest_wait": max(waits)},
+        details={
+            "longest_wait": max(waits),
+            "step_beside_the_reader": statistics.median(steps),
+            "step_alone": statistics.median(alone),
+        },
+    )
+    yield Row(
+        section="prepare",
+        case="a step while coming batches are read beside it",
+        ratio=statistics.median(steps) / statistics.median(alone),
+        spread=quartiles(tuple(seconds / statistics.median(alone) for seconds in steps)),
+        aim=None,
+        reached=None,
+        seconds=statistics.median(steps),
+        reference_seconds=statistics.median(alone),
+        rate=1 / statistics.median(steps),
+        unit="steps/s",
+        peak_gb=peak_gb(),
+        repeats=len(steps),
+        meaning="seconds of a step ÷ seconds of the step with nothing beside it, in turn",
+        details={},
     )
     for workers in (0, 2):
         found = _pass(setup, workers)
@@ -286,12 +307,12 @@ def _load(size: Size, setup: Run) -> Iterator[Row]:
         yield Row(
             section="prepare",
             case=f"only loading all {found['pairs']:,} pairs, {workers or 'no'} workers",
-            ratio=a_batch / statistics.median(steps),
-            spread=quartiles(tuple(a_batch / seconds for seconds in steps)),
+            ratio=a_batch / statistics.median(alone),
+            spread=quartiles(tuple(a_batch / seconds for seconds in alone)),
             aim=f"< {AIM_GB:g} GB" if workers == 0 else None,
             reached=peak < AIM_GB if workers == 0 else None,
             seconds=a_batch,
-            reference_seconds=statistics.median(steps),
+            reference_seconds=statistics.median(alone),
             rate=found["pairs"] / found["seconds"],
             unit="pairs/s",
             peak_gb=peak,
@@ -313,7 +334,7 @@ def _loader(setup: Run, workers: int, epoch: int = 0) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_size=batch,
-        sampler=order if workers else ReadAheadSampler(order, dataset.will_need, batch),
+        sampler=order if workers else ReadAheadSampler(order, dataset, batch),
         collate_fn=ExampleCollator(setup.processor, setup.thinning),
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
@@ -347,8 +368,8 @@ def _pass(setup: Run, workers: int) -> dict[str, Any]:
     }
 
 
-def _paced(setup: Run) -> tuple[list[float], list[float]]:
-    """Seconds waited for each batch of all pairs, and seconds of the training step before it, in turn.
+def _paced(setup: Run) -> tuple[list[float], list[float], list[float]]:
+    """Seconds waited for each batch of all pairs; of the training steps between; of steps with nothing beside them.
 
     The steps are of the default configuration, on a few batches of the same loader whose frozen states are there.
     """
@@ -366,15 +387,21 @@ def _paced(setup: Run) -> tuple[list[float], list[float]]:
     reset_peak()
     batches = iter(_loader(setup, 0, epoch=1))
     next(batches)
-    waits, steps = [], []
-    for _ in range(min(PACED, len(setup.store.all_pairs) // QUESTIONS // batch - 2)):
+    waits, steps, alone = [], [], []
+    for number in range(min(PACED, len(setup.store.all_pairs) // QUESTIONS // batch - 2)):
         begin = time.perf_counter()
         loop()
         between = time.perf_counter()
         next(batches)
         steps.append(between - begin)
         waits.append(time.perf_counter() - between)
-    return waits, steps
+        if number % ROUND == ROUND - 1:
+            time.sleep(0.5)  # what was begun beside the steps is done
+            for _ in range(ROUND):
+                begin = time.perf_counter()
+                loop()
+                alone.append(time.perf_counter() - begin)
+    return waits, steps, alone
 
 
 def _forget(setup: Run) -> None:
