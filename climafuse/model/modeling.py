@@ -510,9 +510,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ModelInputError: There are more.
         """
-        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        limited = positions is not None and positions > 0  # XLNet says -1: its positions are relative
-        if limited and num_tokens + self.num_soft_tokens > positions:
+        # XLNet says -1: its positions are relative.
+        positions: int = getattr(self.config.get_text_config(), "max_position_embeddings", None) or -1
+        if 0 < positions < num_tokens + self.num_soft_tokens:
             raise ModelInputError(
                 "input_ids",
                 expected=f"texts of at most {positions - self.num_soft_tokens} tokens, for which "
