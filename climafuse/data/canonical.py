@@ -24,10 +24,12 @@ from climafuse.data.coords import (
     no_pressure,
     same_places,
     time_axis,
+    time_bounds,
 )
 from climafuse.data.lazy import DerivedField, LazyField, StoredField, reading
 from climafuse.data.packing import packing_of
 from climafuse.data.products import get_product, recognized
+from climafuse.data.sums import SumLengths, check_sum_lengths, sum_lengths
 from climafuse.data.times import days_since_epoch, format_time
 from climafuse.data.variables import (
     QUANTITIES,
@@ -357,6 +359,12 @@ class _File:
             where=where,
         )
 
+    def sum_lengths(self, field: StoredField) -> SumLengths:
+        """What this file tells of the length of the sums in one of its fields."""
+        with reading(self.where):
+            bounds = time_bounds(self.dataset, where=self.where)
+        return sum_lengths(field.where, field.attributes["cell_methods"], self.time.values, bounds)
+
     def _only_name(self, variable: Variable) -> Hashable:
         """The name that means a variable; names that say so go before standard names."""
         names = self.matches[variable.name]
@@ -416,7 +424,10 @@ def _assemble(files: Sequence[_File], names: Sequence[str]) -> xr.Dataset:
             fields, owner, step = fields[:1], np.zeros(len(times), dtype=int), np.arange(len(times))
         else:
             own_times, owner, step = _join_times(name, holders)
-            _check_sum(VARIABLES[name], own_times, fields)
+            if VARIABLES[name].cell_method == "sum":
+                _check_months(own_times, fields)
+                told = [file.sum_lengths(field) for file, field in zip(holders, fields, strict=True)]
+                check_sum_lengths(name, told)
             times = _check_equal("times", name, times, own_times, fields[0])
         _check_equal_fields(name, fields)
         if len(fields[0].axes) == 4:
@@ -508,10 +519,10 @@ def _check_equal_fields(name: str, fields: Sequence[StoredField]) -> None:
                 )
 
 
-def _check_sum(variable: Variable, times: np.ndarray, fields: Sequence[StoredField]) -> None:
+def _check_months(times: np.ndarray, fields: Sequence[StoredField]) -> None:
     """Refuse the monthly ``tp`` of ERA5: a mean of daily sums, in the units of a sum. A file may hold one month."""
     silent = [field for field in fields if time_method(field.variable.attrs) is None]
-    if variable.cell_method != "sum" or not silent or len(times) < 2:
+    if not silent or len(times) < 2:
         return
     if float(np.median(np.diff(days_since_epoch(times)))) >= 27:
         raise CanonicalizationError(

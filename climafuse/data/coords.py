@@ -162,6 +162,38 @@ def time_axis(dataset: xr.Dataset, *, where: str) -> Axis:
     return Axis("time", variable.dims[0] if variable.dims else None, values, positions)
 
 
+def time_bounds(dataset: xr.Dataset, *, where: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Begin and end of the interval that each time stands for.
+
+    Args:
+        dataset: As opened, decoded or not.
+        where: The file, for errors.
+
+    Returns:
+        Begin [T] and end [T] in the order of storage; None where the time coordinate names no bounds.
+
+    Raises:
+        CanonicalizationError: They cannot be decoded.
+    """
+    time = dataset.variables[_find(dataset, _TIME, where)]
+    name = str(time.attrs.get("bounds", time.encoding.get("bounds")))
+    bounds = dataset.variables.get(name)
+    if bounds is None or bounds.ndim > 2 or bounds.shape[-1:] != (2,):
+        return None
+    # Bounds are in units and calendar of their coordinate, and seldom repeat them.
+    units = {key: time.attrs[key] for key in ("units", "calendar") if key in time.attrs}
+    if bounds.dtype.kind in "iuf" and not {"units"} & {*units, *bounds.attrs}:
+        return None  # of a time that was decoded without them
+    begin, end = (
+        _decode_times(
+            xr.Variable(bounds.dims[:-1], bounds[..., side].values, units | bounds.attrs),
+            f"{where}: bounds {name!r}",
+        )
+        for side in (0, 1)
+    )
+    return begin, end
+
+
 def latitude_axis(dataset: xr.Dataset, *, where: str) -> Axis:
     """Latitude, south to north.
 

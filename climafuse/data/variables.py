@@ -273,6 +273,8 @@ class _Vocabulary:
     """Name in a file -> product -> canonical name."""
     units: Mapping[str, Mapping[str, Conversion]]
     """Quantity -> spelling -> conversion."""
+    other_fields: Collection[str]
+    """Names of fields that no canonical variable is."""
     no_standard_names: Collection[str]
     """What stands for a standard name that is not known."""
 
@@ -286,6 +288,7 @@ def _vocabulary() -> _Vocabulary:
 def _vocabulary_of(products: tuple[str, ...]) -> _Vocabulary:
     names: dict[str, dict[str, str]] = {}
     units = {quantity: dict(entry.spellings) for quantity, entry in QUANTITIES.items()}
+    other_fields = {name for key in products for name in get_product(key).other_fields}
     no_standard_names = {name for key in products for name in get_product(key).no_standard_names}
     for key in products:
         product = get_product(key)
@@ -305,7 +308,7 @@ def _vocabulary_of(products: tuple[str, ...]) -> _Vocabulary:
             for spelling, conversion in own_units.items():
                 if units[quantity].setdefault(_plain(spelling), conversion) != conversion:
                     raise _bad_product(key, "a unit that means one thing", f"{spelling!r} of {quantity}")
-    return _Vocabulary(names, units, no_standard_names)
+    return _Vocabulary(names, units, other_fields, no_standard_names)
 
 
 def _refuse_unknown(product: str, given: Collection[str], known: Collection[str], what: str) -> None:
@@ -369,6 +372,8 @@ def match_variable(
     if variable is not None:
         # T or z on no level is something else: ERA5's single-level z is the geopotential of the ground.
         return None if variable.on_levels and not has_level else variable
+    if name in _vocabulary().other_fields:
+        return None
     standard_name = attributes.get("standard_name")
     for candidate in VARIABLES.values():
         named = candidate.by_standard_name and candidate.standard_name == standard_name

@@ -71,6 +71,7 @@ class Layout:
         level: Unit and type of the level coordinate.
         downward: Whether levels go from the lowest pressure to the highest.
         units: Canonical name -> units attribute, where not the SI unit.
+        conversions: Unit as only this product spells it -> scale and offset to the SI unit, by hand.
         packed: Whether fields are packed into 16 bits.
         missing: Missing value, and the attributes that say so.
         field_attributes: Canonical name -> further attributes of the field.
@@ -98,6 +99,7 @@ class Layout:
     level: tuple[str | None, str] = ("hPa", "f8")
     downward: bool = True
     units: Mapping[str, str] = field(default_factory=dict)
+    conversions: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     packed: bool = False
     missing: tuple[float, tuple[str, ...]] = (float("nan"), ("_FillValue",))
     field_attributes: Callable[[str], dict[str, Any]] = lambda name: {}
@@ -181,7 +183,7 @@ class Layout:
         """Scale and offset from the units of the file to SI, written down here once more."""
         return {
             "degC": (1.0, 273.15), "hPa": (100.0, 0.0), "%": (0.01, 0.0), "mm": (1e-3, 0.0),
-            "km h-1": (1 / 3.6, 0.0), "grams/kg": (1e-3, 0.0), "mm/day": (1 / 86400, 0.0),
+            "km h-1": (1 / 3.6, 0.0), "mm/day": (1 / 86400, 0.0), **self.conversions,
         }.get(self.units.get(name, ""), (1.0, 0.0))  # fmt: skip
 
     def _field(self, name: str, values: np.ndarray, known: Truth) -> xr.Variable:

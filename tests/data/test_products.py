@@ -1,5 +1,7 @@
 """Products: their names do not collide, those of others may, and quirks are set right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,7 +12,7 @@ from climafuse.data.variables import LEVELS, VARIABLES, find_variable, named_var
 from climafuse.errors import CanonicalizationError, ConfigurationError
 from climafuse.registry import PRODUCTS, Registry
 from tests.data.fixtures import era5, merra2, truth
-from tests.data.layouts import LAYOUTS
+from tests.data.layouts import GENERIC, LAYOUTS
 
 BUILT_IN = tuple(PRODUCTS)  # before any test registers another
 
@@ -109,6 +111,24 @@ def test_an_own_product_is_one_call(products):
     np.testing.assert_allclose(open_climate(dataset)["t2m"].values, truth("t2m").fields["t2m"], rtol=1e-6)
     assert find_variable("wind_x_850").name == "u850"
     assert find_variable("T2M").name == "t2m"  # the others are still there
+
+
+def test_a_unit_of_a_products_own_is_part_of_its_one_layout(products, tmp_path):
+    unit = {"pressure": {"Hektopascal": (100.0, 0.0)}}
+    products.register("german", Product("my model", spellings={"msl": ("druck",)}, units=unit))
+    layout = replace(
+        GENERIC,
+        name="my model",
+        names={"msl": "druck"},
+        units={"msl": "Hektopascal"},
+        conversions={"Hektopascal": (100.0, 0.0)},
+        field_attributes=lambda name: {},
+        packed=True,
+        missing=(-32767, ("_FillValue",)),
+    )
+    known = layout.truth()
+    with open_climate(layout.write(known, tmp_path / "files")) as opened:
+        np.testing.assert_allclose(opened["msl"].values, known.fields["msl"], atol=layout.tolerance("msl"))
 
 
 def test_a_name_of_two_products_is_settled_by_the_file_or_refused(products):

@@ -19,7 +19,6 @@ ARCO_ERA5 = Product(
         "ws10": ("10m_wind_speed",),
         "msl": ("mean_sea_level_pressure",),
         "sp": ("surface_pressure",),
-        # total_precipitation_6hr of WeatherBench is a sum over six hours and not this sum over one.
         "tp": ("total_precipitation",),
         "tprate": ("mean_total_precipitation_rate",),
         "tcwv": ("total_column_water_vapour",),
@@ -37,4 +36,6 @@ ARCO_ERA5 = Product(
         "z": ("geopotential",),
         "zg": ("geopotential_height",),
     },
+    # Sums over more than the hour of total_precipitation.
+    other_fields=("total_precipitation_6hr", "total_precipitation_12hr", "total_precipitation_24hr"),
 )

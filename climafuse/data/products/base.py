@@ -41,6 +41,7 @@ class Product:
             something else elsewhere, and for ``adapt``.
         adapt: What to set right in a recognized dataset, as stored and not yet decoded, before it is
             understood: metadata only, as values are read on use. It returns a dataset of its own.
+        other_fields: Names of fields that no canonical variable is, whatever their standard name says.
         no_standard_names: What it writes into ``standard_name`` where it knows none; understood in every file.
         own_standard_names: Whether recognized files have phrases of their own there, which CF does not know.
     """
@@ -51,6 +52,7 @@ class Product:
     units: Mapping[str, Mapping[str, Conversion]] = field(default_factory=dict)
     recognize: Callable[[xr.Dataset], bool] = _never
     adapt: Callable[[xr.Dataset], xr.Dataset] = _as_it_is
+    other_fields: Collection[str] = ()
     no_standard_names: Collection[str] = ()
     own_standard_names: bool = False
 
