@@ -26,7 +26,7 @@ from climafuse.data.hdf5_heap import check_heaps
 from climafuse.data.lazy import broken, inside_library, reading
 from climafuse.data.netcdf_classic import expected_size
 from climafuse.data.remote import ZARR_METADATA, find_uris, is_uri, is_zarr, local_copy
-from climafuse.data.zarr_store import ConfinedStore, check_codecs
+from climafuse.data.zarr_store import ConfinedStore, bounded_chunks, check_chunks, check_codecs
 from climafuse.errors import ClimateFileError, UsageError
 
 __all__ = ["ClimateSource", "available_variables", "load_fields", "open_climate", "select_variables"]
@@ -211,7 +211,7 @@ def _check_format(start: bytes, where: str) -> None:
 
 
 def _open_zarr(store: str | Store, where: str) -> xr.Dataset:
-    with _parsing(where):
+    with _parsing(where), bounded_chunks():
         # A note or checksum file beside the arrays is nobody's fault; without consolidated metadata zarr
         # lists the directory and warns of it.
         warnings.filterwarnings("ignore", message="Object at .* is not recognized", category=UserWarning)
@@ -227,6 +227,7 @@ def _open_zarr(store: str | Store, where: str) -> xr.Dataset:
             create_default_indexes=False,  # their values would be read at once
         )
         check_codecs(dataset, where=where)
+        check_chunks(dataset, where=where)
         for variable in dataset.variables.values():
             # In Zarr 2, 0 is the fill value of an array that was given none: zeros are values there.
             if variable.dtype.kind == "f" and variable.attrs.get("_FillValue") == 0:

@@ -234,6 +234,11 @@ def zarr_compressor_that_unpickles(ground: Ground) -> Path:
     return _zarr2_of_objects(ground, None, {"id": "pickle"}, "latitude")
 
 
+@attack("pickles", "data inspect", "data prepare")
+def zarr_filter_that_unpickles_behind_texts(ground: Ground) -> Path:
+    return _zarr2_of_objects(ground, [{"id": "vlen-utf8"}, {"id": "pickle"}], None, "latitude")
+
+
 @attack("pickles", "data inspect", pickle="pickle", numcodecs="numcodecs.pickle", python="os.system")
 def zarr3_codec_that_unpickles(ground: Ground, codec: str) -> Path:
     store = ground.folder / "codec.zarr"
@@ -514,6 +519,35 @@ def archive_of_fields(ground: Ground, name: str) -> Path:
             member = tarfile.TarInfo(str(ground.canary))
             tar.addfile(member, io.BytesIO())
     return path
+
+
+@attack(
+    "archives", "data inspect", "data prepare",
+    gzip="gzip", zlib="zlib", bz2="bz2", lzma="lzma", blosc="blosc", lz4="lz4", zstd="zstd", twice="twice", frames="frames",
+    coordinate="coordinate", chunk="chunk",
+)  # fmt: skip
+def zarr_bomb(ground: Ground, kind: str) -> Path:
+    """A chunk that unpacks to a hundred megabytes; one in a bomb, or one whose array says that its chunk is that large."""
+    import numcodecs
+
+    store = ground.folder / "bomb.zarr"
+    fixtures.write(fixtures.arco(fixtures.truth("t2m")), str(store), "zarr2")
+    (store / ".zmetadata").unlink()
+    array = store / ("latitude" if kind == "coordinate" else "2m_temperature")
+    codec = numcodecs.get_codec(
+        {"id": kind if kind in ("zlib", "bz2", "lzma", "blosc", "lz4", "zstd") else "gzip"}
+    )
+    codec = numcodecs.Zstd() if kind == "frames" else codec
+    content = codec.encode(bytes(10**8))
+    content = codec.encode(bytes(8)) + content if kind == "frames" else content
+    told = {"compressor": codec.get_config(), "filters": None}
+    if kind == "twice":
+        content, told["filters"] = codec.encode(content), [codec.get_config()]
+    edit(array / ".zarray", lambda content: content.update(told))
+    if kind == "chunk":
+        edit(array / ".zarray", lambda content: content.update(chunks=[10**8, 1, 1]))
+    next(path for path in array.iterdir() if path.name[0] != ".").write_bytes(content)
+    return store
 
 
 # ---- References that leave the folder -------------------------------------------------------------------------
