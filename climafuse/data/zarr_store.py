@@ -7,6 +7,7 @@ unpacked, and at every codec on the way: so each codec that unpacks is bound to 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import bz2
 import dataclasses
 import gzip
@@ -17,7 +18,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from zarr.abc.codec import BytesBytesCodec, Codec
 from zarr.abc.store import ByteRequest
 from zarr.codecs import ShardingCodec
 from zarr.codecs._v2 import V2Codec
+from zarr.core import sync as zarr_sync
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
 from zarr.core.codec_pipeline import BatchedCodecPipeline
@@ -329,3 +331,21 @@ def bounded_chunks() -> Iterator[None]:
     # The setting is of the process: two that open at once would give it back in the wrong order.
     with _opening, zarr.config.set({"codec_pipeline.path": f"{__name__}.{BoundedPipeline.__qualname__}"}):
         yield
+
+
+# ---- What a refused store leaves behind
+
+
+async def _cancel_tasks() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+@atexit.register  # after zarr's own, which stops the loop: so it runs before
+def _end_reads() -> None:
+    """End reads that nobody waits for: zarr leaves those beside one that failed, and Python would tell of them."""
+    if zarr_sync.loop[0] is not None:
+        with suppress(TimeoutError):  # the process ends in any case
+            zarr_sync.sync(_cancel_tasks(), timeout=1)

@@ -232,3 +232,28 @@ def test_a_chunk_far_larger_than_its_array_is_refused(tmp_path: Path) -> None:
     told["chunk_grid"]["configuration"]["chunk_shape"][0] = 2**28 // cell
     metadata.write_text(json.dumps(told))
     open_climate(path)
+
+
+def test_a_refused_store_leaves_nothing_to_tell_at_the_end(tmp_path: Path) -> None:
+    """Reads beside the one that is refused are under way, which a slow disk makes sure of."""
+    path = stored(tmp_path / "a.zarr", 3, "gzip", arco(truth("t2m")))
+    (path / "latitude" / "zarr.json").rename(tmp_path / "outside")
+    (path / "latitude" / "zarr.json").symlink_to(tmp_path / "outside")
+    code = f"""
+import asyncio
+from zarr.storage import LocalStore
+from climafuse import open_climate
+from climafuse.errors import ClimateFileError
+get = LocalStore.get
+async def slow(self, key, *arguments, **options):
+    await asyncio.sleep(5 if key.startswith("2m") else 0)
+    return await get(self, key, *arguments, **options)
+LocalStore.get = slow
+try:
+    open_climate({str(path)!r})
+except ClimateFileError as error:
+    print("leads out" in str(error))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "True\n"
+    assert ended.stderr == ""
