@@ -274,6 +274,8 @@ def level_axis(dataset: xr.Dataset, dimension: Hashable | None, *, where: str) -
         CanonicalizationError: A level occurs twice or is no positive number.
     """
     dims = () if dimension is None else (dimension,)
+    if dimension in dataset.variables and no_pressure(dataset.variables[dimension]):
+        return None  # pressures beside it are those over a ground at sea level
     for name, variable in dataset.variables.items():
         pressure = variable.attrs.get("standard_name") == "air_pressure"
         if variable.dims != dims or not (pressure or name in _LEVEL_NAMES):

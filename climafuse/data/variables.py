@@ -558,7 +558,7 @@ def time_method(attributes: Mapping[str, Any], other_axes: Collection[str] = ())
     """
     entries = _cell_methods(attributes)
     if entries is None:
-        return f"{attributes['cell_methods']!r}, which says not of what"
+        return f"{attributes['cell_methods']!r}, which is not in CF's form"
     stated = {method for names, method, _ in entries if _time_names(names, other_axes)}
     if stated:
         return " and ".join(sorted(stated))

@@ -297,6 +297,8 @@ _ROTATED = {"grid_mapping_name": "rotated_latitude_longitude", "grid_north_pole_
 def test_coordinates_of_other_grids_are_no_latitudes(dataset, match):
     with pytest.raises(CanonicalizationError, match=match):
         latitude_axis(dataset, where="file")
+    with pytest.raises(CanonicalizationError, match=match):
+        latitude_axis(xr.decode_cf(dataset, decode_coords="all"), where="file")
 
 
 @pytest.mark.parametrize(
@@ -419,6 +421,12 @@ _HYBRID = "atmosphere_hybrid_sigma_pressure_coordinate"
 def test_levels_that_follow_the_ground_are_no_pressure_in_any_unit(name, attributes, values):
     for units in ({"units": "hPa"}, {}):
         assert level_axis(_along(name, values, **attributes, **units), name, where="file") is None
+
+
+def test_reference_pressures_of_layers_are_no_pressure_levels():
+    dataset = _along("lev", [500.0, 850.0], standard_name=_HYBRID, units="hPa")
+    reference = ("lev", [50000.0, 85000.0], {"standard_name": "air_pressure", "units": "Pa"})
+    assert level_axis(dataset.assign_coords(plev=reference), "lev", where="file") is None
 
 
 @pytest.mark.parametrize(

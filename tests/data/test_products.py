@@ -75,6 +75,15 @@ def test_phrases_of_merra2_are_understood_in_its_files_only():
         open_climate(dataset)
 
 
+@pytest.mark.parametrize("title", ["4x daily NMC reanalysis (2001)", "4x Daily NCEP/DOE Reanalysis 2"])
+def test_phrases_of_ncep_are_understood_in_its_files_only(title):
+    dataset = era5(truth("msl"))
+    dataset["msl"].attrs["standard_name"] = "pressure"  # as mslp of Reanalysis 2 has it
+    assert "msl" in open_climate(dataset.assign_attrs(title=title))
+    with pytest.raises(CanonicalizationError, match="'pressure'"):
+        open_climate(dataset)
+
+
 def test_a_product_says_what_stands_for_no_standard_name(products):
     dataset = era5(truth("t2m"))
     dataset["t2m"].attrs["standard_name"] = "not given"

@@ -28,7 +28,7 @@ def _recognize(dataset: xr.Dataset) -> bool:
     """By the short name, or where that was lost by the title ("MERRA2 tavg1_2d_slv_Nx: ...") or who wrote it."""
     said = f"{dataset.attrs.get('Title', '')} {dataset.attrs.get('Institution', '')}"
     return _SHORT_NAME.match(str(dataset.attrs.get("ShortName", ""))) is not None or (
-        re.search("MERRA-?2|Global Modeling and Assimilation Office", said) is not None
+        re.search("MERRA|Global Modeling and Assimilation Office", said) is not None
     )
 
 
