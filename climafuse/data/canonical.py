@@ -515,7 +515,8 @@ def _check_equal_fields(name: str, fields: Sequence[StoredField]) -> None:
                     field.where,
                     expected=f"{what} of {name} as in {fields[0].where}: {one}",
                     received=str(other),
-                    remedy="Open these files one by one: their fields are not the same quantity.",
+                    remedy="Open these files one by one: their fields are not the same quantity. If they are, let the "
+                    "attributes of all files say so in the same words.",
                 )
 
 

@@ -45,6 +45,7 @@ JOINED = {
         _sums([1, 2, 3], bounds=[1, 1, 1]),
         _sums([6, 12, 18], bounds=[1, 1, 1]),
     ),
+    "bounds without extent": (_sums([1, 2, 3], bounds=[0, 0, 0]), _sums([6], bounds=[1])),
     "months": (
         _sums([744, 1440], bounds=[744, 696], cell_methods="time: sum"),  # January and February of 2020
         _sums([2184], bounds=[744], cell_methods="time: sum"),
