@@ -22,7 +22,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, ModelOutput
 
 from climafuse.backbones import (
@@ -55,6 +55,7 @@ from climafuse.manifest import sha256
 from climafuse.model.card import CARD_FILE, model_card
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.folder import WEIGHTS_FILE, check_folder, read_weights, write_weights
+from climafuse.model.generation import own_options, read_options
 from climafuse.model.objective import SampledVocabulary, cross_entropy, labeled_positions
 from climafuse.model.processing import ClimateTextProcessor
 from climafuse.model.publishing import local_folder, push_to_hub
@@ -146,9 +147,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         self.backbone_identity = backbone.identity
-        # A copy: what is set for this model is not set for others with the same backbone.
-        self.generation_config = copy.deepcopy(backbone.model.generation_config)
         self.backbone = backbone.model if config.lora is None else with_lora(backbone.model, config.lora)
+        # A copy: what is set for this model is not set for others with the same backbone.
+        self.generation_config = own_options(backbone.model.generation_config, self._vocabulary)
         self.tokenizer = backbone.tokenizer
         layout = find_blocks(self.backbone)
         if encoder is None:
@@ -267,7 +268,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         config.architectures = [type(self).__name__]
         config.weights_sha256 = sha256(folder / WEIGHTS_FILE)
         config.save_pretrained(folder)
-        self.generation_config.save_pretrained(folder)
+        own_options(self.generation_config, self._vocabulary).save_pretrained(folder)
         (folder / CARD_FILE).write_text(model_card(config, {}), encoding="utf-8")
 
     def push_to_hub(  # type: ignore[override]
@@ -346,8 +347,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 remedy="Copy the folder again from its source.",
             ) from error
         model.load_trainable(folder)
-        if (folder / GENERATION_CONFIG_NAME).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        options = read_options(folder, model._vocabulary)
+        if options is not None:
+            model.generation_config = options
         return model.eval()
 
     def gate_values(self) -> dict[str, float]:
@@ -361,6 +363,11 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         """Return the backbone's embeddings."""
         return self.backbone.get_input_embeddings()
+
+    @property
+    def _vocabulary(self) -> int:
+        """How many tokens the backbone can read."""
+        return int(cast("nn.Embedding", self.get_input_embeddings()).num_embeddings)
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the backbone's head."""

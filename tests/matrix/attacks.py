@@ -405,6 +405,24 @@ def poisoned_model_configuration(ground: Ground, keys: dict[str, Any]) -> Path:
 
 
 @attack(
+    "code beside weights", "infer",
+    device={"cache_implementation": "offloaded_static"},
+    code={"custom_generate": "."},
+    layers={"dola_layers": "high"},
+    method={"to_dict": 7},
+    beams={"num_beams": 10**9},
+    copies={"num_return_sequences": 10**6},
+    form={"return_dict_in_generate": True},
+    tokens={"eos_token_id": "x", "pad_token_id": 10**9},
+    compile_={"compile_config": {"backend": "os.system"}},
+)  # fmt: skip
+def poisoned_generation(ground: Ground, keys: dict[str, Any]) -> Path:
+    folder = _with_code(ground, "model")
+    (folder / "generation_config.json").write_text(json.dumps(keys))
+    return folder
+
+
+@attack(
     "code beside weights", "load_backbone",
     auto_map={"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}},
     class_={"tokenizer_class": "evil.Evil"},
@@ -736,7 +754,7 @@ _DOCUMENTS = {
 }  # fmt: skip
 
 
-@attack("text", "infer", **{f"{name} {document}": (name, document) for name in ("config.json", "manifest.json")
+@attack("text", "infer", **{f"{name} {document}": (name, document) for name in ("config.json", "manifest.json", "generation_config.json")
                             for document in _DOCUMENTS})  # fmt: skip
 def document_of_a_model(ground: Ground, what: tuple[str, str]) -> Path:
     folder = ground.copy("model")
