@@ -17,7 +17,8 @@ from tests.model.build import climate_of, make_batch, make_model
 
 HONEST: dict[str, Any] = {
     "bos_token_id": 1, "eos_token_id": [2, 70_000], "pad_token_id": 0, "suppress_tokens": [5, 6],
-    "begin_suppress_tokens": [7], "bad_words_ids": [[3, 4], [5]], "max_length": 100, "max_new_tokens": 9, "min_length": 0, "min_new_tokens": 1,
+    "begin_suppress_tokens": [7], "bad_words_ids": [[3, 4], [5]], "max_length": 100, "max_new_tokens": 9,
+    "min_length": 0, "min_new_tokens": 1,
     "do_sample": True, "use_cache": False, "renormalize_logits": True, "remove_invalid_values": True, "num_beams": 3,
     "early_stopping": "never", "length_penalty": -0.5, "temperature": 0.7, "top_k": 20, "top_p": 1.0, "min_p": 0.1,
     "typical_p": 0.9, "epsilon_cutoff": 3e-4, "eta_cutoff": 0.0, "repetition_penalty": 1.1, "no_repeat_ngram_size": 2,
