@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from climafuse.errors import ClimafuseError
-from climafuse.manifest import verify_checkpoint
 from climafuse.training.checkpoint import (
     checkpoint_path,
     newest_good_checkpoint,
     remove_unfinished,
     rotate_checkpoints,
+    verify_checkpoint,
     write_folder,
 )
 
