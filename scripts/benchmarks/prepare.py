@@ -4,7 +4,7 @@ The source is a lazy dataset of 19,800 six-hour steps at 1° with the six defaul
 computed when they are read, from tables of time, latitude and longitude: waves that travel, and noise from a hash of
 the place and the time, so that no two fields are alike and any window can be computed again to compare. They are there
 between 20° N and 65° N; the rest of the globe is zero, which the store keeps as holes: 31 GB of fields take a good
-quarter of it on the disk. All pairs are about places between those latitudes.
+third of it on the disk. All pairs are about places between those latitudes.
 
 Preparing reads the source, hashes and measures every field, and writes; compared with only reading the source. Then
 batches come through `Examples`, `ReadAheadSampler` and `ExampleCollator`, as training has them: first in turn with

@@ -19,11 +19,10 @@ def field(shape: tuple[int, ...]) -> np.ndarray:
     return np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_zarr_reads_what_was_encoded(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def sharded(folder: Path, shape: tuple[int, int, int]) -> zarr.Array:
     tiling = Tiling(*shape)
-    array = zarr.create_array(
-        tmp_path / "fields",
+    return zarr.create_array(
+        folder,
         shape=shape,
         chunks=tiling.tile,
         shards=tiling.shard,
@@ -33,7 +32,12 @@ def test_zarr_reads_what_was_encoded(tmp_path: Path, shape: tuple[int, int, int]
         chunk_key_encoding={"name": "default", "separator": "."},
         fill_value=float("nan"),
     )
-    (tmp_path / "fields" / "c.0.0.0").write_bytes(tiling.encode(field(shape)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_zarr_reads_what_was_encoded(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    array = sharded(tmp_path, shape)
+    (tmp_path / "c.0.0.0").write_bytes(Tiling(*shape).encode(field(shape)))
     np.testing.assert_array_equal(array[:], field(shape), strict=True)
     np.testing.assert_array_equal(array[-1, -1:, : shape[2] // 2], field(shape)[-1, -1:, : shape[2] // 2])
 
@@ -43,17 +47,8 @@ def test_zarr_writes_what_is_decoded_with_an_index_as_long(
     tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
     tiling = Tiling(*shape)
-    array = zarr.create_array(
-        tmp_path / "fields",
-        shape=shape,
-        chunks=tiling.tile,
-        shards=tiling.shard,
-        dtype="float32",
-        compressors=None,
-        filters=None,
-    )
-    array[:] = field(shape)
-    written = next(path for path in (tmp_path / "fields" / "c").rglob("*") if path.is_file()).read_bytes()
+    sharded(tmp_path, shape)[:] = field(shape)
+    written = (tmp_path / "c.0.0.0").read_bytes()
     assert len(written) == tiling.file_bytes == len(tiling.encode(field(shape)))
     # zarr orders the tiles along a curve: their places are in its index, eight bytes each, beside their size.
     places = np.frombuffer(written[tiling.payload_bytes : -4], dtype="<u8").reshape(-1, 2)
