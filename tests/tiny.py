@@ -134,6 +134,7 @@ def tiny_model(
     config = tiny_config(architecture, num_blocks=num_blocks, hidden_size=hidden_size)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # some architectures draw vectors, to which the noise below is added
         # Built in its type: `.to(torch.bfloat16)` would round the rotary frequencies too; loading does not.
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
