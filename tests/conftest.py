@@ -46,12 +46,19 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
-    """The command line sets the log up for its process; here many calls share one."""
+    """The command line sets the log up for its process; here many calls share one.
+
+    As after an import, before each test, too: fixtures of a module call the command line before this one runs.
+    """
     log = logging.getLogger("climafuse")
-    level, handlers, propagate = log.level, list(log.handlers), log.propagate
+
+    def as_imported() -> None:
+        log.setLevel(logging.NOTSET)
+        log.handlers[:], log.propagate = [], True
+
+    as_imported()
     yield
-    log.setLevel(level)
-    log.handlers[:], log.propagate = handlers, propagate
+    as_imported()
 
 
 @pytest.fixture
