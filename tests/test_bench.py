@@ -57,8 +57,10 @@ CASES = {
     ],
     "prepare": [
         "prepare 256 pairs, 0.1 GB, 0.0 GB on disk",
-        "pass over 256 pairs, no workers, tiny-llama",
-        "pass over 256 pairs, 2 workers, tiny-llama",
+        "waiting for 1 batches while training, cold disk, tiny-llama",
+        "a step while coming batches are read beside it",
+        "only loading all 252 pairs, no workers",
+        "only loading all 252 pairs, 2 workers",
     ],
 }
 

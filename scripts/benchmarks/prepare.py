@@ -263,12 +263,12 @@ def _prepare(size: Size, folder: Path, lazy: xr.Dataset, describing: float) -> R
 def _load(size: Size, setup: Run) -> Iterator[Row]:
     name = setup.model.backbone_identity["id"]
     waits, steps, alone = _paced(setup)
-    share = sum(waits) / sum(alone)
+    share = statistics.mean(waits) / statistics.mean(alone)
     yield Row(
         section="prepare",
         case=f"waiting for {len(waits)} batches while training, cold disk, {name}",
         ratio=share,
-        spread=quartiles(tuple(wait / statistics.median(alone) for wait in waits)),
+        spread=quartiles(tuple(wait / statistics.mean(alone) for wait in waits)),
         aim=f"<= {AIM_SHARE:g}",
         reached=share <= AIM_SHARE,
         seconds=statistics.mean(waits),
@@ -385,17 +385,19 @@ def _paced(setup: Run) -> tuple[list[float], list[float], list[float]]:
     gc.collect()
     _forget(setup)
     reset_peak()
-    batches = iter(_loader(setup, 0, epoch=1))
+    loader = _loader(setup, 0, epoch=1)
+    batches = iter(loader)
     next(batches)
     waits, steps, alone = [], [], []
-    for number in range(min(PACED, len(setup.store.all_pairs) // QUESTIONS // batch - 2)):
+    num = min(PACED, len(loader) - 1)
+    for number in range(num):
         begin = time.perf_counter()
         loop()
         between = time.perf_counter()
         next(batches)
         steps.append(between - begin)
         waits.append(time.perf_counter() - between)
-        if number % ROUND == ROUND - 1:
+        if number % ROUND == ROUND - 1 or number == num - 1:
             time.sleep(0.5)  # what was begun beside the steps is done
             for _ in range(ROUND):
                 begin = time.perf_counter()
