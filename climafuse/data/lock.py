@@ -21,13 +21,23 @@ def alone(path: Path) -> Iterator[None]:
 
     Raises:
         UsageError: Another process holds it.
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or its file system has no locks.
     """
     made = not path.parent.exists()
     with contextlib.ExitStack() as stack:
         while True:
             file = stack.enter_context(_open(path))
-            if not _lock(file):
+            try:
+                free = _lock(file)
+            except OSError as error:  # some network file systems cannot
+                _clear(path, folder=made)
+                raise OutputError(
+                    str(path.parent),
+                    expected="a place where files can be locked, so that two processes cannot spoil it",
+                    received=error.strerror or str(error),
+                    remedy="Choose a folder on another file system.",
+                ) from error
+            if not free:
                 raise UsageError(
                     str(path.parent),
                     expected="a folder that no other process is writing",
@@ -41,10 +51,14 @@ def alone(path: Path) -> Iterator[None]:
             yield
         finally:
             if _is(file, path):
-                path.unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):  # not empty, or gone
-                    path.parent.rmdir()
+                _clear(path, folder=made)
+
+
+def _clear(path: Path, *, folder: bool) -> None:
+    path.unlink(missing_ok=True)
+    if folder:
+        with contextlib.suppress(OSError):  # not empty, or gone
+            path.parent.rmdir()
 
 
 def _is(file: IO[str], path: Path) -> bool:

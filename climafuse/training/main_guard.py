@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from pathlib import Path
 
 from climafuse.errors import TrainingError
 
@@ -26,9 +27,9 @@ def check_main_guard() -> None:
         frame.f_globals.get("__name__") == "__main__" and frame.f_code.co_name == "<module>"
     ):
         frame = frame.f_back
-    if (
-        path is None or frame is None
-    ):  # interactive, or in a thread: nothing is imported again, or nothing runs there
+    # Interactive, or in a thread: nothing is imported again, or nothing runs there. Under a profiler or debugger, a
+    # process that is spawned imports that, not the script.
+    if path is None or frame is None or Path(frame.f_code.co_filename).resolve() != Path(path).resolve():
         return
     try:
         with open(path, encoding="utf-8") as file:

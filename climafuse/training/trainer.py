@@ -347,12 +347,12 @@ class ClimateTextTrainer(Trainer):
                     remedy="Resume with the settings the run was started with, or start another run.",
                 )
         before, now = self._resumed["identity"], self.identity
-        for key, value in before.items():
-            if now.get(key, value) != value:
+        for key in (*now, *before):  # what only one of them knows is no reason to believe that it is the same
+            if before.get(key) != now.get(key):
                 raise CheckpointError(
                     key,
-                    expected=f"what {checkpoint.name} was trained on (SHA-256 {value:.12}…)",
-                    received=f"something else ({now[key]:.12}…)",
+                    expected=f"what {checkpoint.name} was trained on (SHA-256 {before.get(key, 'not recorded'):.12}…)",
+                    received=f"something else ({now.get(key, 'not known'):.12}…)",
                     remedy="Resume with the data the run was started with, or start another run.",
                 )
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +72,15 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file: expected a folder that can be written"):
         alone(tmp_path / "file" / "lock").__enter__()
+
+
+def test_a_file_system_without_locks_is_told_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(OutputError, match=r"a place where files can be locked.*Function not implemented"):
+        alone(tmp_path / "new" / "lock").__enter__()
+    assert not list(tmp_path.iterdir())

@@ -53,6 +53,17 @@ def test_a_guarded_script_passes(tmp_path: Path, body: str) -> None:
     assert outcome(script, "-m", "script") == "passed"
 
 
+def test_a_script_that_a_profiler_runs_is_not_the_one_that_is_imported_again(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(f"{CHECK}\ncheck_main_guard()\n")
+    runner = tmp_path / "runner.py"  # as cProfile and pdb do it
+    runner.write_text(
+        "code = compile(open('script.py').read(), 'script.py', 'exec')\n"
+        "names = {'__name__': '__main__'}\n"
+        "if __name__ == '__main__':\n    exec(code, names)\n"
+    )
+    assert outcome(runner) == "passed"
+
+
 def test_what_is_no_script_passes(tmp_path: Path) -> None:
     (tmp_path / "imported.py").write_text(f"{CHECK}\ncheck_main_guard()\n")
     assert outcome(tmp_path / "x", "-c", f"{CHECK}\ncheck_main_guard()") == "passed"

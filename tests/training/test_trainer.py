@@ -247,6 +247,9 @@ def test_resume_refuses_other_parts_and_other_data(make_trainer: Make, make_conf
         CheckpointError, match=r"texts: expected what checkpoint-2 was trained on \(SHA-256 abc"
     ):
         make_trainer(config, identity={"texts": "xyz"}).train(resume_from_checkpoint=True)
+    for unknown in ({}, {"texts": "abc", "fields": "def"}):
+        with pytest.raises(CheckpointError, match=r"expected what checkpoint-2 was trained on"):
+            make_trainer(config, identity=unknown).train(resume_from_checkpoint=True)
     # Where the data lies and how often it is looked at are no part of the result.
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, source="elsewhere.nc"))
     longer = make_config(steps=3, evaluation_interval=7)
