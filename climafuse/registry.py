@@ -168,6 +168,7 @@ def _describe(target: Any) -> str:
 ENCODERS = Registry(
     "encoder",
     {
+        "blind": "climafuse.encoders.blind:BlindEncoder",
         "conv": "climafuse.encoders.conv:ConvEncoder",
         "grid_transformer": "climafuse.encoders.grid_transformer:GridTransformerEncoder",
     },

@@ -16,11 +16,11 @@ from climafuse.errors import ConfigurationError
 POOLINGS = ("none", "time")
 
 
-def check_options(*, pooling: str, **sizes: int) -> None:
+def check_options(*, pooling: str = "none", **sizes: int) -> None:
     """Refuse options of an encoder that do not make sense.
 
     Args:
-        pooling: "none" or "time".
+        pooling: "none" or "time", of an encoder that pools.
         **sizes: Numbers that must be at least one.
 
     Raises:

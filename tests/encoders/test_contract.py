@@ -1,4 +1,8 @@
-"""What every encoder keeps to. Oracle: the same window in another disguise gives the same tokens."""
+"""What every encoder keeps to. Oracle: the same window in another disguise gives the same tokens.
+
+What an encoder does by its design stands in `DOES`. What it does not is tried, too: an encoder that shall not look at
+something gives the same tokens, bit for bit, whatever it is.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,29 @@ from torch import Tensor
 from climafuse.climate_tokens import ClimateTokens, concatenate
 from climafuse.data.batch import collate_windows
 from climafuse.encoders import Channels, ClimateEncoder, ConvEncoder, GridTransformerEncoder
+from climafuse.encoders.blind import BlindEncoder
 from climafuse.errors import ConfigurationError, ModelInputError
 from tests.encoders.windows import CHANNELS, VARIABLES, Inputs, encoders, inputs, padded
 
-NAMES = ("grid_transformer", "conv")
+DOES = {
+    "grid_transformer": {"patches", "values", "place"},
+    "conv": {"patches", "values", "place"},
+    "blind": set(),  # the text-only control
+    "blind_place": {"place"},  # the control that knows places and times by heart
+}
 POOLINGS = ("none", "time")
-every_encoder = pytest.mark.parametrize("name", NAMES)
+every_encoder = pytest.mark.parametrize("name", DOES)
+
+
+def encoders_with(trait: str) -> pytest.MarkDecorator:
+    """Those whose tokens are those of patches, or that look at values and mask, or at places and times."""
+    return pytest.mark.parametrize("name", [name for name, traits in DOES.items() if trait in traits])
+
+
+def encoders_without(trait: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", [name for name, traits in DOES.items() if trait not in traits])
+
+
 every_pooling = pytest.mark.parametrize("pooling", POOLINGS)
 
 
@@ -45,15 +66,15 @@ def test_one_set_of_weights_serves_any_box_resolution_and_history(
     name: str, steps: int, height: int, width: int, spacing: float
 ) -> None:
     encoder = encoders(pooling="none", summary=False)[name]
-    given = inputs(steps=steps, height=height, width=width, spacing=spacing)
-    size = 3 if name == "grid_transformer" else 4
-    number = steps * -(-height // size) * -(-width // size)  # ceilings
-    tokens = encode(encoder, given)
-    check_shapes(tokens, 2, number, 16)
+    tokens = encode(encoder, inputs(steps=steps, height=height, width=width, spacing=spacing))
+    size = {"grid_transformer": 3, "conv": 4}.get(name)
+    # A token a patch; without patches always as many, three that are learned and seven of where and when.
+    patches = 0 if size is None else steps * -(-height // size) * -(-width // size)  # ceilings
+    check_shapes(tokens, 2, patches or {"blind": 3, "blind_place": 10}[name], 16)
     assert tokens.mask.all()
 
 
-@every_encoder
+@encoders_with("patches")
 def test_pooling_in_time_gives_one_token_a_step(name: str) -> None:
     tokens = encode(encoders(pooling="time", summary=False)[name], inputs(steps=3))
     check_shapes(tokens, 2, 3, 16)
@@ -61,7 +82,7 @@ def test_pooling_in_time_gives_one_token_a_step(name: str) -> None:
     torch.testing.assert_close(tokens.time, inputs(steps=3)["time"])
 
 
-@every_encoder
+@encoders_with("patches")
 def test_tokens_in_time_are_the_means_over_valid_patches(name: str) -> None:
     given = inputs(height=8, width=8)
     given["mask"][:, :, :, :4, :] = False  # whole rows of patches, for patches of 3 or 4 cells
@@ -75,7 +96,7 @@ def test_tokens_in_time_are_the_means_over_valid_patches(name: str) -> None:
             torch.testing.assert_close(pooled.states[row, step], expected)
 
 
-@every_encoder
+@encoders_with("patches")
 def test_summary_tokens_stand_before_the_others(name: str) -> None:
     tokens = encode(encoders(pooling="none", summary=True)[name], inputs())
     plain = encode(encoders(pooling="none", summary=False)[name], inputs())
@@ -97,7 +118,7 @@ def test_values_under_the_mask_do_not_matter(name: str, pooling: str) -> None:
     assert_same(encode(encoder, other), encode(encoder, given))
 
 
-@every_encoder
+@encoders_with("values")
 def test_missing_is_not_zero(name: str) -> None:
     # A missing cell reaches the encoder as zero *and* a mask: the mean value is another thing.
     encoder = encoders(pooling="none", summary=False)[name]
@@ -108,7 +129,7 @@ def test_missing_is_not_zero(name: str) -> None:
     assert not torch.allclose(encode(encoder, missing).states, encode(encoder, zero).states, atol=1e-3)
 
 
-@every_encoder
+@encoders_with("values")
 @every_pooling
 def test_a_window_without_any_value_has_no_valid_token_and_harms_no_other(name: str, pooling: str) -> None:
     encoder = encoders(pooling=pooling, summary=True)[name]
@@ -121,7 +142,7 @@ def test_a_window_without_any_value_has_no_valid_token_and_harms_no_other(name: 
     torch.testing.assert_close(tokens.states[0], encode(encoder, given).states[0], rtol=1e-4, atol=1e-5)
 
 
-@every_encoder
+@encoders_with("patches")
 def test_a_patch_is_valid_where_any_cell_is(name: str) -> None:
     size = 3 if name == "grid_transformer" else 4
     given = inputs(steps=1, height=2 * size, width=2 * size)
@@ -131,7 +152,7 @@ def test_a_patch_is_valid_where_any_cell_is(name: str) -> None:
     assert tokens.mask.tolist() == [[False, True, False, False], [False] * 4]
 
 
-@every_encoder
+@encoders_with("patches")
 def test_tokens_lie_where_their_cells_do(name: str) -> None:
     size = 3 if name == "grid_transformer" else 4
     given = inputs(steps=2, height=size + 1, width=size + 1, south=40, west=359)
@@ -147,7 +168,30 @@ def test_tokens_lie_where_their_cells_do(name: str) -> None:
     assert tokens.labels[-1] == "patch 1,1 at step 0"
 
 
-@every_encoder
+@encoders_without("values")
+def test_who_shall_not_look_sees_neither_values_nor_what_is_missing(name: str) -> None:
+    encoder = encoders()[name]
+    tokens = encode(encoder, inputs())
+    assert tokens.mask.all()
+    others = [inputs(seed=1), inputs(missing=0.5), {**inputs(), "mask": torch.zeros_like(inputs()["mask"])}]
+    others[1]["mask"][:, :, 0] = False  # a variable withheld
+    for other in others:
+        same = encode(encoder, other)
+        assert torch.equal(same.states, tokens.states)
+        assert torch.equal(same.mask, tokens.mask)
+
+
+@encoders_without("place")
+def test_who_shall_not_know_where_and_when_has_one_state_for_all(name: str) -> None:
+    encoder = encoders()[name]
+    states = encode(encoder, inputs()).states
+    assert torch.equal(states[0], states[1])
+    later = inputs(south=-40, west=200, steps=3, height=2, spacing=0.5)
+    later["time"] = later["time"] + 182.3
+    assert torch.equal(encode(encoder, later).states, states)
+
+
+@encoders_with("place")
 def test_place_and_time_matter(name: str) -> None:
     encoder = encoders(pooling="none", summary=False)[name]
     states = encode(encoder, inputs()).states
@@ -206,7 +250,7 @@ def test_padding_to_larger_windows_leaves_valid_tokens_alone(
                 getattr(more, key)[row][kept].nan_to_num(), getattr(tokens, key)[row][expected].nan_to_num()
             )
     assert more.states.isfinite().all()
-    if pooling == "none":
+    if pooling == "none" and "patches" in DOES[name]:
         assert more.latitude[:, 30:].isfinite().all()
 
 
@@ -216,7 +260,7 @@ def test_windows_of_unequal_size_in_one_batch_equal_each_alone(name: str) -> Non
 
     windows = [random_window(1, height=4, width=4, steps=1), random_window(2, height=7, width=5, steps=2)]
     channels = Channels(VARIABLES, (10.0, 9.0, 5.0), (8.0, 1013.0, 0.0))
-    encoder = type(encoders()[name])(channels, width=16, pooling="none", summary=True).eval()
+    encoder = encoders(channels, pooling="none", summary=True)[name]
 
     def tokens_of(batch: dict[str, Tensor]) -> ClimateTokens:
         return encode(encoder, {key.removeprefix("climate_"): tensor for key, tensor in batch.items()})
@@ -291,6 +335,11 @@ def test_options_of_the_convolutional_encoder() -> None:
         ConvEncoder(CHANNELS, pooling="space")
     with pytest.raises(ConfigurationError, match=r"encoder\.options\.width"):
         ConvEncoder(CHANNELS, width=1)
+
+
+def test_options_of_the_blind_encoder() -> None:
+    with pytest.raises(ConfigurationError, match=r"encoder\.options\.tokens"):
+        BlindEncoder(CHANNELS, tokens=0)
 
 
 def test_an_encoder_knows_what_it_was_made_with() -> None:

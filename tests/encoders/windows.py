@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from climafuse.encoders import Channels, ConvEncoder, GridTransformerEncoder
+from climafuse.encoders import Channels, ClimateEncoder, ConvEncoder, GridTransformerEncoder
+from climafuse.encoders.blind import BlindEncoder
 
 VARIABLES = ("t2m", "msl", "ws10")
 # Natural units: °C around 5, hPa around 1013, m/s.
@@ -55,14 +56,19 @@ def padded(given: Inputs, *, steps: int, height: int, width: int) -> Inputs:
     }
 
 
-def encoders(**options: object) -> dict[str, GridTransformerEncoder | ConvEncoder]:
-    """Both encoders, small, in eval mode, with parameters large enough to leave a mark."""
+def encoders(channels: Channels = CHANNELS, **options: object) -> dict[str, ClimateEncoder]:
+    """All encoders, small, in eval mode, with parameters large enough to leave a mark.
+
+    Those without patches have nothing to pool and no summary; these options are not for them.
+    """
     torch.manual_seed(3)
-    made = {
+    made: dict[str, ClimateEncoder] = {
         "grid_transformer": GridTransformerEncoder(
-            CHANNELS, **({"width": 16, "depth": 2, "heads": 2, "patch": 3} | options)
+            channels, **({"width": 16, "depth": 2, "heads": 2, "patch": 3} | options)
         ),
-        "conv": ConvEncoder(CHANNELS, **({"width": 16} | options)),
+        "conv": ConvEncoder(channels, **({"width": 16} | options)),
+        "blind": BlindEncoder(channels, width=16, tokens=3),
+        "blind_place": BlindEncoder(channels, width=16, tokens=3, place=True),
     }
     return {name: encoder.eval() for name, encoder in made.items()}
 
