@@ -176,9 +176,8 @@ def report(grounding: Grounding, metrics: dict[str, Any]) -> None:
 
 def draw(reader: Any, samples: Sequence[Sample], path: Path) -> None:
     """Draw one window with where the model attended."""
-    from climafuse.cli.infer import drawn_variables
     from climafuse.model.inference import attended_tokens, placed
-    from climafuse.report import draw_map
+    from climafuse.report.maps import draw_map, drawn_variables
 
     sample = next((s for s in samples if s.truth.key[:2] == ("maximum_position", "t2m")), samples[0])
     found = attended_tokens(reader, sample.window, sample.prompt, sample.answer)

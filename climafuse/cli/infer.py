@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from climafuse.cli.data import source_path
 from climafuse.cli.handler import JsonOption, print_json, print_table
 from climafuse.errors import spelled_out
-
-if TYPE_CHECKING:
-    from climafuse.facts.kinds import Fact
 
 
 def infer(
@@ -48,7 +44,7 @@ def infer(
 ) -> None:
     """Ask about fields, and see the same facts computed from them."""
     from climafuse.data.times import format_time
-    from climafuse.facts import window_box
+    from climafuse.facts import check_facts, window_box
     from climafuse.model.inference import answer, load_model
 
     if map_ is not None:
@@ -72,7 +68,7 @@ def infer(
     place = None if found.place is None else str(found.place)
     box = window_box(found.window)
     if map_ is not None:
-        from climafuse.report import draw_map
+        from climafuse.report.maps import draw_map, drawn_variables
 
         draw_map(
             found.window,
@@ -116,73 +112,11 @@ def infer(
         )
 
 
-def check_facts(text: str, window: Any, *, prompt: str | None = None) -> list[dict[str, Any]]:
-    """What a text says, beside the same facts computed from the fields.
-
-    Args:
-        text: The answer.
-        window: The fields it is about.
-        prompt: What was asked: a bare value answers it.
-
-    Returns:
-        One row for each fact in the text: `fact`, `said`, `field` and `exact` (None where the fields do not
-        tell), and `right` (None where it cannot be told).
-    """
-    from climafuse.facts import Fact, agrees, extract, parse, spoken
-    from climafuse.facts.kinds import sources
-
-    exact = {fact.key: fact for fact in extract(window)}
-    held = set(window.available())
-    rows = []
-    for said in parse(text, prompt):
-        truth = exact.get(said.key)
-        if said.kind == "absent":
-            is_held = not held.isdisjoint(sources(said.variable))
-            truth = Fact("absent", said.variable, "given" if is_held else "absent")
-        rows.append(
-            {
-                "fact": _label(said),
-                "said": _value(said),
-                "field": None if truth is None else _value(spoken(truth)),
-                "right": None if truth is None else agrees(said, truth),
-                "exact": None if truth is None else truth.value,
-            }
-        )
-    return rows
-
-
-def drawn_variables(variables: Sequence[str]) -> list[str]:
-    """Which fields to draw: at most two, temperature and pressure first; wind is drawn as arrows."""
-    preferred = ("t2m", "msl", "sst", "sst_anomaly", "sp", "tp", "tprate", "z500")
-    chosen = [name for name in preferred if name in variables][:2]
-    return chosen or list(variables[:2])
-
-
 def _degrees(value: float, letters: str) -> str:
     """Such as 40.5°N; letters for negative and positive."""
     if letters == "WE":
         value = (value + 180) % 360 - 180
     return f"{abs(value):g}°{letters[value >= 0]}"
-
-
-def _label(fact: Fact) -> str:
-    from climafuse.facts.kinds import name_of
-
-    detail = "".join(f" ({value})" for _, value in fact.qualifiers)
-    return f"{fact.kind.replace('_', ' ')} {name_of(fact.variable)}{detail}"
-
-
-def _value(fact: Fact) -> str:
-    from climafuse.facts.kinds import rule_of
-
-    if isinstance(fact.value, str):
-        return fact.value
-    if isinstance(fact.value, tuple):
-        latitude, longitude = fact.value
-        longitude = (longitude + 180) % 360 - 180
-        north, east = "S" if latitude < 0 else "N", "W" if longitude < 0 else "E"
-        return f"{abs(latitude):g}°{north} {abs(longitude):g}°{east}"
-    return f"{fact.value:g} {rule_of(fact).unit}"
 
 
 def _verdict(right: bool | None) -> str:

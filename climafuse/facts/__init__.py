@@ -6,6 +6,7 @@ knows of a model.
 
 from __future__ import annotations
 
+from climafuse.facts.check import check_facts, compare, fact_label, fact_value
 from climafuse.facts.climatology import Climatology
 from climafuse.facts.describe import describe, window_box, withhold
 from climafuse.facts.extract import extract
@@ -47,9 +48,13 @@ __all__ = [
     "agrees",
     "asked",
     "bulletin",
+    "check_facts",
+    "compare",
     "describe",
     "error",
     "extract",
+    "fact_label",
+    "fact_value",
     "metrics",
     "overview",
     "parse",

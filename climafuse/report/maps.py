@@ -89,7 +89,7 @@ def draw_map(
     Args:
         window: What to draw; SI units, NaN is missing. The last time is drawn.
         variable: One canonical name, or several for several panels.
-        path: Where to write, whole or not at all; the suffix chooses the format (.png, .pdf, .svg).
+        path: Where to write, whole or not at all; the suffix chooses the format (.png, .pdf, .svg, .webp).
         attention: Where the model attended: latitude [M] and longitude [M] of the climate tokens in degrees,
             and the weight [M] of each. Those about the whole box (NaN) count in the total but have no place on
             the map. Weights at one place (several times) are added up and shown as shares
@@ -177,6 +177,13 @@ def draw_map(
             figure.text(x, y, text, size=10.5, color=_INK, va="top", linespacing=1.35, parse_math=False)
         _write(figure, path)
     return path
+
+
+def drawn_variables(variables: Sequence[str]) -> list[str]:
+    """Which fields to draw: at most two, temperature and pressure first; wind is drawn as arrows."""
+    preferred = ("t2m", "msl", "sst", "sst_anomaly", "sp", "tp", "tprate", "z500")
+    chosen = [name for name in preferred if name in variables][:2]
+    return chosen or list(variables[:2])
 
 
 def _drawable(text: str) -> str:
@@ -474,10 +481,10 @@ def check_suffix(path: Path) -> None:
     Raises:
         UsageError: The suffix is no picture format.
     """
-    if path.suffix.lower() not in {".png", ".pdf", ".svg"}:
+    if path.suffix.lower() not in {".png", ".pdf", ".svg", ".webp"}:
         raise UsageError(
             str(path),
-            expected="a picture file: .png, .pdf or .svg",
+            expected="a picture file: .png, .pdf, .svg or .webp",
             received=path.suffix or "no suffix",
             remedy="Choose one of these suffixes.",
         )

@@ -1,0 +1,68 @@
+"""What a text says beside what the fields say: for people who read an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from climafuse.data.window import Window
+from climafuse.facts.extract import extract
+from climafuse.facts.kinds import Fact, agrees, name_of, rule_of, sources, spoken
+from climafuse.facts.parse import parse
+
+
+def check_facts(text: str, window: Window, *, prompt: str | None = None) -> list[dict[str, Any]]:
+    """What a text says, beside the same facts computed from the fields.
+
+    Args:
+        text: The answer.
+        window: The fields it is about.
+        prompt: What was asked: a bare value answers it.
+
+    Returns:
+        One row for each fact in the text: `fact`, `said`, `field` and `exact` (None where the fields do not
+        tell), and `right` (None where it cannot be told).
+    """
+    exact = {fact.key: fact for fact in extract(window)}
+    held = set(window.available())
+    rows = []
+    for said in parse(text, prompt):
+        truth = exact.get(said.key)
+        if said.kind == "absent":
+            is_held = not held.isdisjoint(sources(said.variable))
+            truth = Fact("absent", said.variable, "given" if is_held else "absent")
+        rows.append(compare(said, truth))
+    return rows
+
+
+def compare(said: Fact, truth: Fact | None) -> dict[str, Any]:
+    """One row of `check_facts`.
+
+    Args:
+        said: A fact read from a text.
+        truth: The exact one of its key; None where the fields do not tell.
+    """
+    return {
+        "fact": fact_label(said),
+        "said": fact_value(said),
+        "field": None if truth is None else fact_value(spoken(truth)),
+        "right": None if truth is None else agrees(said, truth),
+        "exact": None if truth is None else truth.value,
+    }
+
+
+def fact_label(fact: Fact) -> str:
+    """What a fact is about, in words: "mean temperature"."""
+    detail = "".join(f" ({value})" for _, value in fact.qualifiers)
+    return f"{fact.kind.replace('_', ' ')} {name_of(fact.variable)}{detail}"
+
+
+def fact_value(fact: Fact) -> str:
+    """The value of a fact with its unit."""
+    if isinstance(fact.value, str):
+        return fact.value
+    if isinstance(fact.value, tuple):
+        latitude, longitude = fact.value
+        longitude = (longitude + 180) % 360 - 180
+        north, east = "S" if latitude < 0 else "N", "W" if longitude < 0 else "E"
+        return f"{abs(latitude):g}°{north} {abs(longitude):g}°{east}"
+    return f"{fact.value:g} {rule_of(fact).unit}"
