@@ -6,7 +6,9 @@ number whose digits can be read (`number_features`). The statistics are computed
 forward pass, weighted with the cosine of latitude over valid cells; nothing in them comes from the text.
 
 Statistics at the valid time, for each variable: mean, highest and lowest value with latitude and longitude of
-each, north half minus south half, east half minus west half; and the change of the mean since the first time.
+each, north half minus south half, east half minus west half; the change of the mean since the first time; and the
+share of the area that has a value. The last is always told, also where it is nothing: attention cannot see that a
+token is not there, and "no temperature is given" must be read from something.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ STATISTICS = (
     "north minus south",
     "east minus west",
     "change",
+    "valid share",
 )
 
 
@@ -100,6 +103,8 @@ def summarize(
     east = (longitude + 180) % 360 - 180  # [B, W]
 
     mean, any_valid = _mean(last, valid * weight)  # [B, V]
+    area = weight * fresh(latitude)[:, None, :, None] * fresh(longitude)[:, None, None, :]  # without padding
+    share = (valid * area).sum(dim=(-2, -1)) / area.sum(dim=(-2, -1))  # [B, V]
     middle = (latitude[:, :1] + latitude[:, -1:]) / 2  # [B, 1], of the real rows: padding repeats the last
     north = weight * (latitude > middle + EDGE)[:, None, :, None]
     south = weight * (latitude < middle - EDGE)[:, None, :, None]
@@ -133,6 +138,7 @@ def summarize(
         "north minus south": (halves[0][0] - halves[1][0], halves[0][1] & halves[1][1], whole),
         "east minus west": (halves[2][0] - halves[3][0], halves[2][1] & halves[3][1], whole),
         "change": (change, changed, whole),
+        "valid share": (share, torch.ones_like(any_valid), whole),
     }
     values = torch.stack([table[name][0] for name in STATISTICS], dim=-1)
     known = torch.stack([table[name][1] for name in STATISTICS], dim=-1)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 UNSEEN_SHARE = 0.25  # of abstentions, questions about a variable that the window never held
+MASKED_SHARE = 0.25  # of the others, those where all variables are withheld, as over a place that is masked
 
 
 def describe(
@@ -47,8 +48,9 @@ def describe(
         questions_per_window: Texts for each window, of any form.
         bulletins: Share of bulletins among them, one in two an overview; the rest are questions.
         abstentions: Share of questions among them that have no answer. In three of four the variable is
-            withheld: the pair's ``withheld`` names the fields that must be hidden (``withhold``) wherever the
-            pair is used. The fourth asks for a variable that the window never held.
+            withheld, or all variables are, as where the place is masked: the pair's ``withheld`` names the
+            fields that must be hidden (``withhold``) wherever the pair is used. The fourth asks for a variable
+            that the window never held.
         facts_per_bulletin: Smallest and largest number of facts in a bulletin.
 
     Returns:
@@ -190,6 +192,8 @@ def _abstention(
     if variable is None:
         return None
     withheld = tuple(name for name in sources(variable) if name in window.variables)
+    if withheld and rng.random() < MASKED_SHARE:
+        withheld = window.variables
     prompt, answer = abstention(variable, rng, kinds=kinds)
     return prompt, answer, (Fact("absent", variable, "absent"),), withheld
 

@@ -17,6 +17,7 @@ from climafuse.climate_tokens import ClimateTokens, concatenate
 from climafuse.data.batch import collate_windows
 from climafuse.encoders import Channels, ClimateEncoder, ConvEncoder, GridTransformerEncoder
 from climafuse.encoders.blind import BlindEncoder
+from climafuse.encoders.summary import STATISTICS
 from climafuse.errors import ConfigurationError, ModelInputError
 from tests.encoders.windows import CHANNELS, VARIABLES, Inputs, encoders, inputs, padded
 
@@ -100,9 +101,9 @@ def test_tokens_in_time_are_the_means_over_valid_patches(name: str) -> None:
 def test_summary_tokens_stand_before_the_others(name: str) -> None:
     tokens = encode(encoders(pooling="none", summary=True)[name], inputs())
     plain = encode(encoders(pooling="none", summary=False)[name], inputs())
-    assert tokens.states.shape[1] == 3 * 10 + plain.states.shape[1]
+    assert tokens.states.shape[1] == 3 * len(STATISTICS) + plain.states.shape[1]
     assert tokens.labels[:2] == ("t2m mean", "t2m maximum")
-    assert tokens.labels[30:] == plain.labels
+    assert tokens.labels[3 * len(STATISTICS) :] == plain.labels
 
 
 @every_encoder
@@ -131,13 +132,14 @@ def test_missing_is_not_zero(name: str) -> None:
 
 @encoders_with("values")
 @every_pooling
-def test_a_window_without_any_value_has_no_valid_token_and_harms_no_other(name: str, pooling: str) -> None:
+def test_a_window_without_any_value_tells_nothing_else_and_harms_no_other(name: str, pooling: str) -> None:
     encoder = encoders(pooling=pooling, summary=True)[name]
     given = inputs(missing=0.2)
     empty = {**given, "fields": given["fields"].clone(), "mask": given["mask"].clone()}
     empty["fields"][1], empty["mask"][1] = 0.0, False
     tokens = encode(encoder, empty)
-    assert not tokens.mask[1].any()
+    told = [label for label, valid in zip(tokens.labels, tokens.mask[1].tolist(), strict=True) if valid]
+    assert told == [f"{variable} valid share" for variable in CHANNELS.names]
     assert tokens.states.isfinite().all()
     torch.testing.assert_close(tokens.states[0], encode(encoder, given).states[0], rtol=1e-4, atol=1e-5)
 

@@ -61,7 +61,9 @@ def test_summaries_are_the_facts(seed: int) -> None:
         valid = dict(zip(STATISTICS, known[0, v].tolist(), strict=True))
         close = {"abs": tolerance[name]}
         if name not in facts.mean:
-            assert not known[0, v].any()
+            assert not known[0, v, : INDEX["valid share"]].any()
+            assert value["valid share"] == 0
+            assert valid["valid share"]
             continue
         assert valid["mean"]
         assert value["mean"] == pytest.approx(facts.mean[name], **close)
@@ -91,6 +93,9 @@ def test_summaries_are_the_facts(seed: int) -> None:
         assert valid["change"] == (name in facts.change)
         if valid["change"]:
             assert value["change"] == pytest.approx(facts.change[name], abs=2 * tolerance[name])
+        weight = np.cos(np.deg2rad(given.latitude))[:, None] * np.ones(shape["width"])
+        share = (weight * np.isfinite(given.fields[-1, v])).sum() / weight.sum()
+        assert value["valid share"] == pytest.approx(share, abs=1e-5)
         whole = [INDEX[kind] for kind in ("mean", "north minus south", "east minus west", "change")]
         assert latitude[0, v, whole].isnan().all()
 
@@ -127,6 +132,7 @@ def test_a_window_by_hand() -> None:
             "mean": 4, "maximum": 11, "latitude of maximum": 60, "longitude of maximum": 0,
             "minimum": 1, "latitude of minimum": 0, "longitude of minimum": -1,
             "north minus south": 6, "east minus west": 10 / 3, "change": 3,
+            "valid share": 1,
         },
         abs=1e-5,
     )  # fmt: skip
