@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -73,6 +72,7 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     from climafuse.data.files import whole_file
     from climafuse.evaluation import evaluate_grounding, questions_of
+    from climafuse.manifest import machine
     from climafuse.model.inference import load_model
     from climafuse.training.dataset import make_examples, open_store
     from climafuse.training.pipeline import run as train
@@ -107,7 +107,7 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         },
         "num_test_times": len(store.splits.valid_times("test", history=config.data.history)),
         "kinds": list(config.facts.kinds or FACT_KINDS),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": _cores()},
+        "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     metrics["total_seconds"] = time.perf_counter() - begin
@@ -202,12 +202,6 @@ def _spell(sample: Sample) -> str:
     if isinstance(value, tuple):
         return f"{value[0]:g}, {value[1]:g}"
     return f"{value:.2f}"
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

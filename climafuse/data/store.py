@@ -106,6 +106,12 @@ class TrainingStore:
     tolerance: np.timedelta64 | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def license(self) -> str | None:
+        """License of the fields, as their source states it."""
+        stated = self.provenance.get("attributes", {}).get("license")
+        return None if stated is None else str(stated)
+
     @functools.cached_property
     def _grid(self) -> Grid:
         return Grid(self.latitude, self.longitude)

@@ -192,6 +192,9 @@ class TrainingConfig:
     )
     max_gradient_norm: float | None = setting(1.0, "clip above this norm; null: never", minimum=1e-9)
     evaluation_interval: int = setting(400, "steps between evaluations", minimum=1)
+    gap_windows: int = setting(
+        32, "training windows whose loss is measured like that of validation, for the gap; 0: none", minimum=0
+    )
     patience: int | None = setting(
         None, "stop after so many evaluations without improvement; null: never", minimum=1
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from climafuse.data.batch import sample_boxes
 from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair
+from climafuse.data.provenance import plain
 from climafuse.data.samples import SAMPLES, SampleName, sample_path
 from climafuse.data.splits import SPLIT_NAMES, SplitName, split_by_time
 from climafuse.data.store import MANIFEST, TrainingStore
@@ -219,7 +220,8 @@ def open_store(config: RunConfig) -> TrainingStore:
     dataset = open_climate(source, variables=data.variables)
     gap = datetime.timedelta(hours=data.gap_hours)
     splits = split_by_time(dataset["time"].values, fractions=data.fractions, gap=gap)
-    return _with_pairs(TrainingStore.from_dataset(dataset, splits=splits), config)
+    store = TrainingStore.from_dataset(dataset, splits=splits)
+    return _with_pairs(replace(store, provenance={"attributes": plain(dataset.attrs)}), config)
 
 
 def _open_prepared(path: Path, config: RunConfig) -> TrainingStore:

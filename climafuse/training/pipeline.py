@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -9,12 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader, Subset
 
 from climafuse.backbones import LoadedBackbone, load_backbone
+from climafuse.data.files import whole_file
+from climafuse.data.splits import SPLIT_NAMES
 from climafuse.data.store import TrainingStore
+from climafuse.data.times import format_time
 from climafuse.data.window import Window
 from climafuse.errors import ConfigurationError, OutputError
+from climafuse.manifest import machine
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
 from climafuse.model.card import model_card
 from climafuse.registry import ENCODERS, FUSIONS
@@ -34,6 +42,7 @@ from climafuse.training.nonfinite import farthest_value
 from climafuse.training.thinning import LabelThinning
 from climafuse.training.trainer import ClimateTextTrainer, check_output
 
+RECORD_FILE = "run.json"
 LIKELY_TOKENS = 8  # tokens the bare language model would say, kept for each label
 Say = Callable[[str], None]
 
@@ -109,6 +118,9 @@ def run(
     if dry_run:
         return result
     _make_folder(Path(config.output.directory))
+    record = Path(config.output.directory) / RECORD_FILE
+    if checkpoint is None:
+        record.unlink(missing_ok=True)  # of an earlier run
     prepare_reuse(setup, say=say)
     trainer = make_trainer(setup, spent=time.perf_counter() - begin)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
@@ -122,12 +134,28 @@ def run(
         "validation_loss": trainer.state.best_metric,
         "train_seconds": time.perf_counter() - begin,
     }
+    _write_record(record, setup, result)
     loss = result["validation_loss"]
     say(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s, all preparation included; "
         f"best validation loss {'-' if loss is None else format(loss, '.4f')}; model in {folder}"
     )
     return result
+
+
+def _write_record(path: Path, setup: Run, result: dict[str, Any]) -> None:
+    """Write what was trained on what, where and when: what neither the log nor the model tells."""
+    store = setup.store
+    splits = {name: store.time[store.splits.indices(name)] for name in SPLIT_NAMES}
+    record = {
+        **{key: value for key, value in result.items() if key != "model"},  # a run may be moved
+        "license": store.license,
+        "splits": {name: [format_time(t[0]), format_time(t[-1])] for name, t in splits.items() if len(t)},
+        "machine": machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _make_folder(folder: Path) -> None:
@@ -271,7 +299,7 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
             {
                 "Trained on": f"{setup.config.data.source}: {counts['texts']:,} texts about "
                 f"{counts['windows']:,} windows",
-                "License of the data": setup.store.provenance.get("license", "see the source"),
+                "License of the data": setup.store.license or "see the source",
             },
         )
 
@@ -280,6 +308,7 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
         config,
         train_dataset=ExampleDataset(setup.train),
         eval_dataset=ExampleDataset(setup.validation),
+        train_loader=_gap_loader(setup),
         data_collator=ExampleCollator(setup.processor, setup.thinning),
         processing_class=setup.processor,
         card=card,
@@ -292,6 +321,19 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
     )
     trainer.config = setup.config  # what is written beside the weights is what was configured
     return trainer
+
+
+def _gap_loader(setup: Run) -> DataLoader[Any] | None:
+    """Training examples at even distances, with all their labels."""
+    num = min(setup.config.training.gap_windows, len(setup.train))
+    if not num:
+        return None
+    chosen = np.linspace(0, len(setup.train) - 1, num).round().astype(int).tolist()
+    return DataLoader(
+        Subset(ExampleDataset(setup.train), chosen),
+        batch_size=setup.config.evaluation.windows_per_batch,
+        collate_fn=ExampleCollator(setup.processor),
+    )
 
 
 def _window(examples: Examples, sample: int) -> Window:

@@ -124,6 +124,7 @@ _MAY_CHANGE = frozenset(
         "training.steps",
         "training.max_seconds",
         "training.evaluation_interval",
+        "training.gap_windows",
         "training.patience",
         "training.minimum_improvement",
         "training.logging_interval",
@@ -150,6 +151,8 @@ class ClimateTextTrainer(Trainer):
         sampler: Order of the samples: iterated anew each epoch after `set_epoch(epoch)`, a pure function of
             seed and epoch. None for `data.batch.EpochSampler` with the seed of the configuration.
         eval_dataset: Validation samples; without them nothing is evaluated and the last step is the best.
+        train_loader: Batches of some training samples, with all their labels. Their loss is measured as that of the
+            validation samples (`eval_train_loss` in the log): the loss of training steps is not comparable.
         processing_class: Processor saved with every checkpoint and model.
         card: Writes the text of the model card, anew on every save.
         extra_metrics: Computes more evaluation metrics from the model, such as the share of right facts.
@@ -174,6 +177,7 @@ class ClimateTextTrainer(Trainer):
         data_collator: Callable[[list[Any]], dict[str, Any]],
         sampler: Sampler[int] | None = None,
         eval_dataset: Dataset[Any] | None = None,
+        train_loader: DataLoader[Any] | None = None,
         processing_class: Any = None,
         card: Callable[[], str] | None = None,
         extra_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
@@ -189,6 +193,7 @@ class ClimateTextTrainer(Trainer):
         self.settings: TrainingConfig = config.training
         self.output = Path(config.output.directory)
         self.card = card
+        self.train_loader = train_loader
         self.extra_metrics = extra_metrics
         self.identity = dict(identity or {})
         self.describe_sample = describe_sample
@@ -498,7 +503,11 @@ class ClimateTextTrainer(Trainer):
         """
         # However often it is evaluated, the run draws the same random numbers.
         with self._meter.paused(), torch.random.fork_rng():
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
+            if self.train_loader is not None:
+                seen = self.evaluation_loop(self.train_loader, "training", metric_key_prefix="eval_train")
+                self.log(cast("dict[str, Any]", seen.metrics))
+            return metrics
 
     def evaluation_loop(
         self,

@@ -144,6 +144,9 @@ def content_of(path: Path) -> Any:
         content = without_times(json.loads(path.read_text()))
         content.get("settings", {}).pop("training.workers", None)
         return content
+    if path.name == "run.json":
+        content = json.loads(path.read_text())
+        return {key: value for key, value in content.items() if key not in ("date", "train_seconds")}
     if path.name == "run.yaml":
         return [line for line in path.read_text().splitlines() if "workers:" not in line]
     return path.read_bytes()

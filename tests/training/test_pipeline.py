@@ -65,6 +65,39 @@ def test_a_run_tells_and_saves_what_it_did(finished, parts):
     assert _losses(output)[-1][0] == 8
 
 
+def test_a_run_records_what_neither_log_nor_model_tells(finished, parts):
+    output, result, _ = finished
+    record = json.loads((output / "run.json").read_text())
+    assert record["train"] == result["train"]
+    assert record["train_seconds"] == result["train_seconds"]
+    # Twenty half days from 1 March, less one in each gap of a day: 18 × 0.6 = 11 for training.
+    assert record["splits"]["train"] == ["2026-03-01T00:00", "2026-03-06T00:00"]
+    assert record["splits"]["train"][1] < record["splits"]["validation"][0]
+    assert record["splits"]["validation"][1] < record["splits"]["test"][0]
+    assert record["machine"]["cores"] >= 1
+    assert record["license"] is None  # the file states none
+    assert str(output) not in json.dumps(record)
+
+
+def test_the_gap_compares_what_is_measured_alike(parts, tmp_path):
+    """Oracle: of the validation samples in the place of training ones, both losses are the same number."""
+    setup = assemble(make_config(*parts, tmp_path / "run", training={"gap_windows": 5}), say=_silent)
+    trainer = make_trainer(setup, progress=False)
+    assert len(trainer.train_loader.dataset) == 5
+    thinned = [trainer.data_collator([setup.train[n]])["labels"].ne(-100).sum() for n in (0, 11)]
+    whole = [trainer.train_loader.collate_fn([setup.train[n]])["labels"].ne(-100).sum() for n in (0, 11)]
+    assert sum(whole) > sum(thinned)  # as of the validation samples, no label is left out
+    trainer.evaluate()
+    first, second = trainer.state.log_history[-2:]
+    assert first["eval_loss"] != second["eval_train_loss"]
+    trainer.train_loader = trainer.get_eval_dataloader()
+    trainer.evaluate()
+    first, second = trainer.state.log_history[-2:]
+    assert first["eval_loss"] == second["eval_train_loss"]
+    none = assemble(make_config(*parts, tmp_path / "run", training={"gap_windows": 0}), say=_silent)
+    assert make_trainer(none, progress=False).train_loader is None
+
+
 def test_the_same_seed_gives_the_same_losses_and_weights(finished, parts, tmp_path):
     output, _, _ = finished
     run(make_config(*parts, tmp_path / "again"), say=_silent)
