@@ -15,8 +15,8 @@ of so many is known to a twentieth of a standard deviation, and forty years of h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,10 +31,23 @@ GUESSERS = ("climatology", "prior", "persistence")
 TIMES = 1000  # that are looked at, at most
 
 
-def guesses(
+@dataclass(frozen=True)
+class Memory:
+    """What was seen at one place in training.
+
+    Args:
+        mean: Mean of the training fields there, [T, V, H, W] with the history of a window.
+        told: Guesser → its answers.
+    """
+
+    mean: np.ndarray
+    told: Mapping[str, Mapping[Key, Fact]]
+
+
+def remember(
     store: TrainingStore, windows: Sequence[Window], questions: Sequence[Question], *, history: int
-) -> dict[str, list[Fact | None]]:
-    """What each guesser answers to each question.
+) -> dict[Box, Memory]:
+    """What was seen in training at the places that are asked about.
 
     Args:
         store: Fields and splits.
@@ -43,7 +56,7 @@ def guesses(
         history: Steps of a window.
 
     Returns:
-        Guesser → its spoken answer to each question, None where it has none.
+        Place → what was seen there.
     """
     steps = store.splits.valid_times("train", history=history)
     if len(steps) > TIMES:  # the last one, and others before it at even distances
@@ -52,19 +65,33 @@ def guesses(
     for question in questions:
         if question.key[0] in EXTRACTORS:
             kinds.setdefault(window_box(windows[question.window]), set()).add(question.key[0])
-    tables = {box: _tables(store, box, steps, history, sorted(names)) for box, names in kinds.items()}
-    none: dict[str, dict[Key, Fact]] = {name: {} for name in GUESSERS}
+    return {box: _memory(store, box, steps, history, sorted(names)) for box, names in kinds.items()}
+
+
+def guesses(
+    memories: Mapping[Box, Memory], windows: Sequence[Window], questions: Sequence[Question]
+) -> dict[str, list[Fact | None]]:
+    """What each guesser answers to each question.
+
+    Args:
+        memories: Of the places of the windows (`remember`).
+        windows: The windows asked about.
+        questions: The questions.
+
+    Returns:
+        Guesser → its spoken answer to each question, None where it has none.
+    """
     answers: dict[str, list[Fact | None]] = {name: [] for name in GUESSERS}
     for question in questions:
-        table = tables.get(window_box(windows[question.window]), none)
+        memory = memories.get(window_box(windows[question.window]))
         for name in GUESSERS:
-            answers[name].append(table[name].get(question.key))
+            answers[name].append(None if memory is None else memory.told[name].get(question.key))
     return answers
 
 
-def _tables(
+def _memory(
     store: TrainingStore, box: Box, steps: np.ndarray, history: int, kinds: Sequence[str]
-) -> dict[str, dict[Key, Fact]]:
+) -> Memory:
     told: dict[Key, list[Fact]] = {}
     mean = _Mean()
     for step in steps:  # one window at a time: all of them may not fit in memory
@@ -74,11 +101,15 @@ def _tables(
         # What the last time is silent about, an earlier one may have told: even fields have no place of extremes.
         for key, fact in last.items():
             told.setdefault(key, []).append(fact)
-    return {
-        "climatology": _spoken(extract(replace(window, fields=mean.fields()), kinds=kinds)),
-        "prior": {key: _typical(facts) for key, facts in told.items()},
-        "persistence": last,
-    }
+    fields = mean.fields()
+    return Memory(
+        fields,
+        {
+            "climatology": _spoken(extract(replace(window, fields=fields), kinds=kinds)),
+            "prior": {key: _typical(facts) for key, facts in told.items()},
+            "persistence": last,
+        },
+    )
 
 
 class _Mean:

@@ -66,11 +66,10 @@ def make_model(
     model = ClimateTextForCausalLM.from_backbone(
         backbone,
         statistics=statistics(),
-        encoder_options=ENCODER,
         fusion=fusion,
         fusion_options=SMALL[fusion],
         sites=list(sites) if isinstance(sites, tuple) else sites,
-        **options,
+        **{"encoder_options": ENCODER, **options},
     )
     open_gates(model.fusions, gates)
     return model.eval()

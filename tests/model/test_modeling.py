@@ -175,7 +175,9 @@ def test_climate_encoded_before_is_the_same() -> None:
 @every_fusion
 @torch.no_grad()
 def test_without_any_value_the_model_is_the_bare_backbone(fusion: str) -> None:
-    model = make_model(sites=["input", 2, "output"], fusion=fusion)
+    # Without summary tokens, too: they would say that there is no value.
+    plain = {"encoder_options": {**ENCODER, "summary": False}}
+    model = make_model(sites=["input", 2, "output"], fusion=fusion, **plain)
     batch = make_batch(model)
     empty = climate_of(batch)
     empty["climate_mask"] = torch.zeros_like(empty["climate_mask"])
