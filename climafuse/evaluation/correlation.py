@@ -1,0 +1,387 @@
+"""How far apart must two samples be to count as two? The correlation of their scores in time and space, measured.
+
+A sample is a window: a time, a place and what a model scored there. Windows of one storm are right or wrong
+together, so that n windows tell less than n. How much less, the scores themselves say, as far as they can: the
+correlation is a mixture of
+
+    share · exp(-|Δtime| / hours - distance / kilometers)        between two different samples, 1 of each with itself
+
+over a grid of shares and lengths, each with the weight that the scores give it (restricted likelihood of a Gaussian
+process, the mean being unknown; Diggle & Ribeiro 2007, section 5.4). A mixture rather than the best fit, because a
+hundred noisy scores leave weak correlations undecided, and the best fit then often says that there is none.
+
+What cannot be measured is not assumed away:
+
+- Lengths beyond a quarter of the samples' extent look like the mean. They are not in the grid.
+- Fewer than ten different times tell nothing of the correlation in time: samples of near places then count as near,
+  whatever their times. So do those of near times where there are fewer than ten places.
+- Every figure is about times like these and places like these. `field_scales` measures the lengths of the fields' own
+  anomalies, which come with far more data, as a floor.
+
+References:
+    P. J. Diggle, P. J. Ribeiro, Model-based Geostatistics, Springer 2007.
+    T. Gneiting, Strictly and non-strictly positive definite functions on spheres, Bernoulli 19, 2013: the exponential
+    of the great-circle distance is a correlation on the sphere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy import optimize
+
+from climafuse.data.times import days_since_epoch
+from climafuse.data.window import Window
+from climafuse.errors import UsageError
+from climafuse.facts.kinds import EARTH_RADIUS
+
+FEWEST = 10  # times or places that tell of a correlation; blocks that an interval is claimed from
+EXTENT = 4  # the longest correlation looked for is the extent of the samples over this
+MOST = 400  # samples that the correlation is measured from: linear algebra takes their number cubed
+CELLS_OR_TIMES = 200  # at which fields are compared
+NO_CORRELATION = 1 / 3  # how likely it is held to be before the scores are seen
+SHARES = np.array([0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.999])  # [S]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Scales:
+    """A length in time and one in space.
+
+    Args:
+        hours: In time.
+        kilometers: Along the great circle.
+    """
+
+    hours: float = 0.0
+    kilometers: float = 0.0
+
+
+class SamplePoints:
+    """When and where samples were taken.
+
+    Args:
+        hours: [N] since any date.
+        latitude: [N] degrees north.
+        longitude: [N] degrees east, of any turn.
+
+    Raises:
+        UsageError: They are not of one length, empty or not finite.
+    """
+
+    def __init__(self, hours: Any, latitude: Any, longitude: Any) -> None:
+        self.hours, self.latitude, self.longitude = (
+            np.asarray(values, dtype=np.float64) for values in (hours, latitude, longitude)
+        )
+        shapes = {values.shape for values in (self.hours, self.latitude, self.longitude)}
+        if len(shapes) > 1 or self.hours.ndim != 1 or not self.hours.size:
+            raise UsageError(
+                "samples",
+                expected="hours, latitude and longitude of each sample, one at least",
+                received=f"shapes {', '.join(map(str, sorted(shapes)))}",
+                remedy="Give three arrays of one length.",
+            )
+        if not all(np.isfinite(values).all() for values in (self.hours, self.latitude, self.longitude)):
+            raise UsageError(
+                "samples",
+                expected="finite hours, latitudes and longitudes",
+                received="NaN or infinity among them",
+                remedy="Leave out samples without time or place.",
+            )
+
+    @classmethod
+    def of_windows(cls, windows: Sequence[Window]) -> SamplePoints:
+        """Valid times and centers of windows."""
+        centers = [_center(window) for window in windows]
+        return cls(
+            24 * days_since_epoch([window.time[-1] for window in windows]),
+            [latitude for latitude, _ in centers],
+            [longitude for _, longitude in centers],
+        )
+
+    def __len__(self) -> int:
+        return len(self.hours)
+
+    def subset(self, rows: Array) -> SamplePoints:
+        """Some of the samples.
+
+        Args:
+            rows: Their numbers, or [N] booleans.
+        """
+        return SamplePoints(self.hours[rows], self.latitude[rows], self.longitude[rows])
+
+    @cached_property
+    def times(self) -> Array:
+        """Different times, ascending, hours."""
+        return np.unique(self.hours)
+
+    @cached_property
+    def step(self) -> float:
+        """Median distance between neighboring times, hours; 0 where there is one time."""
+        return float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.0
+
+    @cached_property
+    def place_numbers(self) -> Array:
+        """[N] which of the different places."""
+        places = np.stack([self.latitude, self.longitude % 360.0])
+        return np.unique(places, axis=1, return_inverse=True)[1].ravel()
+
+    @cached_property
+    def num_places(self) -> int:
+        """How many different places there are."""
+        return int(self.place_numbers.max()) + 1
+
+    @cached_property
+    def lags(self) -> Array:
+        """[N, N] between two samples, hours."""
+        return np.abs(self.hours[:, None] - self.hours)
+
+    @cached_property
+    def distances(self) -> Array:
+        """[N, N] between two samples along the great circle, km."""
+        return great_circle(self.latitude[:, None], self.longitude[:, None], self.latitude, self.longitude)
+
+    @cached_property
+    def candidates(self) -> list[Scales]:
+        """Correlation lengths that these samples could show; infinite where they cannot tell."""
+        enough_times, enough_places = len(self.times) >= FEWEST, self.num_places >= FEWEST
+        hours, kilometers = [math.inf] * enough_places, [math.inf] * enough_times
+        if enough_times:
+            hours += _ladder(self.step / 1.5, np.ptp(self.times) / EXTENT)
+        if enough_places:
+            places = np.unique(self.place_numbers, return_index=True)[1]
+            distances = self.distances[np.ix_(places, places)][np.triu_indices(len(places), 1)]
+            # Half the distance within which there is about one other place.
+            kilometers += _ladder(
+                np.quantile(distances, 1 / len(places)) / 2, float(distances.mean()) / EXTENT
+            )
+        pairs = [Scales(h, km) for h in hours for km in kilometers]
+        return [pair for pair in pairs if math.isfinite(pair.hours) or math.isfinite(pair.kilometers)]
+
+    def correlated(self, scales: Scales) -> Array:
+        """[N, N] exponential correlation of the given lengths, 1 on the diagonal."""
+        return np.exp(-self.lags / scales.hours - self.distances / scales.kilometers)
+
+    @cached_property
+    def _measured(self) -> SamplePoints:
+        rows = np.random.default_rng(0).permutation(len(self))[:MOST]
+        self._measured_rows = np.sort(rows)
+        return self.subset(self._measured_rows) if len(self) > MOST else self
+
+    @cached_property
+    def _spectra(self) -> list[tuple[Array, Array]]:
+        """For each candidate: eigenvalues [N - 1] and vectors [N, N - 1] of its correlation without the mean."""
+        found = []
+        for scales in self.candidates:
+            matrix = self.correlated(scales)
+            rows = matrix.mean(axis=0)
+            # The mean is one eigenvector; raised above all others, it comes last and is dropped.
+            centered = matrix - rows - rows[:, None] + rows.mean() + 2.0
+            values, vectors = np.linalg.eigh(centered)
+            found.append((values[:-1].clip(0.0), vectors[:, :-1]))
+        return found
+
+    def correlation(self, scores: Array) -> Correlation:
+        """Measure how scores go together.
+
+        Args:
+            scores: [N] one number a sample, of any scale and mean.
+
+        Returns:
+            The correlation, as far as these samples can tell.
+        """
+        if len(self) > MOST:
+            few = self._measured
+            return Correlation(self, few.candidates, few._shares(scores[self._measured_rows]))
+        return Correlation(self, self.candidates, self._shares(scores))
+
+    def _shares(self, scores: Array) -> Array:
+        """[candidates] expected share of each in the correlation."""
+        deviations = scores - scores.mean()
+        scale = math.sqrt(float(deviations @ deviations))
+        if not self.candidates or np.ptp(scores) == 0:
+            return np.zeros(len(self.candidates))
+        deviations = deviations / scale
+        half = (len(self) - 1) / 2
+        logs = []
+        for values, vectors in self._spectra:
+            variances = 1 + SHARES[:, None] * (values - 1)  # [S, N - 1]
+            squares = (deviations @ vectors) ** 2
+            logs.append(
+                -0.5 * np.log(variances).sum(axis=1) - half * np.log((squares / variances).sum(axis=1))
+            )
+        # Against no correlation at all, of which both sums are 0.
+        likelihood = np.exp(np.array(logs) - max(np.max(logs), 0.0))  # [candidates, S]
+        none = math.exp(-max(np.max(logs), 0.0))
+        weights = likelihood * (1 - NO_CORRELATION) / likelihood.size
+        weights /= weights.sum() + none * NO_CORRELATION
+        return np.asarray(weights @ SHARES)
+
+
+class Correlation:
+    """Correlation between samples: a mixture of exponentials, and noise of each sample's own.
+
+    Args:
+        points: When and where they are.
+        candidates: Lengths of the exponentials.
+        shares: [candidates] of each in the variance of a sample.
+    """
+
+    def __init__(self, points: SamplePoints, candidates: Sequence[Scales], shares: Array) -> None:
+        self.points = points
+        self.candidates = list(candidates)
+        self.shares = shares
+
+    @property
+    def share(self) -> float:
+        """Of a sample's variance, what it has in common with one nearby."""
+        return float(self.shares.sum())
+
+    @cached_property
+    def matrix(self) -> Array:
+        """[N, N] between the samples."""
+        total = np.zeros((len(self.points), len(self.points)))
+        for scales, share in zip(self.candidates, self.shares, strict=True):
+            if share > 1e-5:
+                total += share * self.points.correlated(scales)
+        np.fill_diagonal(total, 1.0)
+        return total
+
+    @property
+    def inflation(self) -> float:
+        """How much larger the variance of the mean is than that of as many independent samples."""
+        return float(self.matrix.mean() * len(self.points))
+
+    @property
+    def scales(self) -> Scales:
+        """Where the common part has fallen to 1/e; infinite where it does not, or where samples cannot tell."""
+        return Scales(
+            _fold(lambda lag: self._common(lag, 0.0)), _fold(lambda distance: self._common(0.0, distance))
+        )
+
+    def _common(self, lag: float, distance: float) -> float:
+        if not self.share:
+            return 0.0 if lag or distance else 1.0
+        parts = [
+            share * math.exp(-lag / scales.hours - distance / scales.kilometers)
+            for scales, share in zip(self.candidates, self.shares, strict=True)
+        ]
+        return sum(parts) / self.share
+
+
+def _fold(common: Callable[[float], float]) -> float:
+    far = 1e9
+    if common(far) > math.exp(-1):
+        return math.inf
+    near = 1e-9
+    if common(near) < math.exp(-1):
+        return 0.0
+    found = optimize.brentq(lambda log: common(math.exp(log)) - math.exp(-1), math.log(near), math.log(far))
+    return math.exp(found)
+
+
+def _ladder(shortest: float, longest: float) -> list[float]:
+    """Lengths that double, from the one to the other."""
+    if shortest >= longest:
+        return [longest] if longest > 0 else []
+    rungs = max(2, round(math.log2(longest / shortest)) + 1)
+    return [float(length) for length in np.geomspace(shortest, longest, rungs)]
+
+
+def great_circle(latitude: Array, longitude: Array, latitude2: Array, longitude2: Array) -> Array:
+    """Distance of points on the sphere, km, by the haversine formula; arguments in degrees broadcast."""
+    south, north = np.radians(latitude), np.radians(latitude2)
+    half_turn = np.radians(np.subtract(longitude, longitude2)) / 2
+    h = np.sin((north - south) / 2) ** 2 + np.cos(south) * np.cos(north) * np.sin(half_turn) ** 2
+    return np.asarray(2 * EARTH_RADIUS * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0))))
+
+
+def _center(window: Window) -> tuple[float, float]:
+    """Latitude and longitude between the outer rows and columns; a window over Greenwich reads 359, 0, 1."""
+    width = (window.longitude[-1] - window.longitude[0]) % 360.0
+    return (
+        float(window.latitude[0] + window.latitude[-1]) / 2,
+        float(window.longitude[0] + width / 2) % 360.0,
+    )
+
+
+def field_scales(fields: Any, hours: Any, latitude: Any, longitude: Any) -> Scales:
+    """Correlation lengths of the fields themselves, as a floor for those of scores.
+
+    Anomalies from the mean over time at each cell, in units of their standard deviation there, are compared between
+    times at the same cells and between cells at the same times, and an exponential is fitted to either (least squares;
+    in time to the products that an exponential has after its mean is taken off). Of several variables the longest
+    lengths count. Over more than a season, give fields without their annual cycle: it is correlated for months.
+
+    Args:
+        fields: [T, V, H, W], NaN where missing.
+        hours: [T] ascending.
+        latitude: [H] degrees north.
+        longitude: [W] degrees east.
+
+    Returns:
+        The lengths; infinite where there are too few times or cells to tell (fewer than ten).
+    """
+    fields, hours = np.asarray(fields), np.asarray(hours, dtype=np.float64)
+    latitude, longitude = np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
+    # Times at growing distances: pairs of every lag, from the first step to the whole period.
+    steps = np.unique(np.geomspace(1, len(hours), 2 * CELLS_OR_TIMES).round().astype(np.int64)) - 1
+    rows, columns = _cells(latitude, longitude)
+    lags = np.abs(hours[steps, None] - hours[steps])
+    distances = great_circle(
+        latitude[rows][:, None], longitude[columns][:, None], latitude[rows], longitude[columns]
+    )
+    found = []
+    for variable in range(fields.shape[1]):
+        values = fields[steps][:, variable, rows, columns].astype(np.float64)  # [T, P]
+        values = values - values.mean(axis=0)
+        deviation = values.std(axis=0)
+        usable = np.isfinite(deviation) & (deviation > 0)
+        if len(hours) < FEWEST or usable.sum() < FEWEST:
+            found.append(Scales(math.inf, math.inf))
+            continue
+        values = values[:, usable] / deviation[usable]
+        found.append(
+            Scales(
+                _fit(values @ values.T / usable.sum(), lags, centered=True),
+                _fit(values.T @ values / len(steps), distances[np.ix_(usable, usable)], centered=False),
+            )
+        )
+    return Scales(max(scales.hours for scales in found), max(scales.kilometers for scales in found))
+
+
+def _cells(latitude: Array, longitude: Array) -> tuple[Array, Array]:
+    """Rows and columns of cells drawn by their area."""
+    area = np.repeat(np.cos(np.radians(latitude)).clip(1e-6), len(longitude))
+    number = min(CELLS_OR_TIMES, area.size)
+    drawn = np.random.default_rng(0).choice(area.size, size=number, replace=False, p=area / area.sum())
+    return np.divmod(np.sort(drawn), len(longitude))
+
+
+def _fit(products: Array, lengths: Array, *, centered: bool) -> float:
+    """Length of the exponential whose values are nearest to mean products of anomalies.
+
+    Args:
+        products: [N, N] of anomalies of unit variance.
+        lengths: [N, N] between them.
+        centered: Whether the mean over N was taken off the anomalies.
+    """
+    others = ~np.eye(len(lengths), dtype=bool)
+
+    def miss(log: float) -> float:
+        expected = np.exp(-lengths / math.exp(log))
+        if centered:
+            rows = expected.mean(axis=0)
+            expected = expected - rows - rows[:, None] + rows.mean()
+            expected = expected / np.diag(expected).mean()
+        return float(np.square((products - expected)[others]).sum())
+
+    positive = lengths[lengths > 0]
+    bounds = (math.log(positive.min() / 10), math.log(positive.max()))
+    return math.exp(optimize.minimize_scalar(miss, bounds=bounds, method="bounded").x)
