@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     config = reader.model.config
     fields = open_climate(sample_path("era5"), variables=config.variables)
     place = find_place("Paris, FR")
-    box = Box(place.latitude, place.longitude, config.box_degrees, config.box_degrees)
+    box = Box(place.latitude, place.longitude, *config.box_size)
     window = select_window(fields, time="2026-03-31T15:00", box=box, history=config.history)
     (answer,) = reader.answer([window], [QUESTION])
     print(f"{QUESTION} {answer}")

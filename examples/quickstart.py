@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[str, str, bool]]:
     config = reader.model.config
     fields = open_climate(sample_path("era5"), variables=config.variables)
     place = find_place(options.location)
-    box = Box(place.latitude, place.longitude, config.box_degrees, config.box_degrees)
+    box = Box(place.latitude, place.longitude, *config.box_size)
     window = select_window(fields, time=options.time, box=box, history=config.history)
     answers = reader.answer([window], QUESTIONS, index=[0] * len(QUESTIONS))
 

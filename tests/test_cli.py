@@ -337,6 +337,23 @@ def test_data_prepare(climate_file, tmp_path):
     assert "does not exist yet" in _one_line_error(again, 2)
 
 
+def test_data_prepare_with_periods_and_rebased_anomalies(tmp_path):
+    command = ["data", "prepare", "sst_anomaly", str(tmp_path / "store"), "--anomalies", "month", "--json"]
+    periods = ["--train", "1979-01/2004-12", "--validation", "2005-04/2006-10", "--test", "2007-01/2013-12"]
+    result = runner.invoke(app, [*command, *periods])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["times"] == {"train": 312, "validation": 19, "test": 84}
+    for wrong, message in (
+        (["--train", "1979-01"], "--train"),
+        (periods[:4], "for each of train, validation, test"),
+        ([*periods, "--anomalies", "year"], "one of month, all"),
+    ):
+        result = runner.invoke(app, ["data", "prepare", "sst_anomaly", str(tmp_path / "other"), *wrong])
+        assert result.exit_code == 2
+        assert message in result.output
+        assert not (tmp_path / "other").exists()
+
+
 def test_data_prepare_goes_on_where_it_stopped_and_says_so(climate_file, tmp_path, monkeypatch):
     arguments = ["data", "prepare", str(climate_file), str(tmp_path / "store"), "--gap-hours", "6"]
     with monkeypatch.context() as patch:

@@ -161,6 +161,9 @@ def _open_for_windows(
     return len(times), (dataset["latitude"].values, dataset["longitude"].values), cut
 
 
+_PERIOD = "First and last time of this split, as in 1979-01/2004-12; give all three, or none."
+
+
 @app.command()
 def prepare(
     source: Source,
@@ -173,6 +176,17 @@ def prepare(
     gap_hours: Annotated[
         float, typer.Option("--gap-hours", min=0, max=1e6, help="Hours left out between splits.")
     ] = 24.0,
+    train: Annotated[str | None, typer.Option("--train", help=_PERIOD, show_default=False)] = None,
+    validation: Annotated[str | None, typer.Option("--validation", help=_PERIOD, show_default=False)] = None,
+    test: Annotated[str | None, typer.Option("--test", help=_PERIOD, show_default=False)] = None,
+    anomalies: Annotated[
+        str | None,
+        typer.Option(
+            "--anomalies",
+            help="Measure fields of anomalies against the training times: by month, or all.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a training store: canonical fields, splits with a gap, training statistics.
@@ -188,7 +202,9 @@ def prepare(
         destination,
         variables=variables,
         pairs=pairs,
+        splits=_periods(train=train, validation=validation, test=test),
         gap=timedelta(hours=gap_hours),
+        anomalies=anomalies,  # type: ignore[arg-type]  # checked where it is used
         progress=None if as_json else progress_line("times written", goes_on=True),
     )
     seconds = time.perf_counter() - begin
@@ -215,6 +231,23 @@ def prepare(
         + (f", {found['pairs_a_second']:.3g} pairs a second" if store.all_pairs else "")
         + f"; at most {found['peak_memory_gb']:.2f} GB of memory"
     )
+
+
+def _periods(**given: str | None) -> dict[str, tuple[str, str]] | None:
+    """First and last time of each split, from options such as --train 1979-01/2004-12; None for no option."""
+    periods: dict[str, tuple[str, str]] = {}
+    for name, text in given.items():
+        if text is not None:
+            first, slash, last = text.partition("/")
+            if not (first and slash and last):
+                raise UsageError(
+                    f"--{name}",
+                    expected="a first and a last time with a / between",
+                    received=repr(text),
+                    remedy="Write for example 1979-01/2004-12.",
+                )
+            periods[name] = (first, last)
+    return periods or None
 
 
 def source_path(source: str) -> str:

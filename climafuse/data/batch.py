@@ -160,7 +160,13 @@ class EpochSampler(Sampler[int]):
 
 
 def sample_boxes(
-    times: np.ndarray, num: int, *, size: tuple[float, float], seed: int, within: Box | None = None
+    times: np.ndarray,
+    num: int,
+    *,
+    size: tuple[float, float],
+    seed: int,
+    within: Box | None = None,
+    places: Sequence[tuple[float, float, float]] = (),
 ) -> list[tuple[int, Box]]:
     """Random times and boxes.
 
@@ -174,6 +180,8 @@ def sample_boxes(
         size: Height and width of the boxes, degrees.
         seed: From 0.
         within: Where centers may lie; None for the whole sphere.
+        places: Latitude, longitude and share of centers that come more often: that share of the boxes lies there, the
+            rest anywhere.
 
     Returns:
         Step and box of each.
@@ -191,11 +199,18 @@ def sample_boxes(
     low, high = np.sin(np.radians((south, north)))
     latitude = np.degrees(np.arcsin(np.clip(low + uniform[:, 1] * (high - low), -1, 1)))
     longitude = west + uniform[:, 2] * width
+    if places:
+        # A number in a stream of its own: without places, and beside them, all other draws are what they were.
+        chance = (_raw(seed, _PLACES, num) >> np.uint64(11)) * 2.0**-53
+        fixed = np.array(places)  # [places, 3]
+        choice = np.searchsorted(np.cumsum(fixed[:, 2]), chance, side="right")
+        at = np.flatnonzero(choice < len(fixed))
+        latitude[at], longitude[at] = fixed[choice[at], 0], fixed[choice[at], 1]
     boxes = zip(latitude.tolist(), longitude.tolist(), strict=True)
     return [(index, Box(*center, *size)) for index, center in zip(times[step].tolist(), boxes, strict=True)]
 
 
-_BOXES = 2**64 - 1  # a stream no epoch reaches
+_BOXES, _PLACES = 2**64 - 1, 2**64 - 2  # streams no epoch reaches
 
 
 def _raw(seed: int, stream: int, num: int) -> np.ndarray:

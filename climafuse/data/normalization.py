@@ -214,6 +214,8 @@ def merge_statistics(dataset: xr.Dataset, steps: np.ndarray, parts: np.ndarray) 
             "first_time": texts[0],
             "last_time": texts[-1],
             "times_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+            # Fields of anomalies that were re-based on these times (`rebase`): who uses the statistics must, too.
+            **{key: dataset.attrs[key] for key in ("anomalies",) if key in dataset.attrs},
         },
     )
 

@@ -8,7 +8,9 @@ wholly in one block.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -146,6 +148,73 @@ def split_at(
     test_start = int(np.searchsorted(times, parse_time(test, like=times, argument="test")))
     train_end = _last_until(times, validation_start, gap)
     return _blocks(times, train_end, validation_start, _last_until(times, test_start, gap), test_start, gap)
+
+
+def split_by_periods(
+    times: np.ndarray,
+    periods: Mapping[str, tuple[TimeLike, TimeLike]],
+    *,
+    gap: datetime.timedelta = datetime.timedelta(0),
+) -> Splits:
+    """Pick each split by its first and last time.
+
+    Args:
+        times: [T] datetime64 or cftime dates, ascending.
+        periods: Split → first and last time, both included; a last one given as a month or day includes all of it.
+            They may follow one another in any order.
+        gap: Least time between the last step of one split and the first of the next.
+
+    Returns:
+        The splits, none of them empty; steps in no period are dropped.
+
+    Raises:
+        UsageError: A split has no period or no step, or two are nearer to each other than the gap.
+    """
+    _check_gap(gap)
+    if set(periods) != set(SPLIT_NAMES):
+        raise UsageError(
+            "periods",
+            expected=f"a first and a last time for each of {', '.join(SPLIT_NAMES)}",
+            received=", ".join(map(str, periods)) or "none",
+            remedy="For example {train: [1979-01, 2004-12], validation: [2005-07, 2006-06], test: [2007-01, 2013-12]}.",
+        )
+    times = as_time_axis(times)
+    found = {}
+    for name, (first, last) in periods.items():
+        start = np.searchsorted(times, parse_time(first, like=times, argument=f"periods: {name}"))
+        stop = np.searchsorted(times, _end_of(last, times, f"periods: {name}"))
+        found[name] = np.arange(int(start), int(stop))
+        if not len(found[name]):
+            span = f"{format_time(times[0])} to {format_time(times[-1])}" if len(times) else "no times"
+            raise UsageError(
+                f"periods: {name}",
+                expected=f"a first time and a later last one, with steps of the fields between ({span})",
+                received=f"{first} to {last}",
+                remedy="Choose a period that the fields cover.",
+            )
+    order = sorted(found, key=lambda name: int(found[name][0]))
+    for earlier, later in pairwise(order):
+        here, there = found[earlier][-1], found[later][0]
+        if there <= here or times[there] - times[here] < _as_step(times, gap):
+            raise UsageError(
+                "periods",
+                expected=f"{later} to begin after the end of {earlier}, and no sooner than the gap of {gap} after it",
+                received=f"{earlier} to {format_time(times[here])}, {later} from {format_time(times[there])}",
+                remedy="Move one of them, or shorten the gap.",
+            )
+    used = np.concatenate(list(found.values()))
+    return Splits(**found, dropped=np.setdiff1d(np.arange(len(times)), used))
+
+
+def _end_of(last: TimeLike, times: np.ndarray, argument: str) -> Any:
+    """The moment after a period that ends with `last`: after all of a month or a day that is given as such."""
+    moment = parse_time(last, like=times, argument=argument)
+    text = last.strip() if isinstance(last, str) else format_time(moment)
+    if text.count("-") == 1:
+        year, month = (int(part) for part in text.split("-"))
+        return parse_time(f"{year + month // 12:04d}-{month % 12 + 1:02d}", like=times, argument=argument)
+    length = datetime.timedelta(days=1) if len(text) <= len("2004-12-31") else datetime.timedelta(seconds=1)
+    return moment + _as_step(times, length)
 
 
 def _first_from(times: np.ndarray, last: int, gap: datetime.timedelta) -> int:

@@ -25,7 +25,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from climafuse.data.anomalies import Season, rebase
 from climafuse.data.files import write_sparse
 from climafuse.data.lazy import reading
 from climafuse.data.normalization import (
@@ -50,7 +51,7 @@ from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair, iterate_pairs, write_pairs
 from climafuse.data.parts import Parts, folder_in_parts
 from climafuse.data.provenance import READERS, identity, plain, provenance
-from climafuse.data.splits import SPLIT_NAMES, SplitName, Splits, split_by_time
+from climafuse.data.splits import SPLIT_NAMES, SplitName, Splits, split_by_periods, split_by_time
 from climafuse.data.stored_fields import FIELDS, StoredFields, altered, chunk_path
 from climafuse.data.tiles import Tiling
 from climafuse.data.times import TimeLike, as_time_axis, find_time, format_time
@@ -377,10 +378,11 @@ def prepare(
     destination: str | os.PathLike[str],
     *,
     variables: Iterable[str] | None = None,
-    splits: Splits | None = None,
+    splits: Splits | Mapping[str, tuple[TimeLike, TimeLike]] | None = None,
     gap: datetime.timedelta = DEFAULT_GAP,
     pairs: str | os.PathLike[str] | Iterable[Pair] | None = None,
     tolerance: np.timedelta64 | None = None,
+    anomalies: Season | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrainingStore:
     """Write a training store. It appears whole, or not at all.
@@ -393,10 +395,12 @@ def prepare(
         source: What `open_climate` opens: a path, glob, URI or dataset.
         destination: The folder to make; it must not exist.
         variables: Canonical names; None for all that the source holds.
-        splits: None for 60, 20 and 20 % of the steps.
-        gap: Between the splits, where they are not given.
+        splits: Steps, or first and last time, of each split; None for 60, 20 and 20 % of the steps.
+        gap: Between the splits, where their steps are not given.
         pairs: Climate-text pairs, or a file of them.
         tolerance: How far the time of a pair may be from that of a field; None for not at all.
+        anomalies: Measure fields of anomalies against the training times (`rebase`): "month" each calendar month by
+            itself, "all" all times together; None leaves them as they are.
         progress: Called with the number of steps written and of all, first with those that an interrupted
             call left.
 
@@ -405,7 +409,7 @@ def prepare(
 
     Raises:
         UsageError: The destination exists, the splits make no sense, or an interrupted call had another source,
-            variables or splits.
+            variables, splits or anomalies.
         PairsError: A pair is malformed, or about a time or place that the fields do not hold.
         OutputError: There is no room on the disk, or it cannot be written.
     """
@@ -423,9 +427,12 @@ def prepare(
         )
     with open_climate(source, variables=None if variables is None else list(variables)) as dataset:
         time = as_time_axis(dataset["time"].values)
-        splits = splits or split_by_time(time, gap=gap)
+        if not isinstance(splits, Splits):
+            splits = split_by_periods(time, splits, gap=gap) if splits else split_by_time(time, gap=gap)
         check_dimensions(dataset)
         check_steps(time, splits.train)
+        if anomalies is not None:
+            dataset = rebase(dataset, splits.train, anomalies)
         draft = TrainingStore(
             tuple(str(name) for name in dataset.data_vars),
             time,
@@ -440,7 +447,7 @@ def prepare(
         local = all(count > 0 for _, count, _ in files)
         with folder_in_parts(
             destination,
-            _plan(draft, files),
+            {**_plan(draft, files), "anomalies": anomalies},
             details=lambda: provenance(source, dataset),
             repeatable=not isinstance(source, xr.Dataset),
             final=(DataError,) if local else (),  # what is far away may come back

@@ -136,6 +136,7 @@ class Variable:
         parent: The variable on levels that a channel is a level of.
         synonyms: Other standard names that files give it: CF's aliases, names that say more, and ecCodes' own choice.
         above_ground: Height in meters, where that is part of what it is.
+        anomaly: Whether it is a departure from a mean over some times, and can be measured against another (`rebase`).
         derive: How it follows from other variables; None for variables that are only read.
     """
 
@@ -151,6 +152,7 @@ class Variable:
     parent: str | None = None
     synonyms: tuple[str, ...] = ()
     above_ground: float | None = None
+    anomaly: bool = False
     derive: Derivation | None = field(default=None, compare=False)
 
     @property
@@ -200,7 +202,8 @@ _SINGLE_LEVEL = (
                        "sea_surface_foundation_temperature")),
     # CF v93 has no name of its own for an anomaly of sea surface temperature; this one is the nearest.
     Variable("sst_anomaly", "sea surface temperature anomaly", "surface_temperature_anomaly",
-             "temperature_difference", by_standard_name=False, synonyms=("sea_surface_temperature_anomaly",)),
+             "temperature_difference", by_standard_name=False, synonyms=("sea_surface_temperature_anomaly",),
+             anomaly=True),
     Variable("siconc", "sea ice concentration", "sea_ice_area_fraction", "fraction"),
     Variable("lsm", "land-sea mask", "land_area_fraction", "fraction", static=True, synonyms=("land_binary_mask",)),
     Variable("orog", "height of the surface", "surface_altitude", "height", static=True,

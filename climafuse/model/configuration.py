@@ -31,7 +31,7 @@ class ClimateTextConfig(PreTrainedConfig):
         statistics: Mean and standard deviation of each over the training times, as `statistics_to_dict`
             writes them.
         history: Time steps of a window the model was trained on.
-        box_degrees: Height and width of the boxes the model was trained on, in degrees.
+        box_degrees: Side of the boxes the model was trained on, in degrees, or height and width.
         encoder: Registered name of the encoder; of one that is not registered, where it is defined.
         encoder_options: Its arguments.
         fusion: Registered name of the fusion; of one that is not registered, where it is defined.
@@ -51,7 +51,7 @@ class ClimateTextConfig(PreTrainedConfig):
     variables: list | tuple = ()
     statistics: dict | None = None
     history: int = 1
-    box_degrees: float | int = 16.0
+    box_degrees: float | int | list | tuple = 16.0
     encoder: str = "grid_transformer"
     encoder_options: dict | None = None
     fusion: str = "cross_attention"
@@ -88,6 +88,19 @@ class ClimateTextConfig(PreTrainedConfig):
             return returned
         config, unused = returned
         return config, {**unused, **objects}
+
+    @property
+    def box_size(self) -> tuple[float, float]:
+        """Height and width of the boxes the model was trained on, degrees."""
+        sides = self.box_degrees if isinstance(self.box_degrees, list | tuple) else [self.box_degrees] * 2
+        height, width = sides
+        return float(height), float(width)
+
+    @property
+    def spelled_box(self) -> str:
+        """The same in words: "16", or "11 by 52"."""
+        height, width = (f"{side:g}" for side in self.box_size)
+        return height if height == width else f"{height} by {width}"
 
     def normalization(self) -> xr.Dataset:
         """Return the statistics of the channels, in the order of `variables`.

@@ -13,12 +13,14 @@ import xarray as xr
 
 from climafuse.backbones import LoadedBackbone
 from climafuse.climate_tokens import ClimateTokens
+from climafuse.data.anomalies import rebase_as
 from climafuse.data.places import Place, find_place
 from climafuse.data.sources import open_climate
 from climafuse.data.window import Box, Grid, Window, select_window
 from climafuse.errors import MissingValuesError, UsageError
 from climafuse.facts.phrasing import overview_questions
 from climafuse.fusion import CrossAttentionFusion
+from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.modeling import ClimateTextForCausalLM
 from climafuse.model.objective import IGNORED
 from climafuse.model.processing import ClimateTextProcessor
@@ -139,13 +141,13 @@ def answer(
         PlaceError: The place is unknown or ambiguous.
     """
     config = reader.model.config
-    dataset = open_climate(source, variables=config.variables)
+    dataset = rebase_as(open_climate(source, variables=config.variables), config.statistics or {})
     place = None if location is None else find_place(location)
     box = None
     if place is None and not whole_grid:
-        _check_extent(dataset, config.box_degrees)
+        _check_extent(dataset, config)
     if place is not None:
-        box = Box(place.latitude, place.longitude, config.box_degrees, config.box_degrees)
+        box = Box(place.latitude, place.longitude, *config.box_size)
     window = select_window(dataset, time=time, box=box, history=config.history)
     if not window.available():
         raise MissingValuesError(
@@ -179,13 +181,13 @@ def answer(
     )
 
 
-def _check_extent(dataset: xr.Dataset, box_degrees: float) -> None:
+def _check_extent(dataset: xr.Dataset, config: ClimateTextConfig) -> None:
     """A model that was trained on boxes of 16° answers about the globe as readily, and mostly wrong."""
     height, width = Grid(dataset["latitude"].values, dataset["longitude"].values).extent()
-    if max(height, width) > MUCH_LARGER * box_degrees:
+    if height > MUCH_LARGER * config.box_size[0] or width > MUCH_LARGER * config.box_size[1]:
         raise UsageError(
             "location",
-            expected=f"a place, since the model was trained on boxes of {box_degrees:g} degrees",
+            expected=f"a place, since the model was trained on boxes of {config.spelled_box} degrees",
             received=f"none, and fields of {height:g} by {width:g} degrees",
             remedy="Give --location; or --whole-grid, if the model was trained on texts about all of a grid.",
         )

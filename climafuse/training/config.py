@@ -60,12 +60,25 @@ class DataConfig:
         ("t2m", "u10", "v10", "msl", "tp", "ws10"), "canonical names, in channel order"
     )
     history: int = setting(2, "time steps in a window, the last one being described", minimum=1)
-    box_degrees: float = setting(16.0, "side of a window's box in degrees", minimum=0.0, maximum=180.0)
+    box_degrees: float | tuple[float, float] = setting(
+        16.0, "side of a window's box in degrees, or [height, width]", minimum=0.0, maximum=180.0
+    )
+    places: dict[str, float] = setting(
+        {}, 'share of the windows around a place, as in {"0,215": 0.5}; the rest are anywhere'
+    )
     train_windows: int = setting(4000, "training windows drawn from the training times", minimum=1)
     validation_windows: int = setting(128, "windows drawn from the validation times", minimum=1)
     test_windows: int = setting(96, "windows drawn from the test times", minimum=1)
     fractions: tuple[float, float, float] = setting(
         (0.6, 0.2, 0.2), "share of the times in training, validation and test, in that order in time"
+    )
+    periods: dict[str, tuple[str, str]] | None = setting(
+        None,
+        "first and last time of each split, as in {train: [1979-01, 2004-12], …}; null: by fractions",
+    )
+    anomalies: Literal["month", "all"] | None = setting(
+        None,
+        "measure fields of anomalies against the training times, by month or all; null: as they are",
     )
     gap_hours: float = setting(
         24.0, "hours dropped between two splits, against leakage", minimum=0.0, maximum=1e6
@@ -82,6 +95,20 @@ class DataConfig:
                 received=self.fractions,
                 remedy="For example [0.6, 0.2, 0.2].",
             )
+        if any(not 0 < size <= limit for size, limit in zip(self.box_size, (180, 360), strict=True)):
+            raise ConfigurationError(
+                "box_degrees",
+                expected="a height above 0 and at most 180 degrees, and a width of at most 360",
+                received=self.box_degrees,
+                remedy="For example 16, or [11, 52].",
+            )
+        if any(share <= 0 for share in self.places.values()) or sum(self.places.values()) > 1 + 1e-9:
+            raise ConfigurationError(
+                "places",
+                expected="shares above 0 that sum to at most 1",
+                received=self.places,
+                remedy='For example {"0,215": 0.5}; windows of the rest are anywhere.',
+            )
         if not self.variables or len(set(self.variables)) < len(self.variables):
             raise ConfigurationError(
                 "variables",
@@ -89,6 +116,13 @@ class DataConfig:
                 received=self.variables,
                 remedy="List each variable once.",
             )
+
+    @property
+    def box_size(self) -> tuple[float, float]:
+        """Height and width of a window's box, degrees."""
+        return (
+            self.box_degrees if isinstance(self.box_degrees, tuple) else (self.box_degrees, self.box_degrees)
+        )
 
 
 # Means most often, as people ask. Positions seldom: nearly every one is another text.

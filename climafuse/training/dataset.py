@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from climafuse.data.anomalies import rebase
 from climafuse.data.batch import sample_boxes
 from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair
+from climafuse.data.places import Place, find_place
 from climafuse.data.provenance import plain
 from climafuse.data.samples import SAMPLES, SampleName, sample_path
-from climafuse.data.splits import SPLIT_NAMES, SplitName, split_by_time
+from climafuse.data.splits import SPLIT_NAMES, SplitName, split_by_periods, split_by_time
 from climafuse.data.store import MANIFEST, TrainingStore
 from climafuse.data.window import Box, Grid, Window
 from climafuse.errors import ConfigurationError, PairsError
@@ -194,7 +196,7 @@ class ExampleCollator:
 def open_store(config: RunConfig) -> TrainingStore:
     """Open the fields of a run: a bundled sample, a training store, or climate files.
 
-    A training store brings its own splits; the fractions and the gap of the configuration are for the others.
+    A training store brings its own splits; fractions, periods and gap of the configuration are for the others.
     Pairs of the configuration go before those of a store.
 
     Args:
@@ -206,7 +208,8 @@ def open_store(config: RunConfig) -> TrainingStore:
     Raises:
         DataError: The source cannot be opened or lacks a variable.
         PairsError: A pair is malformed or is about what the fields do not hold.
-        ConfigurationError: A training store holds other variables than the configuration names.
+        ConfigurationError: A training store holds other variables than the configuration names, or the
+            configuration asks for other splits or anomalies than a store has.
     """
     # Only here: a loader worker imports this module, and has no use for the libraries of climate files.
     from climafuse.data.sources import open_climate
@@ -219,7 +222,13 @@ def open_store(config: RunConfig) -> TrainingStore:
         return _open_prepared(Path(source), config)
     dataset = open_climate(source, variables=data.variables)
     gap = datetime.timedelta(hours=data.gap_hours)
-    splits = split_by_time(dataset["time"].values, fractions=data.fractions, gap=gap)
+    times = dataset["time"].values
+    if data.periods is None:
+        splits = split_by_time(times, fractions=data.fractions, gap=gap)
+    else:
+        splits = split_by_periods(times, data.periods, gap=gap)
+    if data.anomalies is not None:
+        dataset = rebase(dataset, splits.train, data.anomalies)
     store = TrainingStore.from_dataset(dataset, splits=splits)
     return _with_pairs(replace(store, provenance={"attributes": plain(dataset.attrs)}), config)
 
@@ -234,12 +243,27 @@ def _open_prepared(path: Path, config: RunConfig) -> TrainingStore:
             received=f"[{', '.join(data.variables)}]",
             remedy="Name these, or prepare a store of the others.",
         )
+    if data.periods is not None:
+        raise ConfigurationError(
+            "data.periods",
+            expected=f"null, since the training store {path} brings its own splits",
+            received=data.periods,
+            remedy="Leave it out, or prepare a store with these periods.",
+        )
+    made = store.statistics.attrs.get("anomalies")
+    if data.anomalies not in (None, made):
+        raise ConfigurationError(
+            "data.anomalies",
+            expected=f"what the training store {path} was prepared with: {made}",
+            received=data.anomalies,
+            remedy="Leave it out, or prepare a store with it.",
+        )
     return _with_pairs(store, config)
 
 
 def _with_pairs(store: TrainingStore, config: RunConfig) -> TrainingStore:
     data = config.data
-    return store if data.pairs is None else store.with_pairs(data.pairs, size=(data.box_degrees,) * 2)
+    return store if data.pairs is None else store.with_pairs(data.pairs, size=data.box_size)
 
 
 def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> Examples:
@@ -266,9 +290,10 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
     chosen = sample_boxes(
         store.splits.valid_times(split, history=data.history),
         num,
-        size=(data.box_degrees, data.box_degrees),
+        size=data.box_size,
         seed=seed,
-        within=Grid(store.latitude, store.longitude).centers(data.box_degrees, data.box_degrees),
+        within=Grid(store.latitude, store.longitude).centers(*data.box_size),
+        places=[(place.latitude, place.longitude, share) for place, share in _places(data.places)],
     )
     pairs = PairTable(
         describe(
@@ -290,6 +315,10 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
     last = np.array([step for step, _ in chosen])[pairs.samples] + 1
     steps = np.stack([last - data.history, last], axis=1)
     return Examples(store, split, pairs, np.arange(len(pairs)), steps, [box for _, box in chosen])
+
+
+def _places(shares: dict[str, float]) -> list[tuple[Place, float]]:
+    return [(find_place(name), share) for name, share in shares.items()]
 
 
 def _from_pairs(store: TrainingStore, split: SplitName, history: int) -> Examples:

@@ -182,6 +182,26 @@ def test_boxes_within_a_region_across_greenwich() -> None:
     assert len({box.longitude > 180 for _, box in drawn}) == 2
 
 
+def test_a_share_of_the_boxes_is_at_places() -> None:
+    plain = sample_boxes(np.arange(9), 2000, size=(10, 50), seed=4)
+    places = [(0.0, 215.0, 0.5), (48.9, 2.3, 0.2)]
+    drawn = sample_boxes(np.arange(9), 2000, size=(10, 50), seed=4, places=places)
+    assert [step for step, _ in drawn] == [step for step, _ in plain]
+    at = [(box.latitude, box.longitude) for _, box in drawn]
+    # 2,000 draws: standard deviations of 1.1 % and 0.9 %.
+    assert at.count((0.0, 215.0)) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert at.count((48.9, 2.3)) / 2000 == pytest.approx(0.2, abs=0.03)
+    elsewhere = [n for n, place in enumerate(at) if place not in [(0.0, 215.0), (48.9, 2.3)]]
+    assert all(drawn[n] == plain[n] for n in elsewhere)
+    # Which boxes are at places has nothing to do with their times.
+    assert {step for (step, _), place in zip(drawn, at, strict=True) if place == (0.0, 215.0)} == set(
+        range(9)
+    )
+    assert sample_boxes(np.arange(9), 10, size=(10, 50), seed=4, places=places) == drawn[:10]
+    everywhere = sample_boxes(np.arange(9), 500, size=(10, 50), seed=4, places=[(1.0, 2.0, 1.0)])
+    assert {(box.latitude, box.longitude) for _, box in everywhere} == {(1.0, 2.0)}
+
+
 def test_impossible_draws_are_refused() -> None:
     with pytest.raises(UsageError, match="seed"):
         data_order(3, seed=-1, epoch=0)

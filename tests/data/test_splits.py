@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from climafuse.data.splits import Splits, split_at, split_by_time
+from climafuse.data.splits import Splits, split_at, split_by_periods, split_by_time
 from climafuse.errors import UsageError
 
 HOUR = datetime.timedelta(hours=1)
@@ -106,6 +106,69 @@ def test_other_calendars() -> None:
     assert by_share.dropped.tolist() == [6, 9]
     assert [by_share.train[-1], by_share.validation[0], by_share.test[0]] == [5, 7, 10]
     assert [at_dates.train.tolist(), at_dates.validation.tolist()] == [list(range(6)), [7, 8]]
+
+
+MONTHS = np.arange("1979-01", "2014-01", dtype="datetime64[M]").astype("datetime64[s]")
+
+
+def test_periods_are_whole_months_and_days() -> None:
+    periods = {
+        "train": ("1979-01", "2004-12"),
+        "validation": ("2005-07", "2006-06"),
+        "test": ("2007-01", "2013-12"),
+    }
+    splits = split_by_periods(MONTHS, periods)
+    assert splits.train.tolist() == list(range(26 * 12))
+    assert splits.validation.tolist() == list(range(26 * 12 + 6, 26 * 12 + 18))
+    assert splits.test.tolist() == list(range(28 * 12, 35 * 12))
+    assert splits.dropped.tolist() == [*range(312, 318), *range(330, 336)]
+
+    hours = axis(list(range(0, 240, 6)))  # 25 March, 00 h, to 3 April, 18 h
+    periods = {"train": ("2026-03-25", "2026-03-28"), "validation": ("2026-03-30T06:00", "2026-03-31T12:00"),
+               "test": ("2026-04", "2026-04")}  # fmt: skip
+    splits = split_by_periods(hours, periods, gap=12 * HOUR)
+    assert splits.train.tolist() == list(range(16))  # to 28 March, 18 h
+    assert splits.validation.tolist() == list(range(21, 27))  # the last time is one of it
+    assert splits.test.tolist() == list(range(28, 40))
+
+
+def test_periods_in_any_order_and_calendar() -> None:
+    periods = {
+        "test": ("1979-01", "1985-12"),
+        "train": ("1990-01", "2013-12"),
+        "validation": ("1987-01", "1988-12"),
+    }
+    splits = split_by_periods(MONTHS, periods, gap=datetime.timedelta(days=365))
+    assert [splits.test[0], splits.validation[0], splits.train[0]] == [0, 96, 132]
+    times = cftime.num2date(np.arange(0, 360, 30), "days since 2000-01-16", calendar="360_day")
+    periods = {
+        "train": ("2000-01", "2000-02-30"),
+        "validation": ("2000-04", "2000-05"),
+        "test": ("2000-07", "2000-12"),
+    }
+    splits = split_by_periods(times, periods)
+    assert [splits.train.tolist(), splits.validation.tolist()] == [[0, 1], [3, 4]]
+    assert splits.test.tolist() == list(range(6, 12))
+
+
+@pytest.mark.parametrize(("change", "gap", "message"), [
+    ({"validation": ("2004-12", "2006-12")}, 0, "begin after the end of train.*validation from 2004-12-01"),
+    ({"validation": ("1990-01", "1991-12")}, 0, "validation to begin after the end of train"),
+    ({}, 60, "no sooner than the gap of 60 days"),
+    ({"test": ("2014-01", "2015-12")}, 0, "periods: test.*steps of the fields between .1979-01"),
+    ({"test": ("2013-12", "2007-01")}, 0, "periods: test"),
+    ({"test": ("2007-13", "2008-01")}, 0, "periods: test.*a date"),
+    ({"dev": ("2007-01", "2008-01")}, 0, "for each of train, validation, test"),
+    ({}, -1, "gap"),
+])  # fmt: skip
+def test_periods_that_leak_or_are_empty(change: dict, gap: int, message: str) -> None:
+    periods = {
+        "train": ("1979-01", "2004-12"),
+        "validation": ("2005-01", "2006-12"),
+        "test": ("2007-03", "2013-12"),
+    }
+    with pytest.raises(UsageError, match=message):
+        split_by_periods(MONTHS, periods | change, gap=datetime.timedelta(days=gap))
 
 
 def test_history_stays_inside_the_split() -> None:

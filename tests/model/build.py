@@ -65,11 +65,10 @@ def make_model(
     torch.manual_seed(7)
     model = ClimateTextForCausalLM.from_backbone(
         backbone,
-        statistics=statistics(),
         fusion=fusion,
         fusion_options=SMALL[fusion],
         sites=list(sites) if isinstance(sites, tuple) else sites,
-        **{"encoder_options": ENCODER, **options},
+        **{"statistics": statistics(), "encoder_options": ENCODER, **options},
     )
     open_gates(model.fusions, gates)
     return model.eval()

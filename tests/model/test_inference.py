@@ -135,6 +135,38 @@ def test_fields_without_a_value_and_without_a_variable(reader):
     )
 
 
+def test_a_model_of_rebased_anomalies_is_shown_such(monkeypatch):
+    # Trained on times 0 to 2, "all": what it is shown of time 3 is less the mean of these, in boxes of 8 by 12 degrees.
+    from climafuse.data.anomalies import rebase
+    from climafuse.data.normalization import compute_statistics, statistics_to_dict
+
+    values = np.random.default_rng(3).normal(0.4, 1, (4, 16, 11)).astype("float32")
+    dims = ("time", "latitude", "longitude")
+    dataset = _dataset(sst_anomaly=(dims, values, {"units": "K"}))[["sst_anomaly"]]
+    statistics = compute_statistics(rebase(dataset, np.arange(3), "all"), np.arange(3))
+    reader = _reader(box_degrees=[8.0, 12.0], statistics=statistics)
+    assert statistics_to_dict(statistics) == reader.model.config.statistics
+    seen = []
+    monkeypatch.setattr(
+        Reader, "answer", lambda self, windows, prompts, *, index: seen.extend(windows) or [""] * len(prompts)
+    )
+    answer(reader, dataset, time=TIMES[3], location="45,0", prompt="What is the ENSO state?")
+    (window,) = seen
+    assert window.fields.shape == (1, 1, 4, 6)
+    expected = (values[3] - values[:3].mean(axis=0))[6:10, 2:8]  # 41°N up to 49°N, 354°E up to 6°E
+    np.testing.assert_allclose(window.fields[0, 0], expected, atol=1e-5)
+    with pytest.raises(OutOfRangeError, match="fields that hold the 3 training times"):
+        answer(
+            reader,
+            dataset.isel(time=[1, 2, 3]),
+            time=TIMES[3],
+            location="45,0",
+            prompt="What is the ENSO state?",
+        )
+    with pytest.raises(UsageError, match="boxes of 8 by 12 degrees"):
+        answer(reader, dataset, time=TIMES[3], prompt="What is the ENSO state?")
+
+
 def test_attention_is_a_share_of_every_climate_token(reader):
     found = answer(reader, _dataset(), time="2026-03-01T12:00", location="45,4", attention=True)
     tokens, weights = attended_tokens(reader, found.window, found.prompt, found.text)

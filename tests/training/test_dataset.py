@@ -151,6 +151,66 @@ def test_kinds_of_which_the_fields_tell_nothing_are_refused(climate):
 # ---- Pairs of the user ---------------------------------------------------------------------------------------
 
 
+PERIODS = {
+    "train": ("2026-03-01", "2026-03-04"), "validation": ("2026-03-06", "2026-03-07"),
+    "test": ("2026-03-09", "2026-03-10"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def anomalies(tmp_path_factory):
+    rng = np.random.default_rng(5)
+    latitude, longitude = np.arange(-85.0, 90, 10), np.arange(0.0, 360, 10)
+    values = rng.normal(0.3, 1, (len(TIMES), len(latitude), len(longitude))).astype("float32")
+    path = tmp_path_factory.mktemp("anomalies") / "anomalies.nc"
+    xr.Dataset(
+        {"sst_anomaly": (("time", "latitude", "longitude"), values, {"units": "K"})},
+        {"time": TIMES, "latitude": latitude, "longitude": longitude},
+    ).to_netcdf(path)
+    return path, values
+
+
+def _anomaly_config(path, **data):
+    settings = {"variables": ("sst_anomaly",), "box_degrees": (20.0, 60.0), "train_windows": 80, **data}
+    return _config(
+        path, data=settings, facts={"kinds": ("anomaly", "anomaly_class"), "abstention_fraction": 0.0}
+    )
+
+
+def test_periods_places_and_anomalies_of_the_configuration(anomalies):
+    path, values = anomalies
+    config = _anomaly_config(path, periods=PERIODS, anomalies="all", places={"0,180": 0.4, "Paris, FR": 0.2})
+    store = open_store(config)
+    assert [store.splits.indices(split).tolist() for split in SPLITS] == [
+        list(range(8)), list(range(10, 14)), list(range(16, 20)),
+    ]  # fmt: skip
+    np.testing.assert_allclose(store.fields[:, 0], values - values[:8].mean(axis=0), atol=1e-6)
+    assert store.statistics.attrs["anomalies"] == "all"
+    made = make_examples(store, "train", config)
+    assert {example.window.fields.shape for example in made if abs(example.window.latitude[0]) < 60} == {
+        (2, 1, 2, 6)
+    }
+    centers = [(example.window.latitude.mean(), example.window.longitude.mean()) for example in made]
+    # On the grid, 20 by 60 degrees around 0, 180 are rows at 5°S and 5°N and columns from 150 to 200.
+    assert centers.count((0, 175)) / len(made) == pytest.approx(0.4, abs=0.15)
+    assert len(set(centers)) > 20
+    (fact,) = [Fact.from_dict(f) for p in made[0].pairs for f in p.facts if f["kind"] == "anomaly"][:1]
+    assert agrees(fact, {f.key: f for f in extract(made[0].window)}[fact.key])
+
+
+def test_a_training_store_keeps_its_splits_and_its_anomalies(anomalies, tmp_path):
+    path, _ = anomalies
+    prepare(path, tmp_path / "store", splits=PERIODS, anomalies="all")
+    store = open_store(_anomaly_config(tmp_path / "store", anomalies="all"))
+    plain = open_store(_anomaly_config(path, periods=PERIODS, anomalies="all"))
+    np.testing.assert_array_equal(store.window(19).fields, plain.window(19).fields)
+    assert open_store(_anomaly_config(tmp_path / "store")).statistics.attrs["anomalies"] == "all"
+    with pytest.raises(ConfigurationError, match=r"data\.anomalies.*prepared with: all"):
+        open_store(_anomaly_config(tmp_path / "store", anomalies="month"))
+    with pytest.raises(ConfigurationError, match=r"data\.periods.*brings its own splits"):
+        open_store(_anomaly_config(tmp_path / "store", periods=PERIODS))
+
+
 def _pairs(steps):
     box = Box(10, 20, 40, 40)
     times = [(TIMES[step].astype("datetime64[s]"),) * 2 for step in steps]
