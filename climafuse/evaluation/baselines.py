@@ -89,9 +89,7 @@ def guesses(
     return answers
 
 
-def _memory(
-    store: TrainingStore, box: Box, steps: np.ndarray, history: int, kinds: Sequence[str]
-) -> Memory:
+def _memory(store: TrainingStore, box: Box, steps: np.ndarray, history: int, kinds: Sequence[str]) -> Memory:
     told: dict[Key, list[Fact]] = {}
     mean = _Mean()
     for step in steps:  # one window at a time: all of them may not fit in memory

@@ -93,6 +93,13 @@ class ClimateTextConfig(PreTrainedConfig):
     def box_size(self) -> tuple[float, float]:
         """Height and width of the boxes the model was trained on, degrees."""
         sides = self.box_degrees if isinstance(self.box_degrees, list | tuple) else [self.box_degrees] * 2
+        if len(sides) != 2 or not all(isinstance(side, int | float) and side > 0 for side in sides):
+            raise ConfigurationError(
+                "box_degrees",
+                expected="a number above 0, or two: height and width",
+                received=self.box_degrees,
+                remedy="Correct the configuration of the model.",
+            )
         height, width = sides
         return float(height), float(width)
 

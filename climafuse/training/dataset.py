@@ -17,7 +17,7 @@ from climafuse.data.anomalies import rebase
 from climafuse.data.batch import sample_boxes
 from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair
-from climafuse.data.places import Place, find_place
+from climafuse.data.places import find_place
 from climafuse.data.provenance import plain
 from climafuse.data.samples import SAMPLES, SampleName, sample_path
 from climafuse.data.splits import SPLIT_NAMES, SplitName, split_by_periods, split_by_time
@@ -293,7 +293,7 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
         size=data.box_size,
         seed=seed,
         within=Grid(store.latitude, store.longitude).centers(*data.box_size),
-        places=[(place.latitude, place.longitude, share) for place, share in _places(data.places)],
+        places=_places(data.places),
     )
     pairs = PairTable(
         describe(
@@ -317,8 +317,10 @@ def make_examples(store: TrainingStore, split: SplitName, config: RunConfig) -> 
     return Examples(store, split, pairs, np.arange(len(pairs)), steps, [box for _, box in chosen])
 
 
-def _places(shares: dict[str, float]) -> list[tuple[Place, float]]:
-    return [(find_place(name), share) for name, share in shares.items()]
+def _places(shares: dict[str, float]) -> list[tuple[float, float, float]]:
+    """Latitude, longitude and share of each."""
+    found = [(find_place(name), share) for name, share in shares.items()]
+    return [(place.latitude, place.longitude, share) for place, share in found]
 
 
 def _from_pairs(store: TrainingStore, split: SplitName, history: int) -> Examples:

@@ -9,6 +9,7 @@ import xarray as xr
 
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.errors import (
+    ConfigurationError,
     MissingValuesError,
     OutOfRangeError,
     PlaceError,
@@ -165,6 +166,9 @@ def test_a_model_of_rebased_anomalies_is_shown_such(monkeypatch):
         )
     with pytest.raises(UsageError, match="boxes of 8 by 12 degrees"):
         answer(reader, dataset, time=TIMES[3], prompt="What is the ENSO state?")
+    reader.model.config.box_degrees = [8.0]
+    with pytest.raises(ConfigurationError, match="box_degrees"):
+        answer(reader, dataset, time=TIMES[3], location="45,0", prompt="What is the ENSO state?")
 
 
 def test_attention_is_a_share_of_every_climate_token(reader):
