@@ -1,9 +1,9 @@
 """How commands end and how they speak: exit codes, one-line errors, tables and JSON.
 
-0 success · 1 data, a model or a run is at fault · 2 the call is wrong · 75 a run was told to end by SIGTERM or
-SIGUSR1, has been saved, and goes on with `--resume` · 130 interrupted by Ctrl-C. A `ClimafuseError` is one line on
-standard error; any other exception is a bug of climafuse and keeps its traceback. Standard output carries
-results only, so that it can be piped; with `--json`, exactly one JSON document.
+0 success · 1 data, a model or a run is at fault · 2 the call is wrong · 3 a model was evaluated and is not grounded ·
+75 a run was told to end by SIGTERM or SIGUSR1, has been saved, and goes on with `--resume` · 130 interrupted by
+Ctrl-C. A `ClimafuseError` is one line on standard error; any other exception is a bug of climafuse and keeps its
+traceback. Standard output carries results only, so that it can be piped; with `--json`, exactly one JSON document.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from climafuse.errors import ClimafuseError, RunInterruptedError, spelled_out
 
+NOT_GROUNDED = 3
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 
 

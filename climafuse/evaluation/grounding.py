@@ -1,36 +1,59 @@
-"""Does the model read the fields? The same questions under the true field and under swapped values.
+"""Do the words come from the fields? The same questions under other fields, beside guessers and controls.
 
-- true: the field as it is.
-- shuffled: values of another window in its place, time and grid; scored against the facts of the *original*.
-- shown: the same answers scored against the facts of the field actually shown.
-
-A model that reads scores high on true and shown and no better than the guessers on shuffled. One that remembers
-places scores alike on true and shuffled, and low on shown.
+`evaluate_grounding` asks everything and counts; `Grounding` holds the counts and makes figures of them: scores by
+kind and variable, intervals, differences, the verdict.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from climafuse.data.store import TrainingStore
 from climafuse.data.window import Window
 from climafuse.errors import PairsError
-from climafuse.evaluation.baselines import GUESSERS, guesses
-from climafuse.evaluation.questions import Question, shown, swap_values, truths
-from climafuse.facts import Fact, Score, Statistic, metrics, parse, statistic
+from climafuse.evaluation.asking import Ask, Progress, ReadsClimate, ScoresTexts, TextLikelihood, Transcript
+from climafuse.evaluation.baselines import GUESSERS, guesses, remember
+from climafuse.evaluation.correlation import SamplePoints
+from climafuse.evaluation.oracle import Oracle
+from climafuse.evaluation.polling import count_poll, make_polls
+from climafuse.evaluation.questions import Question, questions_of, truths
+from climafuse.evaluation.statistics import Interval, difference, fact_counts, fact_f1, interval
+from climafuse.evaluation.verdict import CHECKS, Difference, verdict
+from climafuse.evaluation.views import CONDITIONS, View, make_views
+from climafuse.facts import (
+    Fact,
+    Score,
+    Statistic,
+    answer_to,
+    describe,
+    metrics,
+    parse,
+    sources,
+    statistic,
+    withhold,
+)
 
-
-class ReadsClimate(Protocol):
-    """Any model that answers prompts about windows: fields and prompt in, text out."""
-
-    def answer(
-        self, windows: Sequence[Window], prompts: Sequence[str], *, index: Sequence[int] | None = None
-    ) -> list[str]:
-        """Answer N prompts, each about the window that `index` tells."""
-        ...
+OTHERS = 100  # questions about what is not withheld, for each variable that is
+UNANSWERABLE = 2  # questions without an answer, for each window
+BATCH = 512  # questions between two lines of progress, and lost at most where an evaluation is stopped
+LABELS = {name: condition.label for name, condition in CONDITIONS.items()} | {
+    "climatology": "guesser: mean field of the training times, same place",
+    "prior_guesser": "guesser: median or most frequent fact, same place",
+    "persistence": "guesser: last training time, same place",
+    "oracle": "oracle that writes from the field",
+    "text_only": "control: trained alike, sees no field",
+    "place_only": "control: trained alike, sees where and when only",
+    "regressor": "control: the encoder alone, without a language model",
+}
+# Beside those of the verdict: what the language model costs, and how far the end is.
+OTHER_DIFFERENCES = (("true", "regressor"), ("oracle", "true"))
+Stated: TypeAlias = list[list[Fact]]
 
 
 @dataclass(frozen=True)
@@ -38,18 +61,50 @@ class Sample:
     """One answer, for reading.
 
     Args:
-        prompt: What was asked.
+        question: What was asked.
         answer: What the model said.
         truth: The exact fact.
         right: Whether it counts.
         window: The fields.
     """
 
-    prompt: str
+    question: Question
     answer: str
     truth: Fact
     right: bool
     window: Window
+
+    @property
+    def prompt(self) -> str:
+        """What was asked, in words."""
+        return self.question.prompt
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the questions under one condition, or of one guesser or control.
+
+    Args:
+        by_window: Counts of the facts of each window's answers; empty where nothing was asked.
+        num_asked: Questions asked.
+        num_abstained: Of these, answered that the fields do not hold it.
+        likelihood: Of the right words; None where not measured.
+    """
+
+    by_window: Sequence[Statistic]
+    num_asked: int
+    num_abstained: int
+    likelihood: TextLikelihood | None = None
+
+    @cached_property
+    def total(self) -> Statistic:
+        """Counts of all windows."""
+        return sum(self.by_window, Statistic())
+
+    @property
+    def score(self) -> Score:
+        """Metrics of all questions."""
+        return metrics(self.total)
 
 
 @dataclass(frozen=True)
@@ -57,57 +112,167 @@ class Grounding:
     """Counts of right and wrong facts under each condition.
 
     Args:
-        conditions: Condition or guesser → counts over the answerable questions.
-        abstention: Counts over the questions about what is withheld, with the true field.
-        num_windows: How many windows were asked about.
+        windows: The windows asked about.
+        outcomes: Condition, guesser or control → its counts, over the answerable questions.
+        withheld: Variable → (outcome of questions about it, of questions about others), while it is withheld.
+        abstention: Why there is no answer → questions asked, and how many were answered so.
+        polls: Strategy → figures of `count_poll`.
         samples: Answers with the true field.
     """
 
-    conditions: dict[str, Statistic]
-    abstention: Statistic
-    num_windows: int
-    samples: list[Sample] = field(default_factory=list)
+    windows: Sequence[Window]
+    outcomes: Mapping[str, Outcome]
+    withheld: Mapping[str, tuple[Outcome, Outcome]] = field(default_factory=dict)
+    abstention: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    polls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
 
     @property
     def prior(self) -> str:
         """Name of the best guesser."""
-        return max(GUESSERS, key=lambda name: metrics(self.conditions[name]).f1)
+        names = [name for name in GUESSERS if name in self.outcomes]
+        return max(names, key=lambda name: self.score(name).f1)
 
     def score(self, condition: str) -> Score:
         """Metrics of one condition."""
-        return metrics(self.conditions[condition])
+        return self.outcomes[condition].score
+
+    @cached_property
+    def _points(self) -> SamplePoints:
+        return SamplePoints.of_windows(self.windows)
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """Fact F1 of each condition with its interval."""
+        return {
+            name: interval(self._points, fact_counts(outcome.by_window), fact_f1)
+            for name, outcome in self.outcomes.items()
+            if outcome.total.total().referenced
+        }
+
+    @cached_property
+    def differences(self) -> dict[tuple[str, str], Difference]:
+        """Fact F1 of one condition less that of another, on the windows that both were asked about."""
+        return {
+            pair: self._difference(*pair) for pair in [*(check.name for check in CHECKS), *OTHER_DIFFERENCES]
+        }
+
+    def _difference(self, one: str, other: str) -> Difference:
+        pair = [self.outcomes.get(self.prior if name == "prior" else name) for name in (one, other)]
+        if any(outcome is None or not outcome.total.total().referenced for outcome in pair):
+            return Difference(None)
+        counts = [fact_counts(outcome.by_window) for outcome in pair if outcome is not None]
+        found = difference(self._points, counts[0], counts[1], fact_f1)
+        if not found.claimed or found.low is None or found.high is None:
+            return Difference(found.value)
+        return Difference(found.value, (found.low, found.high), found.p)
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """Whether the model is grounded, and the checks."""
+        return verdict(self.differences)
 
     def to_dict(self) -> dict[str, Any]:
         """Figures as JSON types; None where nothing was asked.
 
         Of ``fact_f1``, ``prior`` is the best of the guessers, and ``prior_guesser`` the one of that name.
         """
-        names = list(self.conditions)
-        f1 = {name: _number(self.score(name).f1) for name in names}
-        f1["prior_guesser"] = f1["prior"]
-        f1["prior"] = _number(self.score(self.prior).f1)
-        by_kind = {
-            f"{kind}/{variable}": {
-                name: _number(metrics(self.conditions[name].only(kind=kind, variable=variable)).f1)
-                for name in names
-            }
-            for (kind, variable), tally in sorted(self.conditions["true"].tallies.items())
-            if tally.referenced
-        }
+        names = {("prior_guesser" if name == "prior" else name): name for name in self.outcomes}
+        f1 = {shown: _number(self.score(name).f1) for shown, name in names.items()}
+        absent = [sum(counts) for counts in zip(*self.abstention.values(), strict=True)] or [0, 0]
+        true = self.outcomes["true"]
         return {
-            "fact_f1": f1,
+            "fact_f1": {name: f1.get(name) for name in LABELS} | f1 | {"prior": f1[_shown(self.prior)]},
             "best_guesser": self.prior,
-            "num_windows": self.num_windows,
+            "num_windows": len(self.windows),
             "num_questions": self.score("true").num_referenced,
-            "numeric_error": {name: dict(self.score(name).errors) for name in names},
-            "fact_f1_by_kind": by_kind,
-            # Whatever the mix of questions: every kind of every variable counts alike.
-            "fact_f1_mean_of_kinds": {name: _mean(row[name] for row in by_kind.values()) for name in names},
-            "invented_rate": _number(self.score("true").invented_rate),
-            "abstention": {
-                "num_questions": metrics(self.abstention).num_referenced,
-                "f1": _number(metrics(self.abstention).f1),
+            "conditions": {shown: self._condition(name) for shown, name in names.items()},
+            "withheld": {
+                variable: {
+                    "num_questions": about.num_asked,
+                    "abstained": _share(about.num_abstained, about.num_asked),
+                    "num_others": others.num_asked,
+                    "others_f1": _number(others.score.f1),
+                }
+                for variable, (about, others) in self.withheld.items()
             },
+            "abstention": {
+                "num_questions": absent[0],
+                "abstained": _share(absent[1], absent[0]),
+                "num_answerable": true.num_asked,
+                "false_abstentions": _share(true.num_abstained, true.num_asked),
+                "by_reason": {
+                    reason: {"num_questions": asked, "abstained": _share(right, asked)}
+                    for reason, (asked, right) in self.abstention.items()
+                },
+            },
+            "polling": {name: dict(poll) for name, poll in self.polls.items()},
+            "intervals": self._trust(),
+            "differences": {
+                f"{one} - {other}": {
+                    "difference": found.value,
+                    "interval": None if found.interval is None else list(found.interval),
+                    "p": found.p,
+                }
+                for (one, other), found in self.differences.items()
+            },
+            "verdict": self.verdict,
+        }
+
+    def _condition(self, name: str) -> dict[str, Any]:
+        outcome, score = self.outcomes[name], self.score(name)
+        found = self.intervals.get(name)
+        held = [(key, tally) for key, tally in sorted(outcome.total.tallies.items()) if tally.referenced]
+        likelihood = outcome.likelihood
+        return {
+            "label": LABELS.get(_shown(name), name),
+            "precision": _number(score.precision),
+            "recall": _number(score.recall),
+            "f1": _number(score.f1),
+            "interval": [found.low, found.high] if found is not None and found.claimed else None,
+            "num_questions": outcome.num_asked,
+            "token_loss": None if likelihood is None else likelihood.nats / likelihood.num_tokens,
+            "bits_per_byte": None
+            if likelihood is None
+            else likelihood.nats / math.log(2) / likelihood.num_bytes,
+            "token_accuracy": None if likelihood is None else likelihood.num_right / likelihood.num_tokens,
+            "invented_rate": _number(score.invented_rate),
+            "wrong_rate": _number(score.wrong_rate),
+            "abstained": _share(outcome.num_abstained, outcome.num_asked),
+            "by_kind": {
+                kind: _number(metrics(outcome.total.only(kind=kind)).f1)
+                for kind in dict.fromkeys(kind for (kind, _), _ in held)
+            },
+            "by_variable": {
+                variable: _number(metrics(outcome.total.only(variable=variable)).f1)
+                for variable in dict.fromkeys(variable for (_, variable), _ in held)
+            },
+            "by_kind_and_variable": {
+                f"{kind}/{variable}": _number(metrics(outcome.total.only(kind=kind, variable=variable)).f1)
+                for (kind, variable), _ in held
+            },
+            "num_by_kind_and_variable": {
+                f"{kind}/{variable}": tally.referenced for (kind, variable), tally in held
+            },
+            "numeric_error": dict(score.errors),
+            "mean_of_kinds": _mean(
+                metrics(outcome.total.only(kind=kind, variable=variable)).f1 for (kind, variable), _ in held
+            ),
+        }
+
+    def _trust(self) -> dict[str, Any]:
+        found = self.intervals["true"]
+        return {
+            "claimed": found.claimed,
+            "why": found.why,
+            "num_blocks": found.num_blocks,
+            "effective_blocks": found.effective_blocks,
+            "effective_in_time": found.effective_in_time,
+            "effective_in_space": found.effective_in_space,
+            "block_hours": _number(found.size.hours),
+            "block_kilometers": _number(found.size.kilometers),
+            "hours": _number(found.scales.hours),
+            "kilometers": _number(found.scales.kilometers),
         }
 
 
@@ -118,21 +283,28 @@ def evaluate_grounding(
     questions: Sequence[Question],
     *,
     history: int,
+    steps: Sequence[int] | None = None,
+    training: Iterable[Window] = (),
+    controls: Mapping[str, ReadsClimate] | None = None,
+    transcript: Callable[[str], Transcript] | None = None,
     seed: int = 0,
-    windows_per_batch: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str], Progress] | None = None,
 ) -> Grounding:
-    """Ask a model the same questions under the true field and under swapped values, beside the guessers.
+    """Ask a model the same questions under other fields, beside guessers, the oracle and controls.
 
     Args:
-        model: The model.
+        model: The model. One with `score` (`ScoresTexts`) is also asked how likely it holds the right words.
         store: Fields and splits, for the guessers.
         windows: Of the test times.
         questions: About them.
         history: Steps of a window.
-        seed: Of the swap.
-        windows_per_batch: Windows asked about at a time.
-        progress: Called with how many windows are done and how many there are.
+        steps: Valid times of the split, as steps of the store, for other times at the same place; None for none.
+        training: Windows of training, that tell which events are frequent.
+        controls: Name → a model that is asked with the true field only: text_only, place_only, regressor, ….
+        transcript: Makes the transcript of a model by name ("model", or that of a control), so that an evaluation
+            goes on where it was stopped; None keeps nothing.
+        seed: Of swaps and of questions made here.
+        progress: Given a stage, returns what is called with how many questions are done and how many there are.
 
     Raises:
         PairsError: No question asks for a fact.
@@ -145,76 +317,222 @@ def evaluate_grounding(
             received=f"{len(questions)} questions, none of them such",
             remedy="Raise test_windows or questions_per_window, or lower the shares of bulletins and abstentions.",
         )
-    absent = [question for question in questions if question.key[0] == "absent"]
-    swapped, donor = swap_values(windows, seed=seed)
-    exchanged = [question for question in answerable if donor[question.window] is not None]
-    total = 2 * len(windows)
+    kinds = sorted({question.key[0] for question in answerable})
+    memories = remember(store, windows, answerable, history=history)
+    views = make_views(windows, steps, store, memories, seed=seed)
+    hidden = _hide(windows, answerable)
+    unanswerable = [q for q in questions if q.key[0] == "absent"] + _unanswerable(windows, kinds, seed)
+    polls = make_polls(windows, training, seed=seed) if "event" in kinds else {}
+    polls = {strategy: poll for strategy, poll in polls.items() if poll}
 
-    def ask(views: Sequence[Window], asked: Sequence[Question], done: int) -> list[list[Fact]]:
-        texts = _ask(model, views, asked, windows_per_batch, lambda n: progress and progress(done + n, total))
-        said.extend(texts)
-        return [parse(text, question.prompt) for text, question in zip(texts, asked, strict=True)]
+    ask = _Interview(model, transcript("model") if transcript else Transcript())
+    for view in views.values():
+        ask.add(view, answerable)
+    for masked, about, others in hidden.values():
+        ask.add(masked, [*about, *others])
+    ask.add([*windows], unanswerable)
+    for poll in polls.values():
+        ask.add([*windows], poll)
+    ask.all(progress("questions") if progress else None)
 
-    said: list[str] = []
-    stated = ask(windows, [*answerable, *absent], 0)
+    outcomes = {
+        name: _count(
+            ask.stated(views[condition.view], answerable),
+            truths(views[condition.view] if condition.against_shown else windows, answerable),
+            answerable,
+            views[condition.view],
+        )
+        for name, condition in CONDITIONS.items()
+    }
+    if isinstance(model, ScoresTexts):
+        scored = {
+            name: _worded(answerable, windows, views[condition.view], condition.against_shown)
+            for name, condition in CONDITIONS.items()
+        }
+        likelihoods = ask.likelihoods(scored, progress("right words") if progress else None)
+        outcomes = {
+            name: replace(outcome, likelihood=likelihoods[name]) for name, outcome in outcomes.items()
+        }
     real = truths(windows, answerable)
-    conditions = {"true": _count(stated[: len(answerable)], real)}
-    samples = [
-        Sample(question.prompt, text, truth, _is_right(facts, truth), windows[question.window])
-        for question, text, facts, truth in zip(answerable, said, stated, real, strict=False)
-        if truth is not None
-    ]
-    under_swap = ask(swapped, exchanged, len(windows))
-    conditions["shuffled"] = _count(under_swap, truths(windows, exchanged))
-    conditions["shown"] = _count(under_swap, truths(swapped, exchanged))
-    for name, answers in guesses(store, windows, answerable, history=history).items():
-        conditions[name] = _count([[fact] if fact else [] for fact in answers], real)
+    for name, answers in guesses(memories, windows, answerable).items():
+        outcomes[name] = _count([[fact] if fact else [] for fact in answers], real, answerable, windows)
+    for name, control in {"oracle": Oracle(), **(controls or {})}.items():
+        other = _Interview(control, transcript(name) if transcript and name != "oracle" else Transcript())
+        other.add([*windows], answerable)
+        other.all(progress(f"questions, {name}") if progress else None)
+        outcomes[name] = _count(other.stated([*windows], answerable), real, answerable, windows)
+
     return Grounding(
-        conditions=conditions,
-        abstention=_count(stated[len(answerable) :], truths(windows, absent)),
-        num_windows=len(windows),
-        samples=samples,
+        windows=windows,
+        outcomes=outcomes,
+        withheld={
+            variable: (
+                _count(ask.stated(masked, about), [None] * len(about), about, masked),
+                _count(ask.stated(masked, others), truths(masked, others), others, masked),
+            )
+            for variable, (masked, about, others) in hidden.items()
+        },
+        abstention=_abstentions(ask.stated([*windows], unanswerable), unanswerable, windows),
+        polls={
+            strategy: count_poll(ask.stated([*windows], poll), truths(windows, poll))
+            for strategy, poll in polls.items()
+        },
+        samples=[
+            Sample(
+                question,
+                text,
+                truth,
+                _is_right(parse(text, question.prompt), truth),
+                windows[question.window],
+            )
+            for question, text, truth in zip(answerable, ask.texts([*windows], answerable), real, strict=True)
+            if truth is not None
+        ],
     )
 
 
-def _ask(
-    model: ReadsClimate,
-    windows: Sequence[Window],
-    questions: Sequence[Question],
-    windows_per_batch: int,
-    progress: Callable[[int], Any],
-) -> list[str]:
-    """Answers in the order of the questions, asked window by window."""
-    order = sorted(range(len(questions)), key=lambda number: questions[number].window)
-    texts: dict[int, str] = {}
-    for first in range(0, len(windows), windows_per_batch):
-        part = [n for n in order if first <= questions[n].window < first + windows_per_batch]
-        if part:
-            asked = [questions[number] for number in part]
-            views, index = shown(windows, asked)
-            answers = model.answer(views, [question.prompt for question in asked], index=index)
-            texts.update(zip(part, answers, strict=True))
-        progress(min(first + windows_per_batch, len(windows)))
-    return [texts[number] for number in range(len(questions))]
+class _Interview:
+    """All questions to one model, asked together: what is asked twice is asked once."""
+
+    def __init__(self, model: ReadsClimate, transcript: Transcript) -> None:
+        self._model = model
+        self._transcript = transcript
+        self._asks: list[Ask] = []
+        self._hidden: dict[tuple[int, tuple[str, ...]], Window] = {}
+
+    def add(self, view: View, questions: Sequence[Question]) -> None:
+        """Have questions asked about the windows of a view."""
+        self._asks += self._of(view, questions)
+
+    def all(self, progress: Progress | None) -> None:
+        """Ask."""
+        self._transcript.answers(self._model, self._asks, batch=BATCH, progress=progress)
+
+    def texts(self, view: View, questions: Sequence[Question]) -> list[str]:
+        """What was answered; "" where the view had nothing to show."""
+        asks = self._of(view, questions)
+        answers = iter(self._transcript.answers(self._model, asks, batch=BATCH))
+        return ["" if view[question.window] is None else next(answers) for question in questions]
+
+    def stated(self, view: View, questions: Sequence[Question]) -> Stated:
+        """The facts in the answers."""
+        return [
+            parse(text, question.prompt)
+            for text, question in zip(self.texts(view, questions), questions, strict=True)
+        ]
+
+    def likelihoods(
+        self, scored: Mapping[str, Sequence[Ask]], progress: Progress | None
+    ) -> dict[str, TextLikelihood | None]:
+        """Of the right words of each condition; None where there are none."""
+        model = self._model
+        assert isinstance(model, ScoresTexts)  # the caller has looked
+        flat = [ask for asks in scored.values() for ask in asks]
+        found = iter(self._transcript.likelihoods(model, flat, batch=BATCH, progress=progress))
+        sums = {name: sum((next(found) for _ in asks), TextLikelihood()) for name, asks in scored.items()}
+        return {name: total if total.num_tokens else None for name, total in sums.items()}
+
+    def _of(self, view: View, questions: Sequence[Question]) -> list[Ask]:
+        asks = []
+        for question in questions:
+            window = view[question.window]
+            if window is not None:
+                asks.append(Ask(self._without(window, question.withheld), question.prompt))
+        return asks
+
+    def _without(self, window: Window, withheld: tuple[str, ...]) -> Window:
+        """One object for each window and what it lacks: a model encodes it once."""
+        if not withheld:
+            return window
+        return self._hidden.setdefault((id(window), withheld), withhold(window, withheld))
 
 
-def _count(stated: Sequence[Sequence[Fact]], real: Sequence[Fact | None]) -> Statistic:
-    """Counts over questions; a question that the fields have no answer to any more is left out."""
-    return sum(
-        (statistic(facts, [truth]) for facts, truth in zip(stated, real, strict=True) if truth is not None),
-        Statistic(),
+def _hide(
+    windows: Sequence[Window], questions: Sequence[Question]
+) -> dict[str, tuple[View, list[Question], list[Question]]]:
+    """Windows without one variable at a time, questions about what they lack, and about what they do not."""
+    hidden = {}
+    for variable in dict.fromkeys(question.key[1] for question in questions):
+        view: View = [withhold(window, sources(variable)) for window in windows]
+        told = truths(view, questions)
+        about = [question for question, fact in zip(questions, told, strict=True) if fact is None]
+        others = [question for question, fact in zip(questions, told, strict=True) if fact is not None]
+        some = np.linspace(0, len(others) - 1, min(OTHERS, len(others))).round().astype(int)
+        hidden[variable] = view, about, [others[index] for index in some.tolist()]
+    return hidden
+
+
+def _unanswerable(windows: Sequence[Window], kinds: Sequence[str], seed: int) -> list[Question]:
+    """Questions about what is withheld, masked or never there, worded as any other."""
+    pairs = describe(
+        enumerate(windows), seed=seed, kinds=kinds, questions_per_window=UNANSWERABLE, abstentions=1.0
     )
+    groups: list[list[Any]] = [[] for _ in windows]
+    for pair in pairs:
+        groups[pair.sample].append(pair)
+    return [question for question in questions_of(groups) if question.key[0] == "absent"]
 
 
-def _number(value: float) -> float | None:
-    """A figure for JSON, which has no NaN."""
-    return None if math.isnan(value) else value
+def _abstentions(
+    stated: Stated, questions: Sequence[Question], windows: Sequence[Window]
+) -> dict[str, tuple[int, int]]:
+    counts = {"withheld": (0, 0), "unseen": (0, 0), "masked": (0, 0)}
+    for facts, question in zip(stated, questions, strict=True):
+        everything = set(question.withheld) >= set(windows[question.window].variables)
+        reason = "unseen" if not question.withheld else "masked" if everything else "withheld"
+        asked, right = counts[reason]
+        counts[reason] = asked + 1, right + _abstains(facts)
+    return {reason: count for reason, count in counts.items() if count[0]}
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _worded(
+    questions: Sequence[Question], windows: Sequence[Window], view: View, against_shown: bool
+) -> list[Ask]:
+    """Each question with the right words: those of its pair, or of the field shown."""
+    asks = []
+    for question, fact in zip(questions, truths(view, questions), strict=True):
+        window = view[question.window]
+        answer = (answer_to(question.prompt, fact) if fact else None) if against_shown else question.answer
+        if window is not None and answer:
+            asks.append(Ask(window, question.prompt, answer))
+    return asks
+
+
+def _count(
+    stated: Stated, real: Sequence[Fact | None], questions: Sequence[Question], view: Sequence[Window | None]
+) -> Outcome:
+    """Counts by window; a question that has no answer, or was not asked, is left out."""
+    by_window = [Statistic()] * len(view)
+    for facts, truth, question in zip(stated, real, questions, strict=True):
+        if truth is not None and view[question.window] is not None:
+            by_window[question.window] += statistic(facts, [truth])
+    asked = [
+        facts for facts, question in zip(stated, questions, strict=True) if view[question.window] is not None
+    ]
+    return Outcome(by_window, len(asked), sum(map(_abstains, asked)))
+
+
+def _abstains(facts: Sequence[Fact]) -> bool:
+    return any(fact.kind == "absent" for fact in facts)
 
 
 def _is_right(stated: Sequence[Fact], truth: Fact) -> bool:
     return statistic(stated, [truth]).total().recalled == 1
+
+
+def _shown(name: str) -> str:
+    return "prior_guesser" if name == "prior" else name
+
+
+def _number(value: float) -> float | None:
+    """A figure for JSON, which has no NaN nor infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else None

@@ -26,7 +26,7 @@ from climafuse.facts.kinds import (
     spoken,
 )
 from climafuse.facts.parse import asked, parse
-from climafuse.facts.phrasing import Wording, abstention, bulletin, overview, question_answer
+from climafuse.facts.phrasing import Wording, abstention, answer_to, bulletin, overview, question_answer
 from climafuse.facts.register import register_event, register_kind, register_variable
 from climafuse.facts.score import Score, Statistic, Tally, metrics, score, statistic
 
@@ -46,6 +46,7 @@ __all__ = [
     "Wording",
     "abstention",
     "agrees",
+    "answer_to",
     "asked",
     "bulletin",
     "check_facts",

@@ -259,6 +259,26 @@ def phrase(fact: Fact, wording: Wording) -> tuple[str, str]:
     return _sentence(wording.question, fact), _sentence(template, fact)
 
 
+def answer_to(prompt: str, fact: Fact) -> str | None:
+    """The answer that a question calls for, in the wording that goes with it.
+
+    Args:
+        prompt: A question in one of our wordings, with nothing around it.
+        fact: Extracted or spoken; of the kind "absent" where the fields do not hold what is asked for.
+
+    Returns:
+        The answer; None if the prompt does not ask for this fact.
+    """
+    if fact.kind == "absent":
+        for question in askable(fact.variable):
+            for index in _suitable(question):
+                if _sentence(WORDINGS[question.kind][index].question, question) == prompt:
+                    return _sentence(ABSENCES[index % len(ABSENCES)], fact)
+        return None
+    answers = (phrase(fact, wording) for wording in _wordings(fact))
+    return next((answer for question, answer in answers if question == prompt), None)
+
+
 def bulletin(facts: Sequence[Fact], rng: np.random.Generator) -> tuple[str, str]:
     """Several facts in one text, in an order that the prompt states.
 

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from climafuse.data.window import Box
-from climafuse.evaluation import GUESSERS, Question, baselines, guesses
+from climafuse.evaluation import GUESSERS, Question, baselines, remember
+from climafuse.evaluation import guesses as recall
 from tests.evaluation.stores import changed, make_store, random_store
 from tests.facts.windows import KELVIN
 
 BOX = Box(2.5, 22.5, 5, 5)  # rows 0 to 4, columns 20 to 24
+
+
+def guesses(store, windows, questions, *, history):
+    return recall(remember(store, windows, questions, history=history), windows, questions)
 
 
 def _guess(store, key, *, history=1, box=BOX, step=11):

@@ -1,0 +1,201 @@
+"""Asking a model, and keeping what it said: an evaluation that was stopped goes on where it was.
+
+A model is any object with `answer`: windows and prompts in, texts out. One with `score`, too, tells how likely it
+holds given texts. Answers are taken for a pure function of fields and prompt, so they are kept by the content of both:
+what two conditions ask alike is asked once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from climafuse.data.window import Window
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+
+
+class ReadsClimate(Protocol):
+    """Any model that answers prompts about windows: fields and prompt in, text out."""
+
+    def answer(
+        self, windows: Sequence[Window], prompts: Sequence[str], *, index: Sequence[int] | None = None
+    ) -> list[str]:
+        """Answer N prompts, each about the window that `index` tells."""
+        ...
+
+
+class Likelihood(Protocol):
+    """How likely a model held each token of a text; see `climafuse.model.TokenScores`."""
+
+    log_probabilities: np.ndarray
+    right: np.ndarray
+    num_bytes: int
+
+
+@runtime_checkable
+class ScoresTexts(Protocol):
+    """A model that tells how likely it holds answers."""
+
+    def score(
+        self,
+        windows: Sequence[Window],
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        index: Sequence[int] | None = None,
+    ) -> Sequence[Likelihood]:
+        """Score N answers to N prompts, each about the window that `index` tells."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question about one window.
+
+    Args:
+        window: What is shown.
+        prompt: What is asked.
+        answer: The right words, whose likelihood is wanted; "" where they are not.
+    """
+
+    window: Window
+    prompt: str
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class TextLikelihood:
+    """Likelihood of texts; they add up.
+
+    Args:
+        nats: Sum of -log p over the tokens.
+        num_tokens: Tokens.
+        num_right: Tokens that the model held most likely of all.
+        num_bytes: Bytes of the texts.
+    """
+
+    nats: float = 0.0
+    num_tokens: int = 0
+    num_right: int = 0
+    num_bytes: int = 0
+
+    def __add__(self, other: TextLikelihood) -> TextLikelihood:
+        return TextLikelihood(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+class Transcript:
+    """What a model said, written to a file as it comes.
+
+    Args:
+        path: A file of lines of JSON; None keeps all in memory. Lines of another evaluation are dropped.
+        identity: What the answers depend on beside fields and prompt: the weights, the longest answer, ….
+    """
+
+    def __init__(self, path: str | Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
+        self._path = None if path is None else Path(path)
+        self._known: dict[str, Any] = {}
+        head = json.dumps({"identity": dict(identity or {})}, sort_keys=True)
+        if self._path is not None:
+            lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []
+            if lines and lines[0].decode(errors="replace") == head:
+                # The last line may have been cut off in the midst; it has no end and is not among these.
+                self._known = dict(json.loads(line) for line in lines[1:])
+                whole = sum(len(line) + 1 for line in lines)
+                with self._path.open("r+b") as file:
+                    file.truncate(whole)
+            else:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.write_text(head + "\n", encoding="utf-8")
+
+    def answers(
+        self, model: ReadsClimate, asks: Sequence[Ask], *, batch: int, progress: Progress | None = None
+    ) -> list[str]:
+        """Answer questions, those that were answered before from the transcript."""
+
+        def say(part: Sequence[Ask]) -> list[str]:
+            windows, index = _distinct([ask.window for ask in part], key=id)
+            return model.answer(windows, [ask.prompt for ask in part], index=index)
+
+        keys = [_key("answer", ask.window, ask.prompt) for ask in asks]
+        return self._fill(keys, asks, say, batch, progress)
+
+    def likelihoods(
+        self, model: ScoresTexts, asks: Sequence[Ask], *, batch: int, progress: Progress | None = None
+    ) -> list[TextLikelihood]:
+        """Likelihood of the right words of each question."""
+
+        def score(part: Sequence[Ask]) -> list[tuple[Any, ...]]:
+            windows, index = _distinct([ask.window for ask in part], key=id)
+            scores = model.score(
+                windows, [ask.prompt for ask in part], [ask.answer for ask in part], index=index
+            )
+            return [
+                (-float(s.log_probabilities.sum()), len(s.right), int(s.right.sum()), s.num_bytes)
+                for s in scores
+            ]
+
+        keys = [_key("score", ask.window, ask.prompt, ask.answer) for ask in asks]
+        return [TextLikelihood(*entry) for entry in self._fill(keys, asks, score, batch, progress)]
+
+    def _fill(
+        self,
+        keys: Sequence[str],
+        asks: Sequence[Ask],
+        compute: Callable[[Sequence[Ask]], Sequence[Any]],
+        batch: int,
+        progress: Progress | None,
+    ) -> list[Any]:
+        missing = {key: ask for key, ask in zip(keys, asks, strict=True) if key not in self._known}
+        # Alike prompts side by side: a model can share the work.
+        order = sorted(missing, key=lambda key: (missing[key].prompt, missing[key].answer))
+        done = len(set(keys)) - len(missing)
+        total = done + len(missing)
+        if progress is not None:
+            progress(done, total)
+        for first in range(0, len(order), batch):
+            part = order[first : first + batch]
+            found = compute([missing[key] for key in part])
+            self._keep(dict(zip(part, found, strict=True)))
+            done += len(part)
+            if progress is not None:
+                progress(done, total)
+        return [self._known[key] for key in keys]
+
+    def _keep(self, entries: Mapping[str, Any]) -> None:
+        self._known.update(entries)
+        if self._path is not None:
+            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries.items())
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(lines)
+
+
+def _key(what: str, window: Window, *texts: str) -> str:
+    digest = hashlib.sha256(what.encode())
+    for array in (window.fields, window.latitude, window.longitude, window.time):
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(
+            np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array).encode()
+        )
+    digest.update(repr((window.variables, texts)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _distinct(items: Sequence[T], *, key: Callable[[T], Hashable]) -> tuple[list[T], list[int]]:
+    """Each item once, and for each of the given ones its number among them."""
+    numbers: dict[Hashable, int] = {}
+    distinct: list[T] = []
+    index = []
+    for item in items:
+        if key(item) not in numbers:
+            numbers[key(item)] = len(distinct)
+            distinct.append(item)
+        index.append(numbers[key(item)])
+    return distinct, index

@@ -1,0 +1,129 @@
+"""The transcript: what was said is kept by the content of what was asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from climafuse.evaluation import Ask, TextLikelihood, Transcript
+from tests.facts.windows import window
+
+
+def field(value):
+    return window({"t2m": np.full((2, 2), float(value))}, [0, 1], [5, 6])
+
+
+class Echo:
+    """Says the prompt and the first value; counts what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def answer(self, windows, prompts, *, index=None):
+        self.asked += [
+            (prompt, float(windows[i].fields.flat[0])) for prompt, i in zip(prompts, index, strict=True)
+        ]
+        return [f"{prompt} {windows[i].fields.flat[0]:g}" for prompt, i in zip(prompts, index, strict=True)]
+
+    def score(self, windows, prompts, answers, *, index=None):
+        self.asked += list(answers)
+        return [
+            SimpleNamespace(
+                log_probabilities=np.full(3, -0.5), right=np.array([True, True, False]), num_bytes=len(a)
+            )
+            for a in answers
+        ]
+
+
+ASKS = [Ask(field(1), "b"), Ask(field(2), "a"), Ask(field(1), "b"), Ask(field(1), "a")]
+SAID = ["b 1", "a 2", "b 1", "a 1"]
+
+
+def test_answers_come_in_the_order_of_the_asks_and_what_is_alike_is_asked_once():
+    model = Echo()
+    assert Transcript().answers(model, ASKS, batch=10) == SAID
+    assert sorted(model.asked) == [("a", 1), ("a", 2), ("b", 1)]
+    assert [prompt for prompt, _ in model.asked] == ["a", "a", "b"]  # alike prompts side by side
+
+
+@pytest.mark.parametrize("batch", [1, 2, 100])
+def test_a_file_remembers(tmp_path, batch):
+    path = tmp_path / "new" / "model.jsonl"
+    Transcript(path, {"weights": 1}).answers(Echo(), ASKS[:2], batch=batch)
+    model = Echo()
+    assert Transcript(path, {"weights": 1}).answers(model, ASKS, batch=batch) == SAID
+    assert model.asked == [("a", 1)]
+    again = Echo()
+    assert Transcript(path, {"weights": 1}).answers(again, ASKS, batch=batch) == SAID
+    assert not again.asked
+
+
+def test_of_another_model_nothing_is_remembered(tmp_path):
+    path = tmp_path / "model.jsonl"
+    Transcript(path, {"weights": 1}).answers(Echo(), ASKS, batch=9)
+    model = Echo()
+    assert Transcript(path, {"weights": 2}).answers(model, ASKS, batch=9) == SAID
+    assert len(model.asked) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_line_that_was_cut_off_is_asked_anew(tmp_path, cut):
+    path = tmp_path / "model.jsonl"
+    Transcript(path, {}).answers(Echo(), ASKS, batch=9)
+    path.write_bytes(path.read_bytes()[:-cut])
+    model = Echo()
+    assert Transcript(path, {}).answers(model, ASKS, batch=9) == SAID
+    assert len(model.asked) == 1
+    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    again = Echo()
+    Transcript(path, {}).answers(again, ASKS, batch=9)
+    assert not again.asked
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fields": np.full((1, 1, 2, 2), 1.5, np.float32)},
+        {"latitude": np.array([0.0, 2.0])},
+        {"longitude": np.array([5.0, 7.0])},
+        {"time": np.array(["2020-01-01"], "datetime64[s]")},
+        {"variables": ("d2m",)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_part_of_a_window_counts(change):
+    transcript, model = Transcript(), Echo()
+    other = dataclasses.replace(field(1), **change)
+    transcript.answers(model, [Ask(field(1), "a"), Ask(other, "a")], batch=9)
+    assert len(model.asked) == 2
+
+
+def test_missing_values_are_alike():
+    model = Echo()
+    Transcript().answers(model, [Ask(field(np.nan), "a"), Ask(field(np.nan), "a")], batch=9)
+    assert len(model.asked) == 1
+
+
+def test_likelihoods_add_up(tmp_path):
+    asks = [Ask(field(1), "a", "yes"), Ask(field(1), "a", "never")]
+    transcript = Transcript(tmp_path / "t.jsonl", {})
+    model = Echo()
+    transcript.answers(model, asks, batch=9)  # an answer is no score
+    found = transcript.likelihoods(model, asks, batch=9)
+    assert sum(found, TextLikelihood()) == TextLikelihood(3.0, 6, 4, 8)
+    again = Echo()
+    assert Transcript(tmp_path / "t.jsonl", {}).likelihoods(again, asks, batch=9) == found
+    assert not again.asked
+
+
+def test_progress_counts_what_was_said_before(tmp_path):
+    told = []
+    Transcript(tmp_path / "t.jsonl", {}).answers(Echo(), ASKS[:1], batch=1)
+    Transcript(tmp_path / "t.jsonl", {}).answers(
+        Echo(), ASKS, batch=1, progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
