@@ -8,7 +8,7 @@ they may have.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,38 @@ _OPTIONS: dict[str, _Check] = {
     "no_repeat_ngram_size": _whole(0, _LONGEST),
 }
 _NOTES = ("transformers_version", "_from_model_config")  # what transformers writes besides options
+
+# Options that greedy search does not look at, or that say where it ends; and the values under which others do nothing.
+_IDLE = {
+    "bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "do_sample", "use_cache",
+    "early_stopping", "length_penalty", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff",
+    "eta_cutoff", "transformers_version",
+}  # fmt: skip
+_NEUTRAL = {
+    "num_beams": 1, "min_length": 0, "min_new_tokens": 0, "repetition_penalty": 1, "no_repeat_ngram_size": 0,
+}  # fmt: skip
+
+
+def is_plain_greedy(config: GenerationConfig) -> bool:
+    """Whether generation without sampling says the most likely token, one by one, and nothing else decides.
+
+    Args:
+        config: Options of a model, those that were set from Python included.
+    """
+    return all(
+        name.startswith("_")
+        or name in _IDLE
+        or value is None
+        or value is False
+        or (name in _NEUTRAL and value == _NEUTRAL[name])
+        for name, value in config.to_diff_dict().items()  # what is not at its default
+    )
+
+
+def end_tokens(config: GenerationConfig) -> list[int]:
+    """Tokens that end a text; none where it ends at its longest."""
+    ends = config.eos_token_id
+    return [] if ends is None else list(ends) if isinstance(ends, Sequence) else [int(ends)]
 
 
 def own_options(config: GenerationConfig | None, vocabulary: int) -> GenerationConfig:

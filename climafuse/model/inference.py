@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,15 +17,23 @@ from climafuse.data.anomalies import rebase_as
 from climafuse.data.places import Place, find_place
 from climafuse.data.sources import open_climate
 from climafuse.data.window import Box, Grid, Window, select_window
-from climafuse.errors import MissingValuesError, UsageError
+from climafuse.errors import MissingValuesError, ModelInputError, UsageError
 from climafuse.facts.phrasing import overview_questions
 from climafuse.fusion import CrossAttentionFusion
 from climafuse.model.configuration import ClimateTextConfig
+from climafuse.model.greedy import decodes_greedily, generated_words, greedy_words
 from climafuse.model.modeling import ClimateTextForCausalLM
 from climafuse.model.objective import IGNORED
-from climafuse.model.processing import ClimateTextProcessor
+from climafuse.model.processing import ClimateTextProcessor, check_texts
+from climafuse.model.reuse import Tokens
+from climafuse.model.rows import check_rows, stack_rows
+from climafuse.model.scoring import TokenScores, token_scores
 
 MUCH_LARGER = 1.5  # than a box of training
+_WINDOWS = 32  # encoded together
+_TOKENS = 2**28  # bytes of climate tokens in memory; what fusions make of them for some is a few times larger
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,25 +51,159 @@ class Reader:
     max_new_tokens: int = 64
 
     def answer(
-        self, windows: Sequence[Window], prompts: Sequence[str], *, index: Sequence[int] | None = None
+        self,
+        windows: Sequence[Window],
+        prompts: Sequence[str],
+        *,
+        index: Sequence[int] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> list[str]:
         """Answer prompts about windows, greedily.
+
+        However many there are, a few at a time are in memory. Each window is encoded once, and what is the same
+        for several answers is computed once: the more are asked together, the faster each is.
 
         Args:
             windows: B windows.
             prompts: N prompts.
             index: Which window each prompt is about; None where prompt n is about window n.
+            progress: Called with how many answers are there and how many there will be, alike ones once.
 
         Returns:
             N answers.
+
+        Raises:
+            ModelInputError: Windows and prompts do not fit together, or a prompt is too long.
         """
-        batch = self._on_device(self.processor(windows, prompts, climate_index=index))
+        check_texts(prompts=prompts)
+        if not prompts:
+            return []
+        of = self._windows_of(len(prompts), len(windows), index)
+        asked = [
+            (window, self.processor.encode(prompt, None)[0])
+            for window, prompt in zip(of, prompts, strict=True)
+        ]
+        self._check_length(text for _, text in asked)
+        said: dict[tuple[int, Tokens], list[int]] = {}
+        total = len(set(asked))
+        decode = greedy_words if decodes_greedily(self.model) else generated_words
+        for pairs, climate, rows in self._encoded(windows, asked):
+            words = decode(
+                self.model,
+                [text for _, text in pairs],
+                climate,
+                rows,
+                max_new_tokens=self.max_new_tokens,
+                progress=_from(len(said), total, progress),
+            )
+            said.update(zip(pairs, words, strict=True))
+        texts = dict(zip(said, self.processor.texts_of(list(said.values())), strict=True))
+        return [texts[pair] for pair in asked]
+
+    def score(
+        self,
+        windows: Sequence[Window],
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        index: Sequence[int] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> list[TokenScores]:
+        """Tell how likely the model finds given answers, token by token, each after the true ones before it.
+
+        Args:
+            windows: B windows.
+            prompts: N prompts.
+            answers: N answers.
+            index: Which window each prompt is about; None where prompt n is about window n.
+            progress: Called with how many answers are scored and how many there are, alike ones once.
+
+        Returns:
+            N scores.
+
+        Raises:
+            ModelInputError: Windows, prompts and answers do not fit together, or a text is too long.
+        """
+        check_texts(prompts=prompts, answers=answers)
+        if len(answers) != len(prompts):
+            raise ModelInputError(
+                "answers",
+                expected=f"one for each of {len(prompts)} prompts",
+                received=len(answers),
+                remedy="Give lists of equal length.",
+            )
+        if not prompts:
+            return []
+        of = self._windows_of(len(prompts), len(windows), index)
+        texts = [self.processor.encode(*pair) for pair in zip(prompts, answers, strict=True)]
+        self._check_length(text for text, _ in texts)
+        asked = list(zip(of, texts, strict=True))
+        found: dict[tuple[int, tuple[Tokens, int]], tuple[np.ndarray, np.ndarray]] = {}
+        total = len(set(asked))
+        for pairs, climate, rows in self._encoded(windows, asked):
+            scores = token_scores(
+                self.model,
+                [text for _, text in pairs],
+                climate,
+                rows,
+                progress=_from(len(found), total, progress),
+            )
+            found.update(zip(pairs, scores, strict=True))
+        return [
+            TokenScores(*found[pair], num_bytes=len(answer.encode()))
+            for pair, answer in zip(asked, answers, strict=True)
+        ]
+
+    def _windows_of(self, num_texts: int, num_windows: int, index: Sequence[int] | None) -> list[int]:
+        """Number of the window of each of one text or more."""
+        given = None if index is None else torch.as_tensor(index)
+        check_rows(num_texts, num_windows, given)
+        return list(range(num_texts)) if given is None else cast("list[int]", given.tolist())
+
+    def _check_length(self, texts: Iterable[Tokens]) -> None:
+        self.model.check_length(max(map(len, texts)))
+
+    @torch.no_grad()
+    def _encoded(
+        self, windows: Sequence[Window], asked: Sequence[tuple[int, T]]
+    ) -> Iterator[tuple[list[tuple[int, T]], ClimateTokens, list[int]]]:
+        """Encode windows, as many as fit in memory.
+
+        Args:
+            windows: B windows.
+            asked: Numbers of windows, with what is asked about each.
+
+        Yields:
+            Some of what is asked, each once; climate tokens; the row of climate tokens of each that is asked.
+        """
         self.model.eval()
-        generated = self.model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=False)
-        return self.processor.decode_answers(generated, batch["input_ids"].shape[1])
+        about: dict[int, dict[tuple[int, T], None]] = {}
+        for pair in asked:
+            about.setdefault(pair[0], {})[pair] = None
+        # Windows of one size side by side: the others of a batch are padded to the largest.
+        order = sorted(about, key=lambda number: windows[number].fields.shape)
+        held: list[int] = []
+        parts: list[ClimateTokens] = []
+        for first in range(0, len(order), _WINDOWS):
+            numbers = order[first : first + _WINDOWS]
+            fields = self._on_device(self.processor([windows[number] for number in numbers]))
+            parts.append(self.model.encode_climate(**fields))
+            held += numbers
+            if first + _WINDOWS >= len(order) or sum(part.states.nbytes for part in parts) > _TOKENS:
+                pairs = [pair for number in held for pair in about[number]]
+                row = {number: row for row, number in enumerate(held)}
+                yield pairs, stack_rows(parts), [row[number] for number, _ in pairs]
+                held, parts = [], []
 
     def _on_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.model.backbone.device) for name, tensor in batch.items()}
+
+
+def _from(
+    done: int, total: int, progress: Callable[[int, int], object] | None
+) -> Callable[[int], object] | None:
+    """Progress of a part, told as that of the whole."""
+    return None if progress is None else lambda number: progress(done + number, total)
 
 
 @dataclass(frozen=True)

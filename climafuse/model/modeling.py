@@ -502,8 +502,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         sampled = self.sampled_vocabulary if self.training else None
         tokens = None if sampled is None else sampled.draw().to(input_ids.device)
         with contextlib.nullcontext() if tokens is None else narrowed(self.backbone, tokens):
-            logits = self._labeled_logits(
-                input_ids, attention_mask, positions, climate, climate_index, kwargs
+            logits = self.labeled_logits(
+                input_ids, attention_mask, positions, climate, climate_index, **kwargs
             )
         total = cross_entropy(logits, targets) if sampled is None else sampled.loss(logits, targets)
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
@@ -528,16 +528,31 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 remedy="Shorten prompts and texts, or take a backbone that reads longer ones.",
             )
 
-    def _labeled_logits(
+    def labeled_logits(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         positions: Tensor,
         climate: ClimateTokens,
-        climate_index: Tensor | None,
-        kwargs: dict[str, Any],
+        climate_index: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """Logits [P, V] at the labeled positions; below `prefix_site` there is no graph, or nothing runs."""
+        """Compute logits at some positions; below `prefix_site` there is no graph, or nothing runs.
+
+        Args:
+            input_ids: [N, S].
+            attention_mask: [N, S].
+            positions: [N, S] bool, P of them true.
+            climate: B windows.
+            climate_index: As of `forward`.
+            **kwargs: As of `forward`.
+
+        Returns:
+            [P, V], in row-major order.
+
+        Raises:
+            ModelInputError: States are stored, and the texts are not whole ones.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         first = self.prefix_site

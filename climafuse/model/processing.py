@@ -174,15 +174,14 @@ class ClimateTextProcessor(ProcessorMixin):
 
     def decode_answers(self, generated: torch.Tensor, prompt_length: int) -> list[str]:
         """Text of what was generated after the prompts; generated [N, S + new]."""
-        texts = self.tokenizer.batch_decode(generated[:, prompt_length:], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return self.texts_of(generated[:, prompt_length:].tolist())
+
+    def texts_of(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """Text of the tokens of answers, without those that only end or pad it."""
+        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def _texts(self, prompts: Sequence[str], answers: Sequence[str] | None) -> dict[str, torch.Tensor]:
-        for name, texts in (("prompts", prompts), ("answers", answers or ())):
-            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-                raise ModelInputError(
-                    name, expected="a list of texts", received=repr(texts)[:80], remedy="Give a list of str."
-                )
+        check_texts(prompts=prompts, answers=answers or ())
         given: Sequence[str | None] = [None] * len(prompts) if answers is None else answers
         encoded = [self.encode(prompt, answer) for prompt, answer in zip(prompts, given, strict=True)]
         longest = max(len(tokens) for tokens, _ in encoded)
@@ -197,6 +196,22 @@ class ClimateTextProcessor(ProcessorMixin):
             labels[row, length : len(tokens)] = ids[row, length : len(tokens)]
         batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         return {**batch, "labels": torch.from_numpy(labels)} if answers is not None else batch
+
+
+def check_texts(**given: Sequence[str]) -> None:
+    """Refuse what is no list of texts, such as a single one.
+
+    Args:
+        **given: Lists by their names.
+
+    Raises:
+        ModelInputError: One is something else.
+    """
+    for name, texts in given.items():
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ModelInputError(
+                name, expected="a list of texts", received=repr(texts)[:80], remedy="Give a list of str."
+            )
 
 
 def _encode(

@@ -54,13 +54,7 @@ class PrefixStore:
                 received=f"{site!r}, above weights that are trained",
                 remedy="Make it with PrefixStore(model.backbone, model.prefix_site).",
             )
-        # Embeddings are not worth sharing. What a recurrent model has read cannot be repeated for several texts, and a
-        # model that knows no cache would read each rest as if nothing stood before it.
-        self._shares = (
-            len(below) > 0
-            and not backbone._is_stateful
-            and "past_key_values" in inspect.signature(backbone.forward).parameters
-        )
+        self._shares = len(below) > 0 and shares_beginnings(backbone)  # embeddings are not worth sharing
         # Text -> states of its beginning, which other texts share, and of its rest.
         self._states: dict[Tokens, tuple[Tensor, Tensor]] = {}
 
@@ -141,6 +135,18 @@ class PrefixStore:
         for text, rest, row in zip(texts, rests, states, strict=True):
             own = row[: len(rest)].clone()
             self._states[text] = (own[:0] if beginning is None else beginning, own)
+
+
+def shares_beginnings(backbone: PreTrainedModel) -> bool:
+    """Whether several texts can go on from what a backbone has made of their common beginning.
+
+    What a recurrent model has read cannot be repeated for several texts, and a model that knows no cache would read
+    each rest as if nothing stood before it.
+
+    Args:
+        backbone: A causal language model.
+    """
+    return not backbone._is_stateful and "past_key_values" in inspect.signature(backbone.forward).parameters
 
 
 @contextlib.contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from climafuse.backbones import Site
 from climafuse.climate_tokens import ClimateTokens
@@ -102,6 +103,30 @@ def select_rows(climate: ClimateTokens, index: Tensor) -> ClimateTokens:
         latitude=climate.latitude[index],
         longitude=climate.longitude[index],
         time=climate.time[index],
+    )
+
+
+def stack_rows(parts: Sequence[ClimateTokens]) -> ClimateTokens:
+    """Put climate tokens of several batches of windows below each other, as many tokens as the longest has."""
+    longest = max(part.states.shape[1] for part in parts)
+
+    def stacked(name: str, fill: float) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        return torch.cat(
+            [
+                functional.pad(
+                    tensor, (0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1]), value=fill
+                )
+                for tensor in tensors
+            ]
+        )
+
+    return ClimateTokens(
+        states=stacked("states", 0),
+        mask=stacked("mask", False),
+        latitude=stacked("latitude", torch.nan),
+        longitude=stacked("longitude", torch.nan),
+        time=stacked("time", torch.nan),
     )
 
 
