@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from climafuse.data.files import whole_file
-from climafuse.data.splits import SPLIT_NAMES
+from climafuse.data.splits import SPLIT_NAMES, SplitName
 from climafuse.data.times import format_time
 from climafuse.data.window import Window
 from climafuse.errors import ConfigurationError
@@ -61,6 +61,8 @@ def evaluate_checkpoint(
     pairs: str | None = None,
     controls: Sequence[str] = tuple(CONTROLS),
     num_questions: int | None = None,
+    split: SplitName = "test",
+    thorough: bool = True,
     say: Say,
     progress: Callable[[str], Progress] | None = None,
 ) -> Evaluation:
@@ -75,6 +77,8 @@ def evaluate_checkpoint(
         pairs: Other pairs.
         controls: Which controls to train; those of the training data, whatever is asked about.
         num_questions: Ask at most so many; None asks all.
+        split: Of whose times; choices between models are made on "validation".
+        thorough: As of `evaluate_grounding`.
         say: Told one line at each stage.
         progress: As of `evaluate_grounding`.
 
@@ -90,12 +94,12 @@ def evaluate_checkpoint(
     reader = load_model(folder, max_new_tokens=config.evaluation.max_new_tokens)
     store = open_store(config)
     _check_variables(reader, store.variables)
-    examples = make_examples(store, "test", config)
-    steps = store.splits.valid_times("test", history=config.data.history)
+    examples = make_examples(store, split, config)
+    steps = store.splits.valid_times(split, history=config.data.history)
     groups = [example.pairs for example in examples]
     windows, questions = _first([example.window for example in examples], questions_of(groups), num_questions)
     say(
-        f"evaluation: {len(questions)} questions about {len(windows)} windows of {len(steps)} test times, "
+        f"evaluation: {len(questions)} questions about {len(windows)} windows of {len(steps)} {split} times, "
         f"{config.data.source}"
     )
     trained_controls = train_controls(folder, names=controls, say=say) if controls else {}
@@ -129,6 +133,7 @@ def evaluate_checkpoint(
         controls=others,
         transcript=transcript,
         seed=config.evaluation.seed,
+        thorough=thorough,
         progress=progress,
     )
     splits = {name: store.time[store.splits.indices(name)] for name in SPLIT_NAMES}
@@ -149,6 +154,7 @@ def evaluate_checkpoint(
                 for name, times in splits.items()
                 if len(times)
             },
+            "split": split,
             "num_test_times": len(steps),
             "num_windows": len(windows),
             "num_questions": grounding.score("true").num_referenced,
@@ -161,7 +167,7 @@ def evaluate_checkpoint(
         "samples": [_sample(sample) for sample in grounding.samples],
         "seconds": {"asking": now - asked, "all": now - begin},
     }
-    path = place / RECORD
+    path = place / (RECORD if split == "test" else f"{split}.json")
     write_json(path, record)
     return Evaluation(grounding, record, path, reader)
 

@@ -39,6 +39,7 @@ from climafuse.facts import (
     withhold,
 )
 
+QUICK = ("true", "swapped")  # views of an evaluation that is not thorough
 OTHERS = 100  # questions about what is not withheld, for each variable that is
 UNANSWERABLE = 2  # questions without an answer, for each window
 BATCH = 512  # questions between two lines of progress, and lost at most where an evaluation is stopped
@@ -288,6 +289,7 @@ def evaluate_grounding(
     controls: Mapping[str, ReadsClimate] | None = None,
     transcript: Callable[[str], Transcript] | None = None,
     seed: int = 0,
+    thorough: bool = True,
     progress: Callable[[str], Progress] | None = None,
 ) -> Grounding:
     """Ask a model the same questions under other fields, beside guessers, the oracle and controls.
@@ -304,6 +306,7 @@ def evaluate_grounding(
         transcript: Makes the transcript of a model by name ("model", or that of a control), so that an evaluation
             goes on where it was stopped; None keeps nothing.
         seed: Of swaps and of questions made here.
+        thorough: False asks with the true and the swapped field only, for a choice between many models.
         progress: Given a stage, returns what is called with how many questions are done and how many there are.
 
     Raises:
@@ -320,10 +323,18 @@ def evaluate_grounding(
     kinds = sorted({question.key[0] for question in answerable})
     memories = remember(store, windows, answerable, history=history)
     views = make_views(windows, steps, store, memories, seed=seed)
-    hidden = _hide(windows, answerable)
-    unanswerable = [q for q in questions if q.key[0] == "absent"] + _unanswerable(windows, kinds, seed)
-    polls = make_polls(windows, training, seed=seed) if "event" in kinds else {}
-    polls = {strategy: poll for strategy, poll in polls.items() if poll}
+    conditions = CONDITIONS
+    hidden: dict[str, tuple[View, list[Question], list[Question]]] = {}
+    unanswerable = [question for question in questions if question.key[0] == "absent"]
+    polls: dict[str, list[Question]] = {}
+    if thorough:
+        hidden = _hide(windows, answerable)
+        unanswerable += _unanswerable(windows, kinds, seed)
+        polls = make_polls(windows, training, seed=seed) if "event" in kinds else {}
+        polls = {strategy: poll for strategy, poll in polls.items() if poll}
+    else:
+        conditions = {name: row for name, row in CONDITIONS.items() if row.view in QUICK}
+        views = {name: view for name, view in views.items() if name in QUICK}
 
     ask = _Interview(model, transcript("model") if transcript else Transcript())
     for view in views.values():
@@ -342,12 +353,12 @@ def evaluate_grounding(
             answerable,
             views[condition.view],
         )
-        for name, condition in CONDITIONS.items()
+        for name, condition in conditions.items()
     }
     if isinstance(model, ScoresTexts):
         scored = {
             name: _worded(answerable, windows, views[condition.view], condition.against_shown)
-            for name, condition in CONDITIONS.items()
+            for name, condition in conditions.items()
         }
         likelihoods = ask.likelihoods(scored, progress("right words") if progress else None)
         outcomes = {

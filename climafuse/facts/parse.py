@@ -68,7 +68,7 @@ def asked(prompt: str) -> Key | None:
 
 def forget() -> None:
     """Compile the patterns anew at the next call: wordings, quantities or events have changed."""
-    for compiled in (_answers, _questions, _value_pattern):
+    for compiled in (_answers, _questions, _value_pattern, _all_names, _classes):
         compiled.cache_clear()
 
 
@@ -120,7 +120,7 @@ class _Pattern:
         groups = match.groupdict()
         variable = self.variable
         if "name" in groups:
-            variable = _names(FACT_KINDS["absent"].rules)[groups["name"]]
+            variable = _all_names()[groups["name"]]
         if FACT_KINDS[self.kind].qualifier == "axis":
             axis = _axis_of(groups)
             return None if axis is None or variable is None else (self.kind, variable, (("axis", axis),))
@@ -179,8 +179,14 @@ def _class_key(words: str) -> str:
     return words.replace(" ", "").replace("-", "")
 
 
+@lru_cache
 def _classes(kind: str) -> dict[str, str]:
     return {_class_key(_normalize(value)): value for value in FACT_KINDS[kind].values}
+
+
+@lru_cache
+def _all_names() -> dict[str, str]:
+    return _names(FACT_KINDS["absent"].rules)
 
 
 def _names(variables: Iterable[str]) -> dict[str, str]:
