@@ -1,0 +1,113 @@
+"""`climafuse evaluate` on a model that has learned nothing, through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from climafuse.cli.app import app
+from climafuse.model.inference import Reader
+from tests.training.runs import save_backbone, settings, write_climate
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A finished run of a few steps: too few to learn anything."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    content = settings(write_climate(folder / "fields.nc"), save_backbone(folder / "backbone"), folder / "run")
+    content["data"]["test_windows"] = 6
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    result = runner.invoke(app, ["train", str(folder / "run.yaml")])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def _evaluate(*arguments):
+    return runner.invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def test_who_has_learned_nothing_is_not_grounded(place, tmp_path):
+    result = _evaluate(place / "run", "--no-controls", "--json", tmp_path / "figures.json")
+    assert result.exit_code == 3, result.output
+    assert "verdict: NOT GROUNDED" in result.stdout
+    for words in ("swapped field, scored against the original", "withheld", "abstains", "tendency", "no interval"):
+        assert words in result.stdout, words
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert figures == json.loads((place / "run" / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    assert not figures["verdict"]["grounded"]
+    assert set(figures["fact_f1"]) >= {"true", "shuffled", "shown", "blank", "prior", "text_only", "oracle"}
+    assert figures["fact_f1"]["oracle"] == 1.0
+    assert figures["fact_f1"]["text_only"] is None
+    assert figures["data"]["num_windows"] == 6
+    assert figures["training"]["steps"] == 8
+    # A tiny random language model over 300-odd tokens: no better than chance, but not worse than e times that.
+    assert 1 < figures["conditions"]["true"]["token_loss"] < 10
+    for name in ("shuffled", "shown", "blank", "mean_field"):
+        assert figures["conditions"][name]["bits_per_byte"] > 0
+    assert {sample["window"] for sample in figures["samples"]} == set(range(6))
+
+
+def test_what_was_answered_is_not_asked_again(place, monkeypatch):
+    first = _evaluate(place / "run" / "model", "--no-controls")
+    assert first.exit_code == 3, first.output
+
+    def refuse(*_, **__):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(Reader, "answer", refuse)
+    monkeypatch.setattr(Reader, "score", refuse)
+    again = _evaluate(place / "run", "--no-controls")
+    assert again.exit_code == 3, again.output
+    assert again.stdout == first.stdout
+    assert "going on from" in again.stderr
+
+
+def test_controls_are_trained_once_and_counted(place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    result = _evaluate(run)
+    assert result.exit_code == 3, result.output
+    figures = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    assert set(figures["controls"]) == {"text_only", "place_only", "regressor"}
+    assert all(control["steps"] == 8 for control in figures["controls"].values())
+    for name in figures["controls"]:
+        assert 0 <= figures["fact_f1"][name] <= 1
+        assert figures["conditions"][name]["num_questions"] == figures["conditions"]["true"]["num_questions"]
+    again = _evaluate(run)
+    assert again.stdout == result.stdout
+    assert again.stderr.count("trained before") == 3
+
+
+def test_other_fields_and_fewer_questions(place, tmp_path):
+    other = write_climate(tmp_path / "other.nc", seed=5)
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    result = _evaluate(run, "--no-controls", "--climate", other, "--questions", 5)
+    assert result.exit_code == 3, result.output
+    figures = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    assert figures["data"]["source"] == str(other)
+    assert len(figures["samples"]) <= 5
+    assert figures["data"]["num_windows"] < 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nowhere",), 1, "nowhere"),
+        (("run", "--climate", "nowhere.nc"), 1, "nowhere.nc"),
+        (("run", "--questions", "0"), 2, "--questions"),
+    ],
+)
+def test_a_mistake_is_one_line(place, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(place)
+    result = _evaluate(*arguments)
+    assert result.exit_code == code, result.output
+    assert words in result.stderr
+    if code == 1:
+        assert result.stderr.count("\n") == 1
