@@ -57,7 +57,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_every_example_is_tested_and_tells_how_to_run_it() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert names == {
-        *("quickstart", "own_pairs", "own_fusion", "own_encoder", "own_product", "merra2"),
+        *("quickstart", "own_pairs", "own_fusion", "own_encoder", "own_product", "merra2", "enso"),
         *LLAMAS,
     }
     for name in names:
@@ -196,6 +196,99 @@ def test_what_the_bulletins_say_is_true() -> None:
             Fact("direction", "wd10", direction),
         ):
             assert agrees(stated, exact[stated.variable]), (row, exact[stated.variable])
+
+
+@pytest.fixture(scope="module")
+def nino34() -> tuple[np.ndarray, np.ndarray]:
+    """Niño 3.4 index of all months from 1979 by xarray, against 1979 to 2004; the state as -1, 0 or 1."""
+    from climafuse import open_climate, sample_path
+
+    field = open_climate(sample_path("sst_anomaly"))["sst_anomaly"].load().astype(np.float64)
+    normal = field.sel(time=slice("1979", "2004")).groupby("time.month").mean()
+    region = (field.groupby("time.month") - normal).sel(latitude=slice(-5, 5), longitude=slice(190, 240))
+    index = region.weighted(np.cos(np.deg2rad(region.latitude))).mean(("latitude", "longitude")).values
+    return index, np.where(index >= 0.5, 1, np.where(index <= -0.5, -1, 0))
+
+
+def test_enso_is_trained_on_early_years_and_asked_about_every_late_month(
+    backbone: str, tmp_path: Path, nino34: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["data.train_windows=20", "data.validation_windows=6", "training.windows_per_step=4"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    found = example("enso").main([f"--output={tmp_path}", f"--backbone={backbone}", "--steps=2", *settings])
+    assert found["months"] == 84
+    assert (
+        found["right"]["model"] == found["confusion"]["neutral"].get("neutral", 0) == 0
+    )  # two steps, random weights
+    _, state = nino34
+    test = slice(28 * 12, 35 * 12)
+    before, last = state[28 * 12 - 1 : 35 * 12 - 1], state[26 * 12 - 1]
+    assert found["right"]["state of the month before"] == (before == state[test]).sum()
+    assert found["right"]["state of the last training month"] == (last == state[test]).sum()
+    # Of the 312 training months most are neutral.
+    assert found["right"]["most frequent state of training"] == (state[test] == 0).sum()
+    assert "state of the month before                           69   82.1%" in capsys.readouterr().out
+
+    from climafuse.model.inference import load_model
+
+    config = load_model(tmp_path / "run" / "model").model.config
+    assert config.statistics["provenance"]["anomalies"] == "month"
+    assert config.statistics["provenance"]["last_time"] == "2004-12-01T00:00"
+    assert config.box_size == (11, 52)
+
+
+def test_enso_tells_who_reads_from_who_remembers(nino34: tuple[np.ndarray, np.ndarray]) -> None:
+    from climafuse.training import load_config
+    from climafuse.training.dataset import open_store
+
+    enso = example("enso")
+    store = open_store(load_config(None, enso.SETTINGS))
+    index, state = nino34
+    names = {-1: "La Niña", 0: "neutral", 1: "El Niño"}
+
+    class Remembers:
+        def value(self, window: Window) -> float:
+            months = window.time[-1].astype("datetime64[M]").astype(int) - 9 * 12
+            return float(index[months])
+
+        def answer(self, windows: list[Window], prompts: list[str]) -> list[str]:
+            values = [self.value(window) for window in windows]
+            states = [names[1 if v >= 0.5 else -1 if v <= -0.5 else 0] for v in values]
+            said = {
+                "What is the ENSO state?": "ENSO state: {}.",
+                "In which state is the tropical Pacific?": "The tropical Pacific is in {} state.",
+                "Which ENSO phase do the fields show?": "The ENSO phase is neutral.",
+                "Is there El Niño, La Niña or neither?": "{}, they say.",
+                "What is the Niño 3.4 index?": "Niño 3.4 index {:+.1f} °C.",
+            }
+            given = values if "index" in prompts[0] else states
+            return [said[prompt].format(value) for prompt, value in zip(prompts, given, strict=True)]
+
+    class Reads(Remembers):
+        def value(self, window: Window) -> float:
+            weights = np.cos(np.deg2rad(window.latitude))[:, None] * np.ones(len(window.longitude))
+            return float(np.average(window.field("sst_anomaly")[-1], weights=weights))
+
+    true = "model"
+    swapped, against_these = (f"model, values of another month{which}" for which in ("", ", against these"))
+    read, remembered = (enso.evaluate(reader(), store) for reader in (Reads, Remembers))
+    for found in (read, remembered):
+        assert found["right"][true] == 84
+        assert found["index_error"]["model"] == pytest.approx(0.025, abs=0.005)  # rounded to tenths
+        late = index[28 * 12 :]
+        assert found["index_error"]["normal"] == pytest.approx(np.abs(late).mean(), abs=1e-4)
+        assert found["effective_months"] < 10
+        assert found["interval"] is None
+        assert found["wrong"] == []
+        assert [*found["asked_otherwise"].values()] == [
+            84,
+            0,
+            37,
+        ]  # the second states nothing, the third is guessing
+    assert read["right"][against_these] == remembered["right"][swapped] == 84
+    assert read["right"][swapped] == remembered["right"][against_these] < 42
+    late_states = state[28 * 12 :]
+    assert read["confusion"] == {names[s]: {names[s]: (late_states == s).sum()} for s in (-1, 0, 1)}
 
 
 def test_own_fusion_is_the_bare_backbone_until_it_is_trained(backbone: str, tmp_path: Path) -> None:
