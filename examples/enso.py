@@ -24,9 +24,9 @@ import numpy as np
 
 from climafuse import Box, TrainingStore, Window, extract, parse
 from climafuse.evaluation.correlation import SamplePoints, field_scales
-from climafuse.evaluation.questions import swap_values
 from climafuse.evaluation.statistics import interval, mean
 from climafuse.evaluation.statistics import values as contributions
+from climafuse.evaluation.views import swap_values
 from climafuse.facts.phrasing import WORDINGS
 from climafuse.model.inference import Reader, load_model
 from climafuse.training import load_config
@@ -175,12 +175,10 @@ def count_equal(stated: Sequence[Any], true: Sequence[Any]) -> int:
 def ask(reader: Reader, windows: Sequence[Window], question: str) -> list[Any]:
     """What the model says of each window; None where it states no such fact."""
     kind = "nino34" if question == ASK_INDEX else "enso"
-    answers = []
-    for first in range(0, len(windows), 16):
-        part = windows[first : first + 16]
-        for text in reader.answer(part, [question] * len(part)):
-            answers.append(next((fact.value for fact in parse(text, question) if fact.kind == kind), None))
-    return answers
+    answers = reader.answer(windows, [question] * len(windows))
+    return [
+        next((fact.value for fact in parse(text, question) if fact.kind == kind), None) for text in answers
+    ]
 
 
 def show(found: dict[str, Any]) -> None:
