@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -14,7 +16,7 @@ from climafuse.model import ClimateTextForCausalLM, greedy
 from climafuse.model.generation import end_tokens, is_plain_greedy
 from climafuse.model.greedy import decodes_greedily
 from climafuse.model.inference import Reader
-from tests.model.build import ENCODER, climate_of, make_model, make_processor, random_window, statistics
+from tests.model.build import ENCODER, STD, climate_of, make_model, make_processor, random_window, statistics
 from tests.tiny import ARCHITECTURES, tiny_tokenizer
 
 QUESTIONS = (
@@ -26,7 +28,14 @@ QUESTIONS = (
 )
 # Each question about several windows, in no order; one pair twice.
 ASKED = [*((number % 5, number % 4) for number in range(20)), (0, 0)]
-WINDOWS = [random_window(seed) for seed in range(4)]
+# Means of noise are much alike: each window has a level of its own.
+LEVELS = (
+    np.array([[0, 0, 0], [3, -1, 2], [-2, 3, 4], [4, 2, -4]])[:, :, None, None] * np.array(STD)[:, None, None]
+)
+WINDOWS = [
+    replace(random_window(seed), fields=(random_window(seed).fields + level).astype(np.float32))
+    for seed, level in enumerate(LEVELS)
+]
 
 
 def make_reader(architecture: str = "llama", *, new: int = 7, **options: Any) -> Reader:
@@ -72,7 +81,12 @@ def test_words_are_those_of_generate(architecture: str, fusion: str) -> None:
     texts = [processor.encode(prompt, None)[0] for prompt in prompts]
     words = greedy.greedy_words(model, texts, climate, rows, max_new_tokens=7)
     assert words == generated[:, -7:].tolist()
-    assert len(set(map(tuple, words))) > len(QUESTIONS)  # window and prompt both count
+    # Window and prompt both count: else anything could be mixed up.
+    for part in (0, 1):
+        others: dict[int, set[tuple[int, ...]]] = {pair[part]: set() for pair in ASKED}
+        for pair, answer in zip(ASKED, words, strict=True):
+            others[pair[part]].add(tuple(answer))
+        assert max(map(len, others.values())) > 1
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral"])
