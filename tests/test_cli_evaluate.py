@@ -20,7 +20,9 @@ runner = CliRunner()
 def place(tmp_path_factory):
     """A finished run of a few steps: too few to learn anything."""
     folder = tmp_path_factory.mktemp("evaluate")
-    content = settings(write_climate(folder / "fields.nc"), save_backbone(folder / "backbone"), folder / "run")
+    content = settings(
+        write_climate(folder / "fields.nc"), save_backbone(folder / "backbone"), folder / "run"
+    )
     content["data"]["test_windows"] = 6
     (folder / "run.yaml").write_text(yaml.safe_dump(content))
     result = runner.invoke(app, ["train", str(folder / "run.yaml")])
@@ -36,10 +38,18 @@ def test_who_has_learned_nothing_is_not_grounded(place, tmp_path):
     result = _evaluate(place / "run", "--no-controls", "--json", tmp_path / "figures.json")
     assert result.exit_code == 3, result.output
     assert "verdict: NOT GROUNDED" in result.stdout
-    for words in ("swapped field, scored against the original", "withheld", "abstains", "tendency", "no interval"):
+    for words in (
+        "swapped field, scored against the original",
+        "withheld",
+        "abstains",
+        "tendency",
+        "no interval",
+    ):
         assert words in result.stdout, words
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert figures == json.loads((place / "run" / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    assert figures == json.loads(
+        (place / "run" / "evaluation" / "evaluation.json").read_text(encoding="utf-8")
+    )
     assert not figures["verdict"]["grounded"]
     assert set(figures["fact_f1"]) >= {"true", "shuffled", "shown", "blank", "prior", "text_only", "oracle"}
     assert figures["fact_f1"]["oracle"] == 1.0

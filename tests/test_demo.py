@@ -10,6 +10,7 @@ from climafuse.cli import demo
 from climafuse.evaluation import CONDITIONS, GUESSERS
 from tests.training.runs import save_backbone, settings, write_climate
 
+
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")

@@ -9,6 +9,9 @@ Statistics at the valid time, for each variable: mean, highest and lowest value 
 each, north half minus south half, east half minus west half; the change of the mean since the first time; and the
 share of the area that has a value. The last is always told, also where it is nothing: attention cannot see that a
 token is not there, and "no temperature is given" must be read from something.
+
+A vector given by its components has one more: the direction that its mean comes from. From two tokens it would have to
+be put together in the language model, where nothing is made for turning two numbers into an angle.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from climafuse.climate_tokens import ClimateTokens
+from climafuse.climate_tokens import ClimateTokens, concatenate
 from climafuse.encoders.base import Channels
 from climafuse.encoders.numbers import NUM_FEATURES, number_features
 from climafuse.encoders.positions import fresh
@@ -35,6 +38,10 @@ STATISTICS = (
     "change",
     "valid share",
 )
+
+VECTORS = (("u10", "v10"),)  # eastward and northward component
+TURNS = (1.0, 2.0, 4.0, 8.0)  # of a full circle: the last tells eight octants apart
+STILL = 0.5  # length of a mean vector, in natural units, at which its direction begins to count
 
 
 class SummaryTokens(nn.Module):
@@ -56,7 +63,16 @@ class SummaryTokens(nn.Module):
         self.number = nn.Linear(NUM_FEATURES, width)
         self.variable = nn.Parameter(0.5 * torch.randn(len(channels.names), 1, width))  # [V, 1, C]
         self.statistic = nn.Parameter(0.5 * torch.randn(len(STATISTICS), width))  # [statistics, C]
-        self.labels = tuple(f"{name} {statistic}" for name in channels.names for statistic in STATISTICS)
+        names = channels.names
+        self.vectors = [(u, v) for u, v in VECTORS if u in names and v in names]
+        self.components = [names.index(name) for pair in self.vectors for name in pair]  # u v u v …
+        if self.vectors:
+            self.direction = nn.Linear(2 * len(TURNS) + 1, width)
+            self.vector = nn.Parameter(0.5 * torch.randn(len(self.vectors), width))  # [vectors, C]
+        self.labels = (
+            *(f"{name} {statistic}" for name in names for statistic in STATISTICS),
+            *(f"{u}, {v} direction" for u, v in self.vectors),
+        )
 
     def forward(
         self, fields: Tensor, mask: Tensor, latitude: Tensor, longitude: Tensor, time: Tensor
@@ -64,7 +80,7 @@ class SummaryTokens(nn.Module):
         """Summarize windows; arguments as of `ClimateEncoder.forward`.
 
         Returns:
-            V * len(STATISTICS) tokens.
+            V * len(STATISTICS) tokens, and one for each vector.
         """
         fields, mask = _first_and_last(fields, mask, time)
         natural = fields * self.scale[:, None, None] + self.offset[:, None, None]
@@ -72,14 +88,53 @@ class SummaryTokens(nn.Module):
         states = (
             self.number(number_features(values)) + self.variable + self.statistic
         )  # [B, V, statistics, C]
-        return ClimateTokens(
-            states=states.flatten(1, 2),
-            mask=valid.flatten(1, 2),
-            latitude=place[0].flatten(1, 2),
-            longitude=place[1].flatten(1, 2),
-            time=time[:, -1:].expand(-1, states.shape[1] * states.shape[2]),
-            labels=self.labels,
-        )
+        parts = [
+            ClimateTokens(
+                states=states.flatten(1, 2),
+                mask=valid.flatten(1, 2),
+                latitude=place[0].flatten(1, 2),
+                longitude=place[1].flatten(1, 2),
+                time=time[:, -1:].expand(-1, states.shape[1] * states.shape[2]),
+                labels=self.labels,
+            )
+        ]
+        if self.vectors:
+            components = natural[:, -1, self.components].unflatten(1, (-1, 2))  # [B, vectors, 2, H, W]
+            both = mask[:, -1, self.components].unflatten(1, (-1, 2)).all(dim=2)  # [B, vectors, H, W]
+            features, known = directions(components, both, latitude)
+            nowhere = torch.full_like(known, torch.nan, dtype=natural.dtype)
+            parts.append(
+                ClimateTokens(
+                    states=self.direction(features) + self.vector,
+                    mask=known,
+                    latitude=nowhere,
+                    longitude=nowhere,
+                    time=time[:, -1:].expand(-1, len(self.vectors)),
+                )
+            )
+        return concatenate(parts)
+
+
+def directions(components: Tensor, mask: Tensor, latitude: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of the direction that mean vectors come from.
+
+    Args:
+        components: [B, vectors, 2, H, W] eastward and northward, in natural units.
+        mask: [B, vectors, H, W] bool, where both are valid.
+        latitude: [B, H] degrees north.
+
+    Returns:
+        [B, vectors, 2 * len(TURNS) + 1] sine and cosine of the angle, clockwise from north, and of its multiples,
+        and the length, squashed; [B, vectors] bool, where anything is valid.
+    """
+    weight = torch.cos(torch.deg2rad(latitude)).clamp(min=1e-12)[:, None, :, None] * mask
+    mean, known = _mean(
+        components.masked_fill(~mask.unsqueeze(2), 0.0), weight.unsqueeze(2)
+    )  # [B, vectors, 2]
+    east, north = mean.unbind(dim=-1)
+    angle = torch.atan2(-east, -north).unsqueeze(-1) * mean.new_tensor(TURNS)  # where it comes from
+    length = torch.tanh(torch.hypot(east, north) / STILL).unsqueeze(-1)
+    return torch.cat([angle.sin(), angle.cos(), length], dim=-1), known[..., 0]
 
 
 def summarize(

@@ -8,9 +8,9 @@ import torch
 
 from climafuse.data.batch import collate_windows
 from climafuse.data.window import Window
-from climafuse.encoders import SummaryTokens
+from climafuse.encoders import Channels, SummaryTokens
 from climafuse.encoders.numbers import number_features
-from climafuse.encoders.summary import STATISTICS, summarize
+from climafuse.encoders.summary import STATISTICS, TURNS, directions, summarize
 from climafuse.facts.extract import summarize as summarize_facts
 from climafuse.model import channels_of
 from tests.encoders.windows import CHANNELS, Inputs, inputs, padded
@@ -200,3 +200,56 @@ def test_constants_are_not_in_the_checkpoint() -> None:
     assert set(summary.state_dict()) == {"number.weight", "number.bias", "variable", "statistic"}
     assert summary.labels[:2] == ("t2m mean", "t2m maximum")
     assert len(summary.labels) == 3 * len(STATISTICS)
+
+
+# ---- Vectors
+
+WIND = Channels(("t2m", "v10", "u10"), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+# Eastward and northward mean, and where such a wind comes from.
+WINDS = [(0, -5, 0), (-5, 0, 90), (0, 5, 180), (5, 0, 270), (3, 3, 225), (-0.2, 0.2, 135)]
+
+
+@pytest.mark.parametrize(("east", "north", "degrees"), WINDS)
+def test_the_direction_of_a_vector_is_where_it_comes_from(east: float, north: float, degrees: float) -> None:
+    # Rows at 0° and 60° weigh 1 and 1/2: three times the mean in the second row, none in the first.
+    components = torch.zeros(1, 1, 2, 2, 3)
+    components[0, 0, 0, 1], components[0, 0, 1, 1] = 3.0 * east, 3.0 * north
+    features, known = directions(
+        components, torch.ones(1, 1, 2, 3, dtype=torch.bool), torch.tensor([[0.0, 60.0]])
+    )
+    angles = np.deg2rad(degrees) * np.array(TURNS)
+    expected = [*np.sin(angles), *np.cos(angles), np.tanh(np.hypot(east, north) / 0.5)]
+    assert known.all()
+    np.testing.assert_allclose(features[0, 0].numpy(), expected, atol=1e-5)
+
+
+def test_a_vector_counts_where_both_components_are_there() -> None:
+    summary = SummaryTokens(WIND, 8)
+    rng = np.random.default_rng(0)
+    fields = torch.from_numpy(rng.normal(0, 5, (2, 1, 3, 4, 4))).float()
+    given = {
+        "fields": fields,
+        "mask": torch.ones(2, 1, 3, 4, 4, dtype=torch.bool),
+        "latitude": torch.linspace(0, 30, 4).expand(2, -1),
+        "longitude": torch.linspace(5, 8, 4).expand(2, -1),
+        "time": torch.zeros(2, 1, dtype=torch.float64),
+    }
+    tokens = summary(**given)
+    assert summary.labels[-1] == "u10, v10 direction"
+    assert tokens.states.shape[1] == len(summary.labels) == 3 * len(STATISTICS) + 1
+    assert tokens.mask.all(dim=0)[-1]
+    # What stands where one component is missing changes nothing, and neither does temperature.
+    masked = {**given, "mask": given["mask"].clone(), "fields": fields.clone()}
+    masked["mask"][0, 0, 1, 2, 2] = False
+    before = summary(**masked).states[:, -1]
+    masked["fields"][0, 0, :, 2, 2] += 100
+    masked["fields"][:, 0, 0] += 7
+    torch.testing.assert_close(summary(**masked).states[:, -1], before)
+    assert not torch.allclose(before[0], tokens.states[0, -1])
+    torch.testing.assert_close(before[1], tokens.states[1, -1])
+    masked["mask"][0, 0, 2] = False
+    assert summary(**masked).mask[:, -1].tolist() == [False, True]
+
+
+def test_without_both_components_there_is_no_vector() -> None:
+    assert "direction" not in " ".join(SummaryTokens(CHANNELS, 8).labels)
