@@ -141,7 +141,7 @@ def summarize(window: Window, climatology: Climatology | None = None) -> Summary
         both = np.isfinite(difference)
         changes = _mean(difference, weights[:, :1], None if both.all() else both)[:, 0].tolist()
 
-    summary = Summary(window, _cell(window), {}, {}, {}, {}, _wind(names, table), {})
+    summary = Summary(window, cell_size(window), {}, {}, {}, {}, _wind(names, table), {})
     for index, name in enumerate(names):
         quantity = SPOKEN_VARIABLES.get(name)
         if quantity is None or math.isnan(table[index][0]):
@@ -198,7 +198,7 @@ def _mean(fields: np.ndarray, weights: np.ndarray, valid: np.ndarray | None) -> 
     )
 
 
-def _cell(window: Window) -> tuple[float, float]:
+def cell_size(window: Window) -> tuple[float, float]:
     """Height and width of a cell in degrees; a window of one row takes its height from its width."""
     latitude, longitude = window.latitude, window.longitude
     height = (float(latitude[-1]) - float(latitude[0])) / (len(latitude) - 1) if len(latitude) > 1 else 0.0

@@ -70,8 +70,26 @@ class Run:
     thinning: LabelThinning | None
 
 
+@dataclass
+class Shared:
+    """What runs with one language model make only once, one after the other in one process.
+
+    Args:
+        backbone: The language model; None for the one that the configuration names.
+        states: States of texts below the fusion; each run adds those that are missing.
+    """
+
+    backbone: LoadedBackbone | None = None
+    states: PrefixStore | None = None
+
+
 def run(
-    config: RunConfig, *, resume: bool = False, dry_run: bool = False, say: Say | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    say: Say | None = None,
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
     """Train a model as configured and save it.
 
@@ -80,6 +98,7 @@ def run(
         resume: Go on from the newest checkpoint that verifies.
         dry_run: Check everything up to the first step, and train nothing.
         say: Told one line at each stage; None prints to standard error.
+        shared: What earlier runs have made and later ones can use; None where this is the only one.
 
     Returns:
         What was trained on what, how long, the best validation loss, and where the model is.
@@ -89,7 +108,7 @@ def run(
     """
     if config.training.workers:
         check_main_guard()  # the trainer asks, too, but much later
-    say = say or _print
+    say, shared = say or _print, shared or Shared()
     begin = time.perf_counter()
     checkpoint = None
     if resume:
@@ -102,7 +121,7 @@ def run(
             say(f"resume: no checkpoint in {config.output.directory}; starting from the beginning")
     else:
         say(f"resume: going on from {checkpoint}")
-    setup = assemble(config, say=say)
+    setup = assemble(config, backbone=shared.backbone, say=say)
     trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
     result: dict[str, Any] = {
         "backbone": dict(setup.model.backbone_identity),
@@ -121,7 +140,8 @@ def run(
     record = Path(config.output.directory) / RECORD_FILE
     if checkpoint is None:
         record.unlink(missing_ok=True)  # of an earlier run
-    prepare_reuse(setup, say=say)
+    prepare_reuse(setup, say=say, states=shared.states)
+    shared.states = setup.model.prefix_store
     trainer = make_trainer(setup, spent=time.perf_counter() - begin)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(config.output.directory) / "model"
@@ -233,8 +253,14 @@ def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> Clima
     )
 
 
-def prepare_reuse(setup: Run, *, say: Say) -> None:
-    """Compute what frozen blocks make of the texts, and choose the vocabulary of the training steps."""
+def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) -> None:
+    """Compute what frozen blocks make of the texts, and choose the vocabulary of the training steps.
+
+    Args:
+        setup: The run.
+        say: Told one line at each stage.
+        states: Of another run with the same language model; those of the same site are used and added to.
+    """
     settings, model, processor = setup.config.training, setup.model, setup.processor
     texts = [
         processor.encode(prompt, answer)[0]
@@ -242,7 +268,9 @@ def prepare_reuse(setup: Run, *, say: Say) -> None:
     ]
     if settings.reuse_prefix and model.prefix_site not in ("input", 0):  # there, no block has seen a text yet
         begin = time.perf_counter()
-        model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
+        if states is None or states.site != model.prefix_site:
+            states = PrefixStore(model.backbone, model.prefix_site)
+        model.prefix_store = states
         model.prefix_store.add(
             texts, progress=_every(5.0, lambda done, all_: say(f"texts: {done:,} of {all_:,}"))
         )

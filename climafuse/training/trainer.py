@@ -342,7 +342,7 @@ class ClimateTextTrainer(Trainer):
 
     def _check_settings(self, checkpoint: Path) -> None:
         """Refuses settings and inputs that would make it another run."""
-        before, now = self._resumed["settings"], _plain(_flat_settings(self.config))
+        before, now = self._resumed["settings"], _plain(flat_settings(self.config))
         for key, value in before.items():
             if key not in _MAY_CHANGE and key in now and now[key] != value:
                 raise CheckpointError(
@@ -670,7 +670,7 @@ class ClimateTextTrainer(Trainer):
         content = {
             "step": self.state.global_step,
             "seconds": self.clock.seconds,
-            "settings": _flat_settings(self.config),
+            "settings": flat_settings(self.config),
             "identity": self.identity,
             # Of the steps since the last log line, and of all before it: log lines and the mean come out the same.
             "loss": [self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged],
@@ -829,7 +829,7 @@ def _finite_loss(loss: float, step: int) -> float:
     return loss
 
 
-def _flat_settings(config: RunConfig) -> dict[str, Any]:
+def flat_settings(config: RunConfig) -> dict[str, Any]:
     """What a run computes: "section.key" -> value."""
     return {
         f"{section}.{key}": value
