@@ -10,6 +10,10 @@ import typer
 
 from climafuse.cli.handler import NOT_GROUNDED, print_table, progress_line
 
+# Whose columns the tables have.
+ERRORS = ("true", "shown", "shuffled", "climatology", "persistence", "regressor")
+KINDS = ("true", "shown", "shuffled", "prior_guesser", "text_only", "place_only", "regressor", "oracle")
+
 
 def evaluate(
     checkpoint: Annotated[
@@ -125,7 +129,7 @@ def _print_errors(conditions: Mapping[str, Any]) -> None:
 
     names = [name for name in ERRORS if name in conditions]
     rows = []
-    for key in conditions["true"]["numeric_error"]:
+    for key in sorted({key for name in names for key in conditions[name]["numeric_error"]}):
         kind, variable = key.split("/")
         unit = FACT_KINDS[kind].rules[variable].unit
         errors = [conditions[name]["numeric_error"].get(key) for name in names]
@@ -133,10 +137,6 @@ def _print_errors(conditions: Mapping[str, Any]) -> None:
     if rows:
         typer.echo("")
         print_table(rows, header=("mean absolute error", *names))
-
-
-ERRORS = ("true", "shown", "shuffled", "climatology", "persistence", "regressor")
-KINDS = ("true", "shown", "shuffled", "prior_guesser", "text_only", "place_only", "regressor", "oracle")
 
 
 def _print_kinds(conditions: Mapping[str, Any]) -> None:
