@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import xarray as xr
 import yaml
 from typer.testing import CliRunner
 
@@ -104,6 +105,34 @@ def test_other_fields_and_fewer_questions(place, tmp_path):
     assert figures["data"]["source"] == str(other)
     assert len(figures["samples"]) <= 5
     assert figures["data"]["num_windows"] < 6
+
+
+def test_anomalies_against_other_times_are_not_what_a_model_was_trained_on(place, tmp_path):
+    with xr.open_dataset(place / "fields.nc") as fields:
+        anomalies = (fields[["t2m"]] - 283).rename(t2m="sst_anomaly")
+        anomalies["sst_anomaly"].attrs["units"] = "K"
+        anomalies.to_netcdf(tmp_path / "anomalies.nc")
+    command = [
+        "data",
+        "prepare",
+        str(tmp_path / "anomalies.nc"),
+        str(tmp_path / "store"),
+        "--anomalies",
+        "all",
+    ]
+    assert runner.invoke(app, command).exit_code == 0
+    content = settings(tmp_path / "store", place / "backbone", tmp_path / "run")
+    content["data"] |= {"variables": ["sst_anomaly"], "test_windows": 3}
+    content["facts"]["kinds"] = ["anomaly", "anomaly_class"]
+    content["training"] |= {"steps": 2, "evaluation_interval": 2}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    result = runner.invoke(app, ["train", str(tmp_path / "run.yaml")])
+    assert result.exit_code == 0, result.output
+    result = _evaluate(tmp_path / "run", "--no-controls", "--climate", tmp_path / "anomalies.nc")
+    assert result.exit_code == 2
+    assert "expected anomalies against the training times, by all, as the model was trained on" in result.stderr
+    assert "anomalies as the files give them" in result.stderr
+    assert _evaluate(tmp_path / "run", "--no-controls").exit_code == 3
 
 
 @pytest.mark.parametrize(

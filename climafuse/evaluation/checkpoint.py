@@ -14,6 +14,7 @@ import numpy as np
 
 from climafuse.data.files import whole_file
 from climafuse.data.splits import SPLIT_NAMES, SplitName
+from climafuse.data.store import TrainingStore
 from climafuse.data.times import format_time
 from climafuse.data.window import Window
 from climafuse.errors import ConfigurationError
@@ -93,7 +94,7 @@ def evaluate_checkpoint(
     config = replace(trained, data=data)
     reader = load_model(folder, max_new_tokens=config.evaluation.max_new_tokens)
     store = open_store(config)
-    _check_variables(reader, store.variables)
+    _check_fields(reader, store)
     examples = make_examples(store, split, config)
     steps = store.splits.valid_times(split, history=config.data.history)
     groups = [example.pairs for example in examples]
@@ -179,15 +180,29 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _check_variables(reader: Reader, variables: Sequence[str]) -> None:
+def _check_fields(reader: Reader, store: TrainingStore) -> None:
+    """Refuse other variables, and anomalies against other times than training ones: they look like weather."""
     expected = list(reader.model.config.variables)
-    if list(variables) != expected:
+    if list(store.variables) != expected:
         raise ConfigurationError(
             "climate",
             expected=f"fields of the variables that the model reads, {', '.join(expected)}",
-            received=", ".join(variables),
+            received=", ".join(store.variables),
             remedy="Give fields that hold them.",
         )
+    trained = (reader.model.config.statistics or {}).get("provenance", {}).get("anomalies")
+    given = store.statistics.attrs.get("anomalies")
+    if given != trained:
+        raise ConfigurationError(
+            "climate",
+            expected=f"anomalies {_baseline(trained)}, as the model was trained on",
+            received=f"anomalies {_baseline(given)}",
+            remedy="Evaluate on the data of the run, or prepare a store with `data prepare --anomalies`.",
+        )
+
+
+def _baseline(anomalies: str | None) -> str:
+    return "as the files give them" if anomalies is None else f"against the training times, by {anomalies}"
 
 
 def _first(

@@ -244,12 +244,14 @@ def _open_prepared(path: Path, config: RunConfig) -> TrainingStore:
             remedy="Name these, or prepare a store of the others.",
         )
     if data.periods is not None:
-        raise ConfigurationError(
-            "data.periods",
-            expected=f"null, since the training store {path} brings its own splits",
-            received=data.periods,
-            remedy="Leave it out, or prepare a store with these periods.",
-        )
+        wanted = split_by_periods(store.time, data.periods)
+        if any(not np.array_equal(wanted.indices(name), store.splits.indices(name)) for name in SPLIT_NAMES):
+            raise ConfigurationError(
+                "data.periods",
+                expected=f"the splits of the training store {path}, or null",
+                received=data.periods,
+                remedy="Leave it out, or prepare a store with these periods.",
+            )
     made = store.statistics.attrs.get("anomalies")
     if data.anomalies not in (None, made):
         raise ConfigurationError(

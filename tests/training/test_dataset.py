@@ -207,8 +207,11 @@ def test_a_training_store_keeps_its_splits_and_its_anomalies(anomalies, tmp_path
     assert open_store(_anomaly_config(tmp_path / "store")).statistics.attrs["anomalies"] == "all"
     with pytest.raises(ConfigurationError, match=r"data\.anomalies.*prepared with: all"):
         open_store(_anomaly_config(tmp_path / "store", anomalies="month"))
-    with pytest.raises(ConfigurationError, match=r"data\.periods.*brings its own splits"):
-        open_store(_anomaly_config(tmp_path / "store", periods=PERIODS))
+    open_store(_anomaly_config(tmp_path / "store", periods=PERIODS))
+    with pytest.raises(ConfigurationError, match=r"data\.periods.*the splits of the training store"):
+        open_store(
+            _anomaly_config(tmp_path / "store", periods=PERIODS | {"test": ("2026-03-09", "2026-03-09")})
+        )
 
 
 def _pairs(steps):
