@@ -130,7 +130,9 @@ def test_anomalies_against_other_times_are_not_what_a_model_was_trained_on(place
     assert result.exit_code == 0, result.output
     result = _evaluate(tmp_path / "run", "--no-controls", "--climate", tmp_path / "anomalies.nc")
     assert result.exit_code == 2
-    assert "expected anomalies against the training times, by all, as the model was trained on" in result.stderr
+    assert (
+        "expected anomalies against the training times, by all, as the model was trained on" in result.stderr
+    )
     assert "anomalies as the files give them" in result.stderr
     assert _evaluate(tmp_path / "run", "--no-controls").exit_code == 3
 

@@ -23,7 +23,7 @@ from climafuse.facts.kinds import FACT_KINDS
 if TYPE_CHECKING:
     from climafuse.evaluation import Sample
 
-TRAINING_SECONDS = 420  # limit, preparation included; a quiet machine is done sooner
+TRAINING_SECONDS = 350  # limit, preparation included; a quiet machine is done sooner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -201,7 +201,7 @@ class TrainingConfig:
         24, "climate windows in an optimizer step, over all microbatches", minimum=1
     )
     accumulation: int = setting(1, "microbatches a step is cut into; divides windows_per_step", minimum=1)
-    learning_rate: float = setting(1e-3, "peak learning rate", minimum=0.0)
+    learning_rate: float = setting(3e-3, "peak learning rate", minimum=0.0)
     gate_learning_rate_scale: float = setting(
         10.0, "learning rate of gates relative to the rest", minimum=0.0
     )
@@ -247,6 +247,10 @@ class TrainingConfig:
     )
     labels_decided_by_words: float = setting(
         0.15, "share kept of the labels that the words before them decide alone", minimum=0.0, maximum=1.0
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "type of matrix products in a step; auto: bfloat16 where the processor has it, else float32",
     )
     checkpoint_activations: bool = setting(False, "recompute activations in the backward pass to save memory")
     seed: int = setting(0, "seed of the initial weights, dropout and data order", minimum=0)

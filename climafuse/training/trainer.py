@@ -21,6 +21,7 @@ exactly.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -76,6 +77,7 @@ from climafuse.training.main_guard import check_main_guard
 from climafuse.training.meter import Meter
 from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
+from climafuse.training.precision import products
 from climafuse.training.read_ahead import ReadAheadSampler, ReadsAhead
 from climafuse.training.state import (
     load_optimizer,
@@ -445,6 +447,12 @@ class ClimateTextTrainer(Trainer):
         if model.training:
             self._meter.count_climate(outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[object]:  # type: ignore[override]
+        """Matrix products of a training step in the configured type; an evaluation is in float32."""
+        if not self._module.training:
+            return contextlib.nullcontext()
+        return products(self.settings.precision, self.args.device)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Moves a batch to the device and leaves out what is not for the model."""

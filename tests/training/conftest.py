@@ -170,6 +170,7 @@ def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
             "gate_learning_rate_scale": 10.0,
             "betas": [0.9, 0.95],
             "logging_interval": 1,
+            "precision": "float32",  # the oracles of these tests are in float32
         }
         return read_dataclass(RunConfig, {"training": base | training, "output": out})
 
