@@ -439,3 +439,64 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path):
     ):
         assert "file" in _one_line_error(runner.invoke(app, arguments), 1)
     assert (tmp_path / "file").read_text() == "kept"
+
+
+# ---- Attribution ---------------------------------------------------------------------------------------------
+
+
+def _attribute(place, *arguments):
+    return ["attribute", str(place / "run" / "model"), *map(str, arguments)]
+
+
+def test_attribute_says_where_an_answer_comes_from(place, tmp_path):
+    asked = ("--climate", place / "fields.nc", "--time", LAST, "--location", "48.9,2.3")
+    prompt = "What is the mean temperature?"
+    picture = tmp_path / "map.png"
+    arguments = _attribute(place, *asked, "--prompt", prompt, "--map", picture, "--json")
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["prompt"] == prompt
+    assert picture.stat().st_size > 10_000
+    shape = len(found["latitude"]), len(found["longitude"])
+    for row in found["facts"]:
+        share, drop = row["attention"]["share"], row["occlusion"]["drop"]
+        assert (len(share), len(share[0]), len(share[0][0])) == (2, *shape)
+        assert (len(drop), len(drop[0])) == shape
+        total = sum(sum(map(sum, step)) for step in share)
+        assert total + row["attention"]["whole_box"] == pytest.approx(1, abs=1e-4)
+        assert set(row["occlusion"]["by_variable"]) == {"t2m", "msl"}
+        assert len(row["occlusion"]["by_time"]) == 2
+        assert row["words"]
+    told = runner.invoke(app, [*_attribute(place, *asked, "--prompt", prompt), "--fill", "missing"])
+    assert told.exit_code == 0, told.output
+    assert "lost without each variable: t2m" in told.stdout
+
+
+def test_attribute_counts_planted_signals(place):
+    result = runner.invoke(app, _attribute(place, "--planted", 1, "--json"))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["num_windows"] == 1
+    signals = found["signals"]
+    assert (
+        signals["all"]["planted"] == sum(row["planted"] for name, row in signals.items() if name != "all") > 5
+    )
+    assert {name.split("/")[1].split()[0] for name in signals if name != "all"} == {"t2m", "msl"}
+    table = runner.invoke(
+        app, _attribute(place, "--planted", 1, "--climate", place / "fields.nc", "--seed", 1)
+    )
+    assert table.exit_code == 0, table.output
+    assert "planted signal" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--climate", "fields.nc"], "--time, --prompt"),
+        (["--planted", "2", "--prompt", "Why?"], "--prompt"),
+        (["--climate", "era5", "--time", LAST, "--prompt", "Why?", "--map", "map.txt"], "map.txt"),
+    ],
+)
+def test_attribute_refuses_in_one_line(place, arguments, named):
+    assert named in _one_line_error(runner.invoke(app, _attribute(place, *arguments)), 2)

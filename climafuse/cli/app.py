@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from climafuse import __version__
-from climafuse.cli import backbone, data, doctor, download, evaluate, infer, train
+from climafuse.cli import attribute, backbone, data, doctor, download, evaluate, infer, train
 from climafuse.cli.handler import CommandGroup
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ def _main(
 
 app.command("train")(train.train)
 app.command("infer")(infer.infer)
+app.command("attribute")(attribute.attribute)
 app.command("evaluate")(evaluate.evaluate)
 data.app.add_typer(download.app, name="download")
 app.add_typer(data.app, name="data")

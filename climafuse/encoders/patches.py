@@ -65,6 +65,7 @@ class PatchGrid:
         columns: Number of columns.
         latitude: [B, P] of the patches' centers.
         longitude: [B, P] of the patches' centers, in [0, 360).
+        extent: [B, P, 2] height and width of the patches, degrees.
         valid: [B, T, P] bool, whether a patch holds any value.
     """
 
@@ -72,6 +73,7 @@ class PatchGrid:
     columns: int
     latitude: Tensor
     longitude: Tensor
+    extent: Tensor
     valid: Tensor
 
     @classmethod
@@ -88,11 +90,19 @@ class PatchGrid:
             mask.any(dim=2), (0, -mask.shape[-1] % size, 0, -mask.shape[-2] % size)
         )  # [B, T, H', W']
         valid = rearrange(any_value, "b t (h p) (w q) -> b t (h w) (p q)", p=size, q=size).any(dim=-1)
-        north = _centers(latitude, size)  # [B, rows]
+        north, height = _centers(latitude, size)  # [B, rows]
         unrolled = longitude[:, :1] + (longitude - longitude[:, :1]) % 360  # rising eastward without a jump
-        east = _centers(unrolled, size) % 360  # [B, columns]
+        east, width = _centers(unrolled, size)  # [B, columns]
         rows, columns = north.shape[1], east.shape[1]
-        return cls(rows, columns, north.repeat_interleave(columns, dim=1), east.repeat(1, rows), valid)
+        extent = torch.stack([height.repeat_interleave(columns, dim=1), width.repeat(1, rows)], dim=-1)
+        return cls(
+            rows,
+            columns,
+            north.repeat_interleave(columns, dim=1),
+            (east % 360).repeat(1, rows),
+            extent,
+            valid,
+        )
 
     def tokens(self, states: Tensor, time: Tensor, pooling: str) -> ClimateTokens:
         """Make climate tokens of the states of all patches.
@@ -121,13 +131,17 @@ class PatchGrid:
                 for row in range(self.rows)
                 for column in range(self.columns)
             ),
+            extent=self.extent.repeat(1, steps, 1),
         )
 
 
-def _centers(coordinate: Tensor, size: int) -> Tensor:
-    """Mean coordinate of each patch, of the cells it has where padding or the edge cuts it off; [B, N]."""
-    known = coordinate.masked_fill(~fresh(coordinate), torch.nan)
+def _centers(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Mean coordinate and extent of each patch, of the cells it has where padding or the edge cuts it off; [B, N]."""
+    real = fresh(coordinate)
+    known = coordinate.masked_fill(~real, torch.nan)
     padded = functional.pad(known, (0, -coordinate.shape[1] % size), value=torch.nan)
-    centers = torch.nanmean(rearrange(padded, "b (n p) -> b n p", p=size), dim=-1)
+    cells = rearrange(padded, "b (n p) -> b n p", p=size)
+    centers = torch.nanmean(cells, dim=-1)
+    spacing = (coordinate[:, -1:] - coordinate[:, :1]) / (real.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     # A patch of nothing but padding is masked, but a number all the same: NaN would spread from it.
-    return torch.where(centers.isnan(), coordinate[:, -1:], centers)
+    return torch.where(centers.isnan(), coordinate[:, -1:], centers), (~cells.isnan()).sum(dim=-1) * spacing

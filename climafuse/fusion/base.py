@@ -59,6 +59,19 @@ class Fusion(nn.Module, ABC):
             [B, S, D] of the same type, [B, P, D] with `num_soft_tokens`.
         """
 
+    def attention(self, text: Tensor, climate: ClimateTokens) -> Tensor | None:
+        """How much each text position looks at each climate token, for maps and reports.
+
+        Args:
+            text: [B, S, D].
+            climate: B rows of M climate tokens.
+
+        Returns:
+            [B, heads, S, M] float32, of which rows sum to one where any token is valid. None for a fusion whose words
+            do not look each for itself: one that pools the climate before it meets the text, or puts states before it.
+        """
+        return None
+
     def once(self, climate: ClimateTokens, compute: Callable[[], T]) -> T:
         """Compute what depends on the climate alone: anew in training, once while text is generated.
 

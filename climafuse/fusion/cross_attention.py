@@ -76,15 +76,7 @@ class CrossAttentionFusion(Fusion):
         return (states + text_scale(text) * change).to(text.dtype)
 
     def attention(self, text: Tensor, climate: ClimateTokens) -> Tensor:
-        """Attention weights, for maps and reports.
-
-        Args:
-            text: [B, S, D].
-            climate: B rows of M climate tokens.
-
-        Returns:
-            [B, heads, S, M] float32; rows sum to one where any token is valid.
-        """
+        """Attention weights; see `Fusion.attention`."""
         query = rearrange(self.query(self.norm(at_least_float32(text))), "b s (h d) -> b h s d", h=self.heads)
         key, _ = self._keys_values(climate)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5

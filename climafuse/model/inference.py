@@ -19,7 +19,7 @@ from climafuse.data.sources import open_climate
 from climafuse.data.window import Box, Grid, Window, select_window
 from climafuse.errors import MissingValuesError, ModelInputError, UsageError
 from climafuse.facts.phrasing import overview_questions
-from climafuse.fusion import CrossAttentionFusion
+from climafuse.fusion import Fusion
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.greedy import decodes_greedily, generated_words, greedy_words
 from climafuse.model.modeling import ClimateTextForCausalLM
@@ -186,7 +186,7 @@ class Reader:
         parts: list[ClimateTokens] = []
         for first in range(0, len(order), _WINDOWS):
             numbers = order[first : first + _WINDOWS]
-            fields = self._on_device(self.processor([windows[number] for number in numbers]))
+            fields = self.tensors(self.processor([windows[number] for number in numbers]))
             parts.append(self.model.encode_climate(**fields))
             held += numbers
             if first + _WINDOWS >= len(order) or sum(part.states.nbytes for part in parts) > _TOKENS:
@@ -195,7 +195,8 @@ class Reader:
                 yield pairs, stack_rows(parts), [row[number] for number, _ in pairs]
                 held, parts = [], []
 
-    def _on_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def tensors(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch of the processor, where the model is."""
         return {name: tensor.to(self.model.backbone.device) for name, tensor in batch.items()}
 
 
@@ -342,7 +343,7 @@ def placed(tokens: ClimateTokens, weights: np.ndarray) -> tuple[np.ndarray, np.n
 
 @torch.no_grad()
 def attended_tokens(
-    reader: Reader, window: Window, prompt: str, text: str
+    reader: Reader, window: Window, prompt: str, text: str, *, words: Sequence[int] | None = None
 ) -> tuple[ClimateTokens, np.ndarray] | None:
     """Find where the words of an answer attended.
 
@@ -351,29 +352,35 @@ def attended_tokens(
         window: The fields.
         prompt: The question.
         text: The answer.
+        words: Positions of the tokens of prompt and answer to look at, such as `value_tokens` finds; None for all
+            of the answer.
 
     Returns:
-        The climate tokens and the weight of each [M], mean over the answer's words, heads and sites; None where
-        no fusion of the model attends.
+        The climate tokens and the weight of each [M], mean over these words, heads and sites; None where
+        no fusion of the model attends (`Fusion.attention`).
     """
     model = reader.model
-    if not any(isinstance(fusion, CrossAttentionFusion) for fusion in model.fusions.values()):
+    if model.num_soft_tokens:
         return None
-    batch = reader._on_device(reader.processor([window], [prompt], [text]))
+    batch = reader.tensors(reader.processor([window], [prompt], [text]))
     climate = model.encode_climate(
         **{name: tensor for name, tensor in batch.items() if name.startswith("climate_")}
     )
     weights: list[torch.Tensor] = []
-    words = batch["labels"][0, 1:] != IGNORED  # positions that predict a word of the answer
+    if words is None:
+        words = (batch["labels"][0] != IGNORED).nonzero()[:, 0].tolist()
+    before = (
+        torch.as_tensor(words, device=model.backbone.device) - 1
+    )  # a token is said by the state before it
 
     def watch(site: object, hidden: torch.Tensor) -> torch.Tensor:
-        fusion = model.fusions[str(site)]
-        if isinstance(fusion, CrossAttentionFusion):
-            attention = fusion.attention(hidden, climate)  # [1, heads, S, M]
-            weights.append(attention[0][:, :-1][:, words].mean(dim=(0, 1)))
+        fusion = cast("Fusion", model.fusions[str(site)])
+        attention = fusion.attention(hidden, climate)  # [1, heads, S, M]
+        if attention is not None:
+            weights.append(attention[0][:, before].mean(dim=(0, 1)))
         fused: torch.Tensor = fusion(hidden, climate)
         return fused
 
     with model.watched(watch) as backbone:
         backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    return climate, torch.stack(weights).mean(dim=0).cpu().numpy()
+    return (climate, torch.stack(weights).mean(dim=0).cpu().numpy()) if weights else None

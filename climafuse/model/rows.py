@@ -103,6 +103,7 @@ def select_rows(climate: ClimateTokens, index: Tensor) -> ClimateTokens:
         latitude=climate.latitude[index],
         longitude=climate.longitude[index],
         time=climate.time[index],
+        extent=None if climate.extent is None else climate.extent[index],
     )
 
 

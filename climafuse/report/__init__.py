@@ -1,5 +1,5 @@
 """Pictures and pages made from results."""
 
-from climafuse.report.maps import draw_map
+from climafuse.report.maps import Layer, draw_map
 
-__all__ = ["draw_map"]
+__all__ = ["Layer", "draw_map"]

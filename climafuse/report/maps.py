@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _INK = "#1b2733"
 _MISSING = "#d5d8dc"
 _ACCENT = "#7a4fa3"
+_BOX = "#e3342f"
 # How far a panel is stretched at most towards a pole: a box at 89° would be a needle otherwise.
 _MAX_STRETCH = 3.0
 _FINE_COAST_BELOW = 70.0  # degrees of longitude; wider windows get the coarse coastline
@@ -72,15 +73,37 @@ class _Frame:
         return west - margin + (np.asarray(longitude, dtype=np.float64) - west + margin) % 360
 
 
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A panel beside the fields, of numbers on the cells of the window.
+
+    Args:
+        title: Heading of the panel.
+        detail: A line under it, such as what the numbers are.
+        values: [H, W]; NaN is left blank.
+        unit: Beside the color bar.
+        centered: Whether zero is the middle of the colors; otherwise they begin there.
+    """
+
+    title: str
+    detail: str
+    values: np.ndarray
+    unit: str = ""
+    centered: bool = False
+
+
 def draw_map(
     window: Window,
     variable: str | Sequence[str],
     *,
     path: str | Path,
     attention: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    layers: Sequence[Layer] = (),
     title: str | None = None,
     caption: str | None = None,
+    caption_color: str | None = None,
     place: tuple[float, float] | None = None,
+    outline: np.ndarray | None = None,
 ) -> Path:
     """Draws fields of a window at its valid time, side by side, and writes one picture.
 
@@ -94,9 +117,12 @@ def draw_map(
             and the weight [M] of each. Those about the whole box (NaN) count in the total but have no place on
             the map. Weights at one place (several times) are added up and shown as shares
             of the whole. Tokens on a regular grid are drawn as the patches they stand for, others as discs.
+        layers: Further panels.
         title: Heading.
         caption: Text under the maps, such as what the model said.
+        caption_color: Of the bar beside it; None for that of attention.
         place: Latitude and longitude in degrees of a point to mark.
+        outline: [H, W] bool, a rectangle of cells to outline in every panel.
 
     Returns:
         The path.
@@ -104,13 +130,17 @@ def draw_map(
     Raises:
         VariableNotFoundError: The window does not hold the variable.
         MissingValuesError: The field has no value at all.
-        ModelInputError: The attention arrays do not fit together.
+        ModelInputError: The attention arrays do not fit together, or a layer is not of the window's cells.
         UsageError: The suffix is no picture format.
     """
     path = Path(path)
     variables = (variable,) if isinstance(variable, str) else tuple(variable)
     check_suffix(path)
-    window = _unbroken(window)
+    _check_cells(window, layers, outline)
+    order = _unbroken(window)
+    layers = [replace(layer, values=layer.values[:, order]) for layer in layers]
+    outline = None if outline is None else outline[:, order]
+    window = replace(window, fields=window.fields[..., order], longitude=window.longitude[order])
     fields = [_spoken_field(window, name) for name in variables]  # before anything is drawn
     frame = _frame(window)
     shares = None if attention is None else _attention_shares(*attention)
@@ -123,7 +153,7 @@ def draw_map(
     if height > _MAX_HEIGHT:
         width, height = _MAX_HEIGHT / ratio, _MAX_HEIGHT
 
-    num_panels = len(variables) + (shares is not None)
+    num_panels = len(variables) + (shares is not None) + len(layers)
     num_columns = 1 if width > 5.4 else min(num_panels, 3)
     num_rows = -(-num_panels // num_columns)
     page_width = max(_LEFT + num_columns * width + (num_columns - 1) * _GAP + _RIGHT, 5.0)
@@ -151,13 +181,18 @@ def draw_map(
             _draw_field(axes, frame, name, values, unit)
             if index == windy and {"u10", "v10"} <= set(window.variables):
                 _draw_wind(axes, frame, window.field("u10")[-1], window.field("v10")[-1])
-            _dress(axes, frame, stretch, place)
+            _dress(axes, frame, stretch, place, outline)
             _head(axes, _long_name(name), _time_label(window.time[-1]))
         if shares is not None:
-            axes = panel(num_panels - 1)
+            axes = panel(len(variables))
             _draw_attention(axes, frame, *shares)
-            _dress(axes, frame, stretch, place)
+            _dress(axes, frame, stretch, place, outline)
             _head(axes, "Where the model attended", _attention_detail(shares[2]))
+        for index, layer in enumerate(layers, num_panels - len(layers)):
+            axes = panel(index)
+            _draw_layer(axes, frame, layer)
+            _dress(axes, frame, stretch, place, outline)
+            _head(axes, layer.title, layer.detail)
         if title:
             figure.text(
                 0.2 / page_width,
@@ -171,7 +206,7 @@ def draw_map(
             )
         if lines:
             bar = (0.2 / page_width, 0.2 / page_height), 0.045 / page_width, (foot - 0.22) / page_height
-            figure.add_artist(Rectangle(*bar, color=_ACCENT, linewidth=0))
+            figure.add_artist(Rectangle(*bar, color=caption_color or _ACCENT, linewidth=0))
             x, y = 0.36 / page_width, (foot - 0.06) / page_height
             text = "\n".join(lines)
             figure.text(x, y, text, size=10.5, color=_INK, va="top", linespacing=1.35, parse_math=False)
@@ -247,13 +282,27 @@ def _spoken_field(window: Window, name: str) -> tuple[np.ndarray, str]:
     return values, VARIABLES[name].units if name in VARIABLES else ""
 
 
-def _unbroken(window: Window) -> Window:
-    """The window, turned to begin at 180°W where it goes all the way around, so that continents are whole."""
+def _check_cells(window: Window, layers: Sequence[Layer], outline: np.ndarray | None) -> None:
+    shape = len(window.latitude), len(window.longitude)
+    named = {layer.title: layer.values for layer in layers} | (
+        {} if outline is None else {"outline": outline}
+    )
+    for name, values in named.items():
+        if values.shape != shape or (name == "outline" and not values.any()):
+            raise ModelInputError(
+                name,
+                expected=f"a value for each cell of the window, {shape}",
+                received=f"shape {values.shape}" if values.shape != shape else "no cell at all",
+                remedy="Make it for this window.",
+            )
+
+
+def _unbroken(window: Window) -> np.ndarray:
+    """The order of columns that begins at 180°W where they go all the way around, so that continents are whole."""
     spacing = float(np.median(np.diff(window.longitude))) if len(window.longitude) > 1 else 360.0
     if len(window.longitude) * abs(spacing) < 360 - 1e-3:
-        return window
-    order = np.argsort((window.longitude + 180) % 360, kind="stable")
-    return replace(window, fields=window.fields[..., order], longitude=window.longitude[order])
+        return np.arange(len(window.longitude))
+    return np.argsort((window.longitude + 180) % 360, kind="stable")
 
 
 def _frame(window: Window) -> _Frame:
@@ -437,8 +486,30 @@ def _draw_attention(
     _color_bar(axes, drawn, "%")
 
 
-def _dress(axes: Axes, frame: _Frame, stretch: float, place: tuple[float, float] | None) -> None:
-    """Coast, graticule, labels, the marked place, and limits exactly at the window's edges."""
+def _draw_layer(axes: Axes, frame: _Frame, layer: Layer) -> None:
+    values = np.ma.masked_invalid(layer.values)
+    high = max(float(np.abs(values).max()) if values.count() else 0.0, 1e-6)
+    mesh = axes.pcolormesh(
+        frame.longitude_edges,
+        frame.latitude_edges,
+        values,
+        cmap="PuOr" if layer.centered else "Purples",
+        vmin=-high if layer.centered else 0.0,
+        vmax=high,
+    )
+    mesh.set_rasterized(True)
+    axes.set_facecolor("white")
+    _color_bar(axes, mesh, layer.unit)
+
+
+def _dress(
+    axes: Axes,
+    frame: _Frame,
+    stretch: float,
+    place: tuple[float, float] | None,
+    outline: np.ndarray | None,
+) -> None:
+    """Coast, graticule, labels, the marked place and box, and limits exactly at the window's edges."""
     west, east, south, north = frame.extent
     coast = coast_in(west, east, south, north, "50m" if east - west < _FINE_COAST_BELOW else "110m")
     axes.add_collection(
@@ -448,6 +519,14 @@ def _dress(axes: Axes, frame: _Frame, stretch: float, place: tuple[float, float]
     if place is not None:
         point = frame.unwrap(np.array([place[1]]))
         axes.plot(point, [place[0]], marker="*", ms=13, color="#ffd23f", mec=_INK, mew=0.9, zorder=5)
+    if outline is not None:
+        rows, columns = (np.flatnonzero(outline.any(axis=axis)) for axis in (1, 0))
+        left, right = frame.longitude_edges[columns[0]], frame.longitude_edges[columns[-1] + 1]
+        lower, upper = frame.latitude_edges[rows[0]], frame.latitude_edges[rows[-1] + 1]
+        for color, line in (("white", 3.2), (_BOX, 1.8)):
+            axes.add_patch(
+                Rectangle((left, lower), right - left, upper - lower, fill=False, ec=color, lw=line, zorder=6)
+            )
     axes.set(xlim=(west, east), ylim=(south, north))
     axes.set_aspect(stretch)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 3, 5, 6, 10]))
