@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from climafuse import __version__
-from climafuse.cli import attribute, backbone, data, doctor, download, evaluate, infer, train
+from climafuse.cli import attribute, backbone, data, doctor, download, evaluate, infer, scale, train
 from climafuse.cli.handler import CommandGroup
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ app.command("evaluate")(evaluate.evaluate)
 data.app.add_typer(download.app, name="download")
 app.add_typer(data.app, name="data")
 app.add_typer(backbone.app, name="backbone")
+app.add_typer(scale.app, name="scale")
 app.command("doctor")(doctor.doctor)
 
 
