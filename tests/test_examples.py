@@ -57,7 +57,16 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_every_example_is_tested_and_tells_how_to_run_it() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert names == {
-        *("quickstart", "own_pairs", "own_fusion", "own_encoder", "own_product", "merra2", "enso"),
+        *(
+            "quickstart",
+            "own_pairs",
+            "own_fusion",
+            "own_encoder",
+            "own_product",
+            "own_model",
+            "merra2",
+            "enso",
+        ),
         *LLAMAS,
     }
     for name in names:
@@ -461,3 +470,21 @@ def test_what_contributing_names_is_there() -> None:
     assert len(paths) > 10
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
     compile(_blocks("CONTRIBUTING.md", "python")[0], "CONTRIBUTING.md", "exec")
+
+
+def test_own_model_is_told_of_the_fields_and_judged(
+    backbone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_model = example("own_model")
+    figures = own_model.main(["--windows=4", f"--backbone={backbone}"])
+    assert figures["num_windows"] == 4
+    assert figures["fact_f1"]["oracle"] == 1.0
+    assert not figures["verdict"]["grounded"]  # a tiny random model
+    assert "not grounded" in capsys.readouterr().out
+    # What it is told is what the fields say.
+    rng = np.random.default_rng(0)
+    time = np.datetime64("2026-03-25T12:00") + np.arange(2) * np.timedelta64(8, "h")
+    fields = 280 + rng.normal(size=(2, 1, 3, 3)).astype(np.float32)
+    fields[-1] += 285.15 - fields[-1].mean()
+    window = Window(fields, ("t2m",), time, np.array([-1.0, 0.0, 1.0]), np.array([5.0, 6.0, 7.0]))
+    assert "mean temperature 12 °C" in own_model.describe(window)
