@@ -25,6 +25,7 @@ from climafuse.evaluation.questions import Question, questions_of
 from climafuse.facts import window_box
 from climafuse.json_file import read_object
 from climafuse.manifest import machine, sha256, versions
+from climafuse.model.card import add_grounding
 from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.model.inference import Reader, load_model
 from climafuse.training.config import RunConfig, load_config
@@ -142,6 +143,7 @@ def evaluate_checkpoint(
     record = {
         "format": FORMAT,
         "checkpoint": str(checkpoint),
+        "weights_sha256": weights["model"],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(("climafuse", "torch", "transformers")),
@@ -170,6 +172,8 @@ def evaluate_checkpoint(
     }
     path = place / (RECORD if split == "test" else f"{split}.json")
     write_json(path, record)
+    if path.name == RECORD:
+        add_grounding(folder, record)
     return Evaluation(grounding, record, path, reader)
 
 

@@ -6,7 +6,7 @@ knows of a model.
 
 from __future__ import annotations
 
-from climafuse.facts.check import check_facts, compare, fact_label, fact_value
+from climafuse.facts.check import check_facts, compare, fact_value
 from climafuse.facts.climatology import Climatology
 from climafuse.facts.describe import describe, window_box, withhold
 from climafuse.facts.extract import extract
@@ -26,7 +26,15 @@ from climafuse.facts.kinds import (
     spoken,
 )
 from climafuse.facts.parse import asked, parse
-from climafuse.facts.phrasing import Wording, abstention, answer_to, bulletin, overview, question_answer
+from climafuse.facts.phrasing import (
+    Wording,
+    abstention,
+    answer_to,
+    bulletin,
+    overview,
+    question_answer,
+    topic_of,
+)
 from climafuse.facts.register import register_event, register_kind, register_variable
 from climafuse.facts.score import Score, Statistic, Tally, metrics, score, statistic
 
@@ -54,7 +62,6 @@ __all__ = [
     "describe",
     "error",
     "extract",
-    "fact_label",
     "fact_value",
     "metrics",
     "overview",
@@ -68,6 +75,7 @@ __all__ = [
     "sources",
     "spoken",
     "statistic",
+    "topic_of",
     "window_box",
     "withhold",
 ]

@@ -6,8 +6,9 @@ from typing import Any
 
 from climafuse.data.window import Window
 from climafuse.facts.extract import extract
-from climafuse.facts.kinds import Fact, agrees, name_of, rule_of, sources, spoken
+from climafuse.facts.kinds import Fact, agrees, rule_of, sources, spoken
 from climafuse.facts.parse import parse
+from climafuse.facts.phrasing import topic_of
 
 
 def check_facts(text: str, window: Window, *, prompt: str | None = None) -> list[dict[str, Any]]:
@@ -42,18 +43,12 @@ def compare(said: Fact, truth: Fact | None) -> dict[str, Any]:
         truth: The exact one of its key; None where the fields do not tell.
     """
     return {
-        "fact": fact_label(said),
+        "fact": topic_of(said),
         "said": fact_value(said),
         "field": None if truth is None else fact_value(spoken(truth)),
         "right": None if truth is None else agrees(said, truth),
         "exact": None if truth is None else truth.value,
     }
-
-
-def fact_label(fact: Fact) -> str:
-    """What a fact is about, in words: "mean temperature"."""
-    detail = "".join(f" ({value})" for _, value in fact.qualifiers)
-    return f"{fact.kind.replace('_', ' ')} {name_of(fact.variable)}{detail}"
 
 
 def fact_value(fact: Fact) -> str:

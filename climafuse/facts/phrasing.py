@@ -301,7 +301,7 @@ def bulletin(facts: Sequence[Fact], rng: np.random.Generator) -> tuple[str, str]
         )
     style = _choose(BULLETINS, rng)
     ordered = [facts[index] for index in rng.permutation(len(facts))]
-    topics = ", ".join(_fill(FACT_KINDS[fact.kind].topic, fact) for fact in ordered)
+    topics = ", ".join(map(topic_of, ordered))
     return style.prompt.format(topics=topics), _text(ordered, style)
 
 
@@ -465,6 +465,11 @@ def _value(fact: Fact) -> str:
 def _sentence(template: str, fact: Fact) -> str:
     text = _fill(template, fact)
     return text[:1].upper() + text[1:]
+
+
+def topic_of(fact: Fact) -> str:
+    """What a fact is about, in words, such as "place of highest temperature"."""
+    return _fill(FACT_KINDS[fact.kind].topic, fact)
 
 
 def _fill(template: str, fact: Fact) -> str:

@@ -1,18 +1,23 @@
-"""The model card, written on every save."""
+"""The model card, written on every save; an evaluation adds its grounding table."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
 from climafuse.backbones import CATALOG
+from climafuse.data.files import whole_file
+from climafuse.errors import spelled_out
+from climafuse.json_values import interval, number, table, text
 from climafuse.model.configuration import ClimateTextConfig
 
 CARD_FILE = "README.md"
+_BEGIN, _END = "<!-- grounding: begin -->", "<!-- grounding: end -->"
 
 _USE = """\
 ```python
@@ -23,7 +28,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)  # loads the backbone, too;
 processor = AutoProcessor.from_pretrained(folder)
 
 fields = climafuse.open_climate("fields.nc", variables=model.config.variables)
-box = climafuse.Box(48.9, 2.3, *model.config.box_size)
+box = climafuse.Box(48.9, 2.3, model.config.box_degrees, model.config.box_degrees)
 window = climafuse.select_window(fields, time=fields["time"].values[-1], box=box, history=model.config.history)
 inputs = processor([window], ["What is the mean temperature?"])
 generated = model.generate(**inputs, max_new_tokens=48, do_sample=False)
@@ -72,15 +77,10 @@ def model_card(config: ClimateTextConfig, facts: Mapping[str, Any], *, license: 
         *([] if entry is None else [f"- License of the backbone: {entry.license}"]),
         f"- Fusion: {config.fusion} at {config.sites}",
         *([f"- LoRA: {', '.join(f'{k} {v}' for k, v in config.lora.items())}"] if config.lora else []),
-        f"- Encoder: {config.encoder}, windows of {config.history} times, boxes of {config.spelled_box}°",
+        f"- Encoder: {config.encoder}, windows of {config.history} times, boxes of {config.box_degrees:g}°",
         f"- Variables: {', '.join(config.variables)}",
         f"- Statistics from: {provenance.get('source')}, {provenance.get('first_time')} to "
         f"{provenance.get('last_time')}",
-        *(
-            ["- Anomalies against the same times, by " + provenance["anomalies"]]
-            if "anomalies" in provenance
-            else []
-        ),
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
         _USE,
@@ -89,3 +89,84 @@ def model_card(config: ClimateTextConfig, facts: Mapping[str, Any], *, license: 
         "",
     ]
     return "\n".join(lines)
+
+
+def add_grounding(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
+    """Put the grounding table of an evaluation into the card of a saved model, in place of an earlier one.
+
+    The card is no part of what the manifest of a folder answers for, so the folder still verifies.
+
+    Args:
+        folder: The saved model.
+        evaluation: As `climafuse evaluate` writes it to `evaluation.json`. What it lacks is left out.
+
+    Returns:
+        The card.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = Path(folder) / CARD_FILE
+    card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    section = f"{_BEGIN}\n{grounding_section(evaluation)}\n{_END}\n"
+    begin, end = card.find(_BEGIN), card.find(_END)
+    if 0 <= begin < end:
+        card = card[:begin] + section + card[end + len(_END) :].removeprefix("\n")
+    else:
+        at = card.find("```python")  # how it is used comes after what it is worth
+        at = len(card) if at < 0 else at
+        card = f"{card[:at]}{section}\n{card[at:]}"
+    with whole_file(path) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return path
+
+
+def grounding_section(evaluation: Mapping[str, Any]) -> str:
+    """Whether the words come from the fields, in Markdown.
+
+    Args:
+        evaluation: As `climafuse evaluate` writes it.
+    """
+    data, intervals = table(evaluation, "data"), table(evaluation, "intervals")
+    counts = [
+        f"{found:,.0f} {what}"
+        for key, what in (
+            ("num_questions", "questions"),
+            ("num_windows", "windows"),
+            ("num_test_times", "times that were not in training"),
+        )
+        if (found := number(data.get(key))) is not None
+    ]
+    grounded = table(evaluation, "verdict").get("grounded")
+    verdict = (
+        "**Grounded.**" if grounded is True else "**Not grounded.**" if grounded is False else "No verdict."
+    )
+    source = _cell(data.get("source"))
+    lines = [
+        "## Do the words come from the fields?",
+        "",
+        f"{verdict} Measured with `climafuse evaluate` on {_cell(evaluation.get('date')) or 'an unknown day'}"
+        f"{f', fields of {source}' if source else ''}{': ' + ', '.join(counts) if counts else ''}.",
+        "",
+        "| condition | fact F1 | interval | token loss |",
+        "|---|---|---|---|",
+    ]
+    f1 = table(evaluation, "fact_f1")
+    for name, found in table(evaluation, "conditions").items():
+        score = number(table(found).get("f1"))
+        score = number(f1.get(name)) if score is None else score
+        if score is not None:
+            label = _cell(table(found).get("label")) or _cell(name.replace("_", " "))
+            ends, loss = interval(table(found).get("interval")), number(table(found).get("token_loss"))
+            claimed = "–" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+            lines.append(f"| {label} | {score:.3f} | {claimed} | {'–' if loss is None else f'{loss:.3f}'} |")
+    why = _cell(intervals.get("why"))
+    if intervals.get("claimed") is False:
+        lines += ["", f"No interval is claimed. {why}".rstrip()]
+    return "\n".join([*lines, "", "`climafuse report` shows all of it, with answers and maps."])
+
+
+def _cell(value: Any) -> str:
+    """A text of somebody else in a table of Markdown: nothing in it is markup."""
+    words = html.escape(" ".join(spelled_out(text(value, 300)).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|#!~])", r"\\\1", words)

@@ -15,6 +15,31 @@ _COLORS = {True: "#2e8b57", False: "#c0392b", None: "#8a94a0"}
 _VERDICTS = {True: "right", False: "wrong", None: "not to be checked"}
 
 
+def attribution_layers(attention: Attention | None, occlusion: Occlusion | None) -> list[Layer]:
+    """Attention and occlusion of a fact's words as panels of a map; what is None is left out."""
+    layers = []
+    if attention is not None:
+        layers.append(
+            Layer(
+                "Where the words looked",
+                f"share of attention; {attention.whole_box:.0%} on whole-box statistics",
+                100 * attention.share.sum(axis=0),
+                "%",
+            )
+        )
+    if occlusion is not None:
+        layers.append(
+            Layer(
+                "What the words need",
+                "loss of log-probability where hidden",
+                occlusion.drop,
+                "nats",
+                centered=bool(occlusion.drop.min() < -0.05 * occlusion.drop.max()),
+            )
+        )
+    return layers
+
+
 def draw_attribution(
     window: Window,
     variable: str | Sequence[str],
@@ -52,32 +77,12 @@ def draw_attribution(
     Raises:
         ClimafuseError: See `draw_map`.
     """
-    layers = []
-    if attention is not None:
-        layers.append(
-            Layer(
-                "Where the words looked",
-                f"share of attention; {attention.whole_box:.0%} on whole-box statistics",
-                100 * attention.share.sum(axis=0),
-                "%",
-            )
-        )
-    if occlusion is not None:
-        layers.append(
-            Layer(
-                "What the words need",
-                "loss of log-probability where hidden",
-                occlusion.drop,
-                "nats",
-                centered=bool(occlusion.drop.min() < -0.05 * occlusion.drop.max()),
-            )
-        )
     verdict = _VERDICTS[right] if truth is None else f"{_VERDICTS[right]}: the fields say {truth}"
     return draw_map(
         window,
         variable,
         path=path,
-        layers=layers,
+        layers=attribution_layers(attention, occlusion),
         title=title,
         caption=f"{prompt} {answer} ({verdict})",
         caption_color=_COLORS[right],

@@ -44,6 +44,8 @@ _FINE_COAST_BELOW = 70.0  # degrees of longitude; wider windows get the coarse c
 
 # The page, in inches.
 _PANEL_AREA, _MIN_WIDTH, _MAX_WIDTH, _MAX_HEIGHT = 15.0, 2.6, 8.5, 5.4
+_MIN_PAGE_WIDTH = 5.0  # of letters
+_KEY_BESIDE_TIME = 2.5  # width of a panel
 _LEFT, _RIGHT, _GAP = 0.62, 0.45, 0.85
 _HEADING, _PANEL_TITLE, _PANEL_FOOT, _LINE = 0.5, 0.5, 0.82, 0.2
 _CHARACTER = 0.079  # width of an average character of the caption
@@ -104,6 +106,7 @@ def draw_map(
     caption_color: str | None = None,
     place: tuple[float, float] | None = None,
     outline: np.ndarray | None = None,
+    panel_area: float = _PANEL_AREA,
 ) -> Path:
     """Draws fields of a window at its valid time, side by side, and writes one picture.
 
@@ -123,6 +126,7 @@ def draw_map(
         caption_color: Of the bar beside it; None for that of attention.
         place: Latitude and longitude in degrees of a point to mark.
         outline: [H, W] bool, a rectangle of cells to outline in every panel.
+        panel_area: Of a panel, in square inches; letters keep their size.
 
     Returns:
         The path.
@@ -148,16 +152,19 @@ def draw_map(
     west, east, south, north = frame.extent
     stretch = min(1 / np.cos(np.deg2rad((south + north) / 2)), _MAX_STRETCH)
     ratio = (north - south) * stretch / (east - west)  # height over width of a panel
-    width = float(np.clip(np.sqrt(_PANEL_AREA / ratio), _MIN_WIDTH, _MAX_WIDTH))
+    size = float(np.sqrt(panel_area / _PANEL_AREA))
+    width = float(np.clip(np.sqrt(panel_area / ratio), size * _MIN_WIDTH, size * _MAX_WIDTH))
     height = width * ratio
-    if height > _MAX_HEIGHT:
-        width, height = _MAX_HEIGHT / ratio, _MAX_HEIGHT
+    if height > size * _MAX_HEIGHT:
+        width, height = size * _MAX_HEIGHT / ratio, size * _MAX_HEIGHT
 
     num_panels = len(variables) + (shares is not None) + len(layers)
     num_columns = 1 if width > 5.4 else min(num_panels, 3)
     num_rows = -(-num_panels // num_columns)
-    page_width = max(_LEFT + num_columns * width + (num_columns - 1) * _GAP + _RIGHT, 5.0)
+    page_width = _LEFT + num_columns * width + (num_columns - 1) * _GAP + _RIGHT
     title, caption = _drawable(title or ""), _drawable(caption or "")
+    if title or caption:
+        page_width = max(page_width, _MIN_PAGE_WIDTH)
     lines = textwrap.wrap(caption, width=int((page_width - 0.6) / _CHARACTER), break_on_hyphens=False)
     foot = 0.3 + _LINE * len(lines) if lines else 0.0
     page_height = (_HEADING if title else 0.1) + num_rows * (_PANEL_TITLE + height + _PANEL_FOOT) + foot
@@ -402,7 +409,9 @@ def _draw_wind(axes: Axes, frame: _Frame, u: np.ndarray, v: np.ndarray) -> None:
         linewidth=0.4,
         zorder=4,
     )
-    at = 1 - (0.02 + 0.3 * reference / typical) / width, 1 + 0.11 / height
+    # Above the panel, at its right end; where the time is in its way, under the color bar.
+    above = 1 + 0.11 / height if width >= _KEY_BESIDE_TIME else -0.72 / height
+    at = 1 - (0.02 + 0.3 * reference / typical) / width, above
     axes.quiverkey(
         arrows,
         *at,
@@ -529,7 +538,8 @@ def _dress(
             )
     axes.set(xlim=(west, east), ylim=(south, north))
     axes.set_aspect(stretch)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 3, 5, 6, 10]))
+    labels = int(np.clip(_inches(axes)[0] / 0.45, 2, 6))  # so many fit beside each other
+    axes.xaxis.set_major_locator(MaxNLocator(labels, steps=[1, 2, 3, 5, 6, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 3, 5, 6, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: _longitude_label(value))
     axes.yaxis.set_major_formatter(lambda value, _: _latitude_label(value))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import yaml
 from huggingface_hub import ModelCard
 
-from climafuse.model.card import model_card
+from climafuse.model.card import add_grounding, grounding_section, model_card
 from tests.model.build import make_model
 
 
@@ -81,3 +83,68 @@ def test_the_hub_reads_the_metadata(tmp_path):
 def test_what_the_card_shows_is_python():
     card = model_card(make_model("llama").config, {})
     compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec")
+
+
+# ---- The grounding table -------------------------------------------------------------------------------------
+
+EVALUATION = {
+    "date": "2026-11-22T15:30:00+00:00",
+    "data": {"source": "era5", "num_questions": 546, "num_windows": 96, "num_test_times": 3},
+    "fact_f1": {"true": 0.921, "shuffled": 0.299},
+    "conditions": {
+        "true": {"label": "model, true field", "f1": 0.921, "interval": [0.9, 0.94], "token_loss": 0.25},
+        "shuffled": {"f1": 0.299, "interval": None, "token_loss": None},
+        "blank": {"f1": None},
+    },
+    "intervals": {"claimed": False, "why": "too few blocks"},
+    "verdict": {"grounded": True},
+}
+
+
+def test_the_grounding_table_tells_every_condition_that_was_measured():
+    section = grounding_section(EVALUATION)
+    assert (
+        "**Grounded.** Measured with `climafuse evaluate` on 2026-11-22T15:30:00+00:00, fields of era5"
+        in section
+    )
+    assert "546 questions, 96 windows, 3 times" in section
+    assert "| model, true field | 0.921 | 0.900 to 0.940 | 0.250 |" in section
+    assert "| shuffled | 0.299 | – | – |" in section
+    assert "blank" not in section
+    assert "No interval is claimed. too few blocks" in section
+    assert "**Not grounded.**" in grounding_section(EVALUATION | {"verdict": {"grounded": False}})
+    assert "No verdict." in grounding_section({"verdict": {"grounded": [1]}})
+
+
+def test_a_card_holds_one_grounding_table_the_newest(tmp_path):
+    path = tmp_path / "README.md"
+    card = model_card(make_model("llama").config, {})
+    path.write_text(card)
+    assert add_grounding(tmp_path, EVALUATION) == path
+    first = path.read_text()
+    assert first.index("0.921") < first.index("```python")  # what it is worth, then how it is used
+    add_grounding(tmp_path, EVALUATION)
+    assert path.read_text() == first
+    add_grounding(tmp_path, EVALUATION | {"conditions": {"true": {"f1": 0.125}}})
+    second = path.read_text()
+    assert "| true | 0.125 |" in second
+    assert "0.921" not in second
+    # Apart from the section, the card is what it was; the hub still reads its metadata.
+    begin, end = second.index("<!-- grounding: begin"), second.index("<!-- grounding: end -->")
+    assert second[:begin] + second[end + len("<!-- grounding: end -->\n\n") :] == card
+    assert ModelCard(second).data.library_name == "climafuse"
+
+
+def test_no_text_of_an_evaluation_is_markup():
+    ill = "a | b\n\n# c <script>alert(1)</script> <!-- grounding: end --> [d](http://e.test) `f` *g* \u202e"
+    section = grounding_section(
+        {"date": ill, "data": {"source": ill}, "conditions": {ill: {"label": ill, "f1": 0.5}},
+         "intervals": {"claimed": False, "why": ill}}
+    )  # fmt: skip
+    told = section.replace("`climafuse evaluate`", "").replace("`climafuse report`", "")
+    assert not re.search(r"<|(?<!\\)[`*_\[\]]|\u202e", told.replace("**", "").replace("No verdict.", ""))
+    assert [line for line in told.splitlines() if line.startswith("#")] == [
+        "## Do the words come from the fields?"
+    ]
+    (row,) = [line for line in section.splitlines() if "0.500" in line]
+    assert len([column for column in row.replace("\\|", "").split("|") if column.strip()]) == 4

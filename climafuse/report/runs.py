@@ -1,0 +1,140 @@
+"""What a run left in its folder, read as plain data for the report.
+
+    model/                      the saved model; while a run goes on, its newest checkpoint stands in
+    log.jsonl                   losses, gates and rates by step
+    run.json                    machine, date, splits, license (`training/pipeline.py` writes it at the end)
+    evaluation/evaluation.json  what `climafuse evaluate` measured
+
+All but the model may be absent: the report then says what was not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from climafuse.errors import CheckpointError
+from climafuse.json_file import read_object
+from climafuse.manifest import MANIFEST_NAME, read_manifest
+from climafuse.model.folder import check_folder
+from climafuse.training.callbacks import LOG_FILE, read_log
+from climafuse.training.checkpoint import newest_good_checkpoint
+from climafuse.training.config import RunConfig, load_config
+from climafuse.training.pipeline import RECORD_FILE
+from climafuse.training.trainer import CONFIG_FILE
+
+EVALUATION_FILE = Path("evaluation", "evaluation.json")
+EVALUATION_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it lies in its folder.
+
+    Args:
+        folder: The folder.
+        model: Folder of the saved model, or of the checkpoint that stands in for it.
+        settings: How the run was configured.
+        config: Configuration of the model, as its `config.json` has it.
+        manifest: Of the model's folder.
+        log: Lines of the log.
+        record: Machine, date, splits, license; empty if the run has not ended.
+        evaluation: What was measured; empty if nothing was.
+        stale: The evaluation is of other weights than those of the model.
+    """
+
+    folder: Path
+    model: Path
+    settings: RunConfig
+    config: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    stale: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has saved its model."""
+        return self.model.name == "model"
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read what a run left.
+
+    Args:
+        folder: The output folder of `climafuse train`.
+
+    Raises:
+        CheckpointError: It is no folder of a run, or its model or evaluation is damaged.
+        ConfigurationError: Its configuration cannot be read.
+    """
+    folder = Path(folder)
+    model = _model_of(folder)
+    check_folder(model)
+    config = read_object(model / "config.json")
+    evaluation = _read(folder / EVALUATION_FILE)
+    if evaluation and evaluation.get("format") != EVALUATION_FORMAT:
+        raise CheckpointError(
+            str(folder / EVALUATION_FILE),
+            expected=f"an evaluation of format {EVALUATION_FORMAT}",
+            received=f"format {evaluation.get('format')!r}",
+            remedy=f"Measure again: climafuse evaluate {folder}.",
+        )
+    return RunRecord(
+        folder=folder,
+        model=model,
+        settings=load_config(model / CONFIG_FILE),
+        config=config,
+        manifest=read_manifest(model),
+        log=read_log(folder / LOG_FILE),
+        record=_read(folder / RECORD_FILE),
+        evaluation=evaluation,
+        stale=bool(evaluation) and _is_stale(folder, model, config, evaluation),
+    )
+
+
+def _model_of(folder: Path) -> Path:
+    if (folder / "model" / MANIFEST_NAME).is_file():
+        return folder / "model"
+    checkpoint = newest_good_checkpoint(folder, with_best=False) if folder.is_dir() else None
+    if checkpoint is not None:
+        return checkpoint
+    of_model = (folder / "config.json").is_file() and (folder / MANIFEST_NAME).is_file()
+    raise CheckpointError(
+        str(folder),
+        expected="the folder of a run, with model/ or a checkpoint in it",
+        received="the folder of a model"
+        if of_model
+        else "another folder"
+        if folder.is_dir()
+        else "no such folder",
+        remedy=f"Give {folder.resolve().parent}."
+        if of_model
+        else "Give the output.directory of `climafuse train`, such as runs/train.",
+    )
+
+
+def _is_stale(folder: Path, model: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:
+    """By the hash of the weights where the evaluation tells it, else by which file is older."""
+    evaluated = evaluation.get("weights_sha256")
+    if evaluated is not None:
+        return bool(evaluated != config.get("weights_sha256"))
+    return (folder / EVALUATION_FILE).stat().st_mtime < (model / MANIFEST_NAME).stat().st_mtime
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        return read_object(path)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            str(path),
+            expected="a JSON object",
+            received=f"{type(error).__name__}: {error}",
+            remedy="Write it anew, or delete it: the report then says what was not measured.",
+        ) from error
