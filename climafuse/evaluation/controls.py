@@ -49,6 +49,7 @@ _OF_NO_ACCOUNT = frozenset(
         "data.test_windows",
         "backbone.name",
         "backbone.num_threads",
+        "training.gap_windows",
         "training.logging_interval",
         "training.workers",
     }

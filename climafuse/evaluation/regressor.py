@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.batch import collate_windows
 from climafuse.data.normalization import statistics_from_dict, statistics_to_dict
 from climafuse.data.pairs import Pair
@@ -97,7 +98,12 @@ class Regressor(nn.Module):
         """
         names = ("fields", "mask", "latitude", "longitude", "time")
         tokens = self.encoder(*(climate[f"climate_{name}"] for name in names))
-        states = self.norm(tokens.states)
+        # In float32, whatever the encoder computes in: numbers are told to a hundredth of their spread.
+        with torch.autocast(index.device.type, enabled=False):
+            return self._heads(tokens, index, topics)
+
+    def _heads(self, tokens: ClimateTokens, index: Tensor, topics: Tensor) -> Tensor:
+        states = self.norm(tokens.states.float())
         key, value = (
             rearrange(layer(states), "b m (h d) -> b h m d", h=HEADS) for layer in (self.key, self.value)
         )
