@@ -18,7 +18,7 @@ import torch
 from climafuse import extract, load_backbone
 from climafuse.data.window import Window
 from climafuse.evaluation import evaluate_grounding, questions_of
-from climafuse.facts import fact_label, fact_value, spoken
+from climafuse.facts import compare
 from climafuse.training import load_config
 from climafuse.training.dataset import make_examples, open_store
 
@@ -67,8 +67,8 @@ class PromptedModel:
 
 def describe(window: Window) -> str:
     """The statistics of a window in words."""
-    facts = [spoken(fact) for fact in extract(window, kinds=TOLD)]
-    return "The fields: " + ", ".join(f"{fact_label(fact)} {fact_value(fact)}" for fact in facts) + "."
+    rows = [compare(fact, fact) for fact in extract(window, kinds=TOLD)]
+    return "The fields: " + ", ".join(f"{row['fact']} {row['field']}" for row in rows) + "."
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def parse(text: str, prompt: str | None = None) -> list[Fact]:
     facts = list(dict.fromkeys(_statements(plain)))
     if facts or prompt is None:
         return facts
-    key = asked(prompt)
-    return [] if key is None else _elliptic(plain, key)
+    question = _question(prompt)
+    return [] if question is None else _elliptic(_after_echo(plain, question[0]), question[1])
 
 
 def asked(prompt: str) -> Key | None:
@@ -55,15 +55,21 @@ def asked(prompt: str) -> Key | None:
     Returns:
         (kind, variable, qualifiers) of the fact that would answer it; None if the prompt is no such question.
     """
+    question = _question(prompt)
+    return None if question is None else question[1]
+
+
+def _question(prompt: str) -> tuple[str, Key] | None:
+    """The longest question in a prompt, and what it asks for."""
     plain = _normalize(prompt)
-    found: tuple[int, Key] | None = None
+    found: tuple[str, Key] | None = None
     for pattern in _questions():
         if pattern.literal in plain:
             for match in pattern.regex.finditer(plain):
                 key = pattern.key(match)
-                if key is not None and (found is None or found[0] < match.end() - match.start()):
-                    found = match.end() - match.start(), key
-    return None if found is None else found[1]
+                if key is not None and (found is None or len(found[0]) < len(match[0])):
+                    found = match[0], key
+    return found
 
 
 def forget() -> None:
@@ -306,6 +312,20 @@ _DENIAL = re.compile(
     r"\b(?:not (?:given|known|available|held|in the fields)|no (?:data|such (?:data|variable)))\b"
 )
 _LEAD = "(?:it is )?(?:about |at |from |in )?(?:the )?"
+_ECHO = re.compile(r"(?P<words>[a-z ]+) (?:is|are) (?=\S)")
+_FILLERS = frozenset({"the", "a", "of", "is", "over", "area"})
+
+
+def _after_echo(plain: str, question: str) -> str:
+    """What follows where a text repeats its question: "the mean temperature is" of the mean temperature.
+
+    Models that were not taught our wordings answer so. Only words of the question are passed over: "the highest
+    temperature is 12 °C" says nothing of the mean.
+    """
+    match = _ECHO.match(plain)
+    if match is None or not set(match["words"].split()) <= set(re.findall(r"\w+", question)) | _FILLERS:
+        return plain
+    return plain[match.end() :]
 
 
 def _elliptic(plain: str, key: Key) -> list[Fact]:

@@ -353,7 +353,9 @@ def _layer_picture(window: Window, layer: Layer, card: SampleCard) -> Picture:
     where = "nowhere"
     if np.isfinite(layer.values).any():
         row, column = np.unravel_index(int(np.nanargmax(layer.values)), layer.values.shape)
-        where = f"{_degrees(float(window.latitude[row]), 'SN')} {_degrees(float(window.longitude[column]), 'WE')}"
+        where = (
+            f"{_degrees(float(window.latitude[row]), 'SN')} {_degrees(float(window.longitude[column]), 'WE')}"
+        )
     return Picture(
         _draw(_without_wind(window), (), layers=[replace(layer, detail="")]),
         alternative=f"Map, {layer.title.lower()}, in {card.where}: {layer.detail}; strongest at {where}.",

@@ -194,6 +194,14 @@ def test_contradictions_are_kept_in_order() -> None:
         ("Is it windier in the west or in the east?", "North.", []),
         ("What is the mean pressure?", "Not given.", [Fact("absent", "msl", "absent")]),
         ("How are you?", "8 °C", []),
+        # A model that was not taught our wordings repeats the question.
+        ("What is the mean temperature?", "The mean temperature over the area is 8 °C.", [MEAN]),
+        ("What is the wind direction?", "The wind direction is calm.", [Fact("direction", "wd10", "calm")]),
+        ("What is the mean temperature?", "The highest temperature is 8 °C.", []),  # says nothing of the mean
+        ("What is the mean temperature?", "The mean pressure is 8 °C.", []),
+        ("What is the mean temperature?", "The mean temperature is 8 hPa.", []),
+        ("What is the mean temperature?", "The mean temperature is 8 °C or 9 °C.", []),
+        ("What is the mean temperature?", "The mean temperature is not 8 °C.", []),
         ("Describe mean temperature.", "8 °C", []),
         # A fact in full goes before the question.
         ("What is the mean pressure?", "Mean temperature 8 °C.", [MEAN]),

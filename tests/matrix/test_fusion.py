@@ -23,7 +23,7 @@ from climafuse.errors import BackboneMismatchError
 from climafuse.model import ClimateTextForCausalLM
 from tests.conftest import Cell
 from tests.fusion.small import SMALL, changes_text
-from tests.model.build import ANSWERS, PROMPTS, climate_of, make_batch, make_model
+from tests.model.build import ANSWERS, ENCODER, PROMPTS, climate_of, make_batch, make_model
 from tests.tiny import ARCHITECTURES, tiny_backbone, tiny_model
 
 SITES: dict[str, Any] = {
@@ -46,9 +46,15 @@ class Case:
     sites: str
     architecture: str
 
-    def model(self, *, gates: float = 0.5) -> ClimateTextForCausalLM:
+    def model(self, *, gates: float = 0.5, summary: bool = True) -> ClimateTextForCausalLM:
         """A new model on a backbone of its own."""
-        model = make_model(self.architecture, sites=SITES[self.sites], fusion=self.fusion, gates=gates)
+        model = make_model(
+            self.architecture,
+            sites=SITES[self.sites],
+            fusion=self.fusion,
+            gates=gates,
+            encoder_options={**ENCODER, "summary": summary},
+        )
         model.generation_config.eos_token_id = None  # random models would stop anywhere
         return model
 
@@ -100,7 +106,8 @@ def zero_gates_are_the_bare_backbone(case: Case, folder: Path) -> None:
 
 @torch.no_grad()
 def without_any_value_it_is_the_bare_backbone(case: Case, folder: Path) -> None:
-    model = shared(case)
+    # Without summary tokens, too: they would say that there is no value.
+    model = case.model(summary=False)
     batch = make_batch(model)
     climate = climate_of(batch)
     climate["climate_mask"] = torch.zeros_like(climate["climate_mask"])

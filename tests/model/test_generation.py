@@ -177,7 +177,7 @@ def test_sampling_repeats_with_its_seed() -> None:
 
 
 def test_several_prompts_about_one_window() -> None:
-    model = without_end(make_model(gates=3.0))
+    model = without_end(make_model(gates=8.0))
     index = [1, 1, 0]
     prompts = ("Wind?", "What is the mean temperature?", "Wind?")
     batch = make_batch(model, prompts=prompts, answers=None, index=index)
