@@ -108,18 +108,18 @@ def select_rows(climate: ClimateTokens, index: Tensor) -> ClimateTokens:
 
 
 def stack_rows(parts: Sequence[ClimateTokens]) -> ClimateTokens:
-    """Put climate tokens of several batches of windows below each other, as many tokens as the longest has."""
+    """Put the tokens an encoder made of several batches of windows below each other.
+
+    Args:
+        parts: One batch or more. Tokens that some have more than others are masked in these.
+    """
     longest = max(part.states.shape[1] for part in parts)
 
     def stacked(name: str, fill: float) -> Tensor:
         tensors = [getattr(part, name) for part in parts]
+        more = [(0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1]) for tensor in tensors]
         return torch.cat(
-            [
-                functional.pad(
-                    tensor, (0, 0) * (tensor.ndim - 2) + (0, longest - tensor.shape[1]), value=fill
-                )
-                for tensor in tensors
-            ]
+            [functional.pad(tensor, pad, value=fill) for tensor, pad in zip(tensors, more, strict=True)]
         )
 
     return ClimateTokens(
@@ -128,6 +128,7 @@ def stack_rows(parts: Sequence[ClimateTokens]) -> ClimateTokens:
         latitude=stacked("latitude", torch.nan),
         longitude=stacked("longitude", torch.nan),
         time=stacked("time", torch.nan),
+        extent=None if parts[0].extent is None else stacked("extent", 0),
     )
 
 
