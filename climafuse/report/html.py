@@ -272,6 +272,7 @@ def _differences(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             "p": number(table(found).get("p")),
         }
         for name, found in list(table(evaluation, "differences").items())[:MOST_ROWS]
+        if number(table(found).get("difference")) is not None
     ]
 
 
@@ -280,7 +281,7 @@ def _intervals(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     claimed = found.get("claimed")
     return {
         "claimed": claimed if isinstance(claimed, bool) else None,
-        "why": text(found.get("why"), 500),
+        "why": _sentence(text(found.get("why"), 500)),
         **{
             key: number(found.get(key))
             for key in ("num_blocks", "effective_blocks", "effective_in_time", "effective_in_space")
@@ -288,6 +289,12 @@ def _intervals(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "hours": _first(found, "block_hours", "hours"),
         "kilometers": _first(found, "block_kilometers", "kilometers"),
     }
+
+
+def _sentence(words: str) -> str:
+    """With a capital and a full stop."""
+    stop = "" if not words or words.endswith((".", "!", "?")) else "."
+    return f"{words[:1].upper()}{words[1:]}{stop}"
 
 
 def _first(found: Mapping[str, Any], *keys: str) -> float | None:
@@ -356,6 +363,8 @@ def _topic(name: Any) -> str:
         return ""
     if name in SPOKEN_VARIABLES:
         return SPOKEN_VARIABLES[name].name
+    if name in FACT_KINDS and "{" not in FACT_KINDS[name].topic:
+        return FACT_KINDS[name].topic
     if name in VARIABLES:
         return VARIABLES[name].long_name
     return OTHER_NAMES.get(name) or UNSEEN_NAMES.get(name) or text(name, 80).replace("_", " ")
@@ -514,18 +523,15 @@ def _thinned(points: list[tuple[float, float]], count: int = 8) -> list[tuple[fl
 # ---- What was trained on what --------------------------------------------------------------------------------
 
 
-def _brief(run: RunRecord) -> str:
-    """One line under the title."""
-    return " · ".join(
-        part
-        for part in (
-            f"{_backbone_name(run)}, frozen",
-            f"{text(run.config.get('fusion'), 80).replace('_', ' ')} at {_sites(run.config.get('sites'))}",
-            text(run.settings.data.source, 200),
-            text(run.record.get("date"), 40).partition("T")[0],
-        )
-        if part
+def _brief(run: RunRecord) -> list[str]:
+    """What stands under the title."""
+    parts = (
+        f"{_backbone_name(run)}, frozen",
+        f"{text(run.config.get('fusion'), 80).replace('_', ' ')} at {_sites(run.config.get('sites'))}",
+        text(run.settings.data.source, 200),
+        text(run.record.get("date"), 40).partition("T")[0],
     )
+    return [part for part in parts if part]
 
 
 def _backbone_name(run: RunRecord) -> str:
@@ -551,7 +557,7 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         steps = number(run.log[-1].get("step"))
     counts = table(record, "train")
     variables = [f"{_topic(name)} ({text(name, 40)})" for name in rows(config.get("variables"))]
-    history, box = number(config.get("history")), number(config.get("box_degrees"))
+    history, box = number(config.get("history")), _box(config.get("box_degrees"))
     groups: list[tuple[str, list[tuple[str, str]]]] = [
         (
             "Data",
@@ -562,8 +568,8 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
                 (
                     "windows",
                     ""
-                    if history is None or box is None
-                    else f"boxes of {box:g}°, {history:.0f} time{'s' * (history != 1)} each",
+                    if history is None or not box
+                    else f"boxes of {box}, {history:.0f} time{'s' * (history != 1)} each",
                 ),
                 (
                     "training texts",
@@ -601,8 +607,8 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "Where and when",
             [
-                ("date of training", text(record.get("date"), 40) or "not recorded"),
-                ("date of evaluation", text(evaluation.get("date"), 40) or "not evaluated"),
+                ("date of training", text(record.get("date"), 40).replace("T", " ") or "not recorded"),
+                ("date of evaluation", text(evaluation.get("date"), 40).replace("T", " ") or "not evaluated"),
                 ("machine", _machine(machine)),
                 (
                     "versions",
@@ -617,6 +623,12 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ),
     ]
     return [(heading, [(term, words) for term, words in lines if words]) for heading, lines in groups]
+
+
+def _box(sides: Any) -> str:
+    """One side of a square box, or height and width, in degrees."""
+    found = [number(side) for side in (rows(sides) or [sides])]
+    return " by ".join(f"{side:g}°" for side in found if side is not None)
 
 
 def _honest(backbone: Mapping[str, Any], entry: Any) -> str:

@@ -153,7 +153,7 @@ def draw_map(
     stretch = min(1 / np.cos(np.deg2rad((south + north) / 2)), _MAX_STRETCH)
     ratio = (north - south) * stretch / (east - west)  # height over width of a panel
     size = float(np.sqrt(panel_area / _PANEL_AREA))
-    width = float(np.clip(np.sqrt(panel_area / ratio), size * _MIN_WIDTH, size * _MAX_WIDTH))
+    width = float(np.clip(np.sqrt(panel_area / ratio), size * _MIN_WIDTH, size**2 * _MAX_WIDTH))
     height = width * ratio
     if height > size * _MAX_HEIGHT:
         width, height = size * _MAX_HEIGHT / ratio, size * _MAX_HEIGHT

@@ -14,7 +14,7 @@ import numpy as np
 from climafuse.data.store import TrainingStore
 from climafuse.data.times import format_time
 from climafuse.data.variables import VARIABLES
-from climafuse.data.window import Box, Window
+from climafuse.data.window import Box, Grid, Window
 from climafuse.errors import ClimafuseError, UsageError
 from climafuse.evaluation.attribution import attention, occlusion
 from climafuse.facts import (
@@ -39,6 +39,7 @@ from climafuse.report.runs import RunRecord
 from climafuse.training.dataset import open_store
 
 MOST_WRONG = 4  # of ten answers
+_WIDE = 1.6  # width over height of a map
 _PANEL_AREA = 6.0  # square inches: letters can be read at the width of a phone
 
 Explain = Callable[[Window, str, str, Fact], Sequence[Layer]]
@@ -74,6 +75,7 @@ class SampleCard:
         exact: The same at full precision.
         facts: Rows of `check_facts`.
         pictures: Maps.
+        wide: The maps are much wider than high, and stand below each other.
         missing: Why there is no map, or only one; "" where nothing is missing.
     """
 
@@ -87,6 +89,7 @@ class SampleCard:
     exact: str
     facts: tuple[Mapping[str, Any], ...] = ()
     pictures: tuple[Picture, ...] = ()
+    wide: bool = False
     missing: str = ""
 
 
@@ -260,6 +263,7 @@ def make_card(
     )
     if window is None:
         return card
+    card = replace(card, wide=_is_wide(window))
     pictures: list[Picture] = []
     try:
         pictures.append(_field_picture(window, truth, card))
@@ -361,6 +365,11 @@ def _layer_picture(window: Window, layer: Layer, card: SampleCard) -> Picture:
         alternative=f"Map, {layer.title.lower()}, in {card.where}: {layer.detail}; strongest at {where}.",
         caption=f"{layer.title}: {layer.detail}",
     )
+
+
+def _is_wide(window: Window) -> bool:
+    height, width = Grid(window.latitude, window.longitude % 360).extent()
+    return bool(width * np.cos(np.deg2rad(window.latitude.mean())) > _WIDE * height)
 
 
 def _without_wind(window: Window) -> Window:

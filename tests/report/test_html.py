@@ -68,7 +68,7 @@ def test_the_verdict_is_first(page):
     assert page.words.index("Grounded") < page.words.index("What was trained on what")
     text = page.words
     assert "it knows more than the best guesser true − prior: 0.434, interval 0.380 to 0.490; limit 0" in text
-    assert "the questions alone do not give the answers away true − text only: not measured" in text
+    assert "Not measured: the questions alone do not give the answers away true − text only: –" in text
     for label, value in (
         ("true field", "0.921"),
         ("shuffled", "0.299"),
@@ -120,7 +120,7 @@ def test_an_unknown_condition_is_shown_under_its_label():
 def test_no_interval_comes_with_its_reason():
     intervals = {"claimed": False, "why": "3.2 effective blocks, fewer than 10", "effective_blocks": 3.2}
     text = Page(render(record(evaluation=evaluation(intervals=intervals)))).words
-    assert "No interval is claimed. 3.2 effective blocks, fewer than 10" in text
+    assert "No interval is claimed. 3.2 effective blocks, fewer than 10. Effective blocks: 3.2." in text
 
 
 def test_facts_by_kind_stand_beside_shuffled(page):
@@ -170,7 +170,7 @@ def test_what_was_trained_on_what(page):
         "2026-03-31 07:00 to 2026-03-31 23:00", "CC-BY-4.0", "smollm2-135m-instruct-q4_1", "4-bit copy dequantized",
         "not the weights that its makers published",
         "Apache-2.0", "134,515,008, frozen", "2,490,368", "400 of 24 windows", "422 s", "A processor, 2 cores, Linux",
-        "climafuse 0.1.0, torch 2.13.0", "2026-11-22T14:00:00+00:00", "24,000 texts about 4,000 windows",
+        "climafuse 0.1.0, torch 2.13.0", "2026-11-22 14:00:00+00:00", "24,000 texts about 4,000 windows",
         "cross attention",
         "grid transformer (width 64)",
     ):  # fmt: skip
