@@ -115,6 +115,7 @@ def render(run: RunRecord, *, cards: Sequence[SampleCard] = (), notes: Sequence[
         grounding=_grounding(evaluation),
         differences=_differences(evaluation),
         intervals=_intervals(evaluation),
+        asked=_asked(evaluation),
         kinds=_by_kind(evaluation),
         variables=_by_variable(evaluation),
         matrix=_matrix(evaluation),
@@ -243,6 +244,16 @@ def _grounding(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "best_guesser": _best_guesser(evaluation),
         "has_tokens": any(row["token_loss"] is not None for members in measured.values() for row in members),
     }
+
+
+def _asked(evaluation: Mapping[str, Any]) -> str:
+    """How much was asked: "546 questions about 96 windows of 3 times"."""
+    data = table(evaluation, "data")
+    counts = [number(data.get(key)) for key in ("num_questions", "num_windows", "num_test_times")]
+    if any(count is None for count in counts):
+        return ""
+    questions, windows, times = (f"{count:,.0f}" for count in counts)
+    return f"{questions} questions about {windows} windows of {times} times that were not in training. "
 
 
 def _style(entry: Condition) -> str:
@@ -542,7 +553,10 @@ def _backbone_name(run: RunRecord) -> str:
 def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     config, record, evaluation = run.config, run.record, run.evaluation
     data, training = table(evaluation, "data"), table(evaluation, "training")
-    splits = {**table(data, "splits"), **table(record, "splits")}
+    # The evaluation may have asked about the test times of other fields than those of training.
+    splits = {**table(data, "splits"), **table(record, "splits"), "test": table(data, "splits").get("test")}
+    splits["test"] = splits["test"] or table(record, "splits").get("test")
+    evaluated = text(data.get("source"), 500)
     backbone, statistics = table(config, "backbone"), table(config, "statistics", "provenance")
     entry = CATALOG.get(text(backbone.get("id")))
     licenses = [text(source, 300) for source in (record.get("license"), data.get("license")) if text(source)]
@@ -575,6 +589,7 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
                     "training texts",
                     _count(counts.get("texts"), "texts about ") + _count(counts.get("windows"), "windows"),
                 ),
+                ("evaluated on", "" if evaluated == run.settings.data.source else evaluated),
                 ("license", licenses[0] if licenses else "not stated by the source"),
             ],
         ),

@@ -14,7 +14,7 @@ import numpy as np
 from climafuse.data.store import TrainingStore
 from climafuse.data.times import format_time
 from climafuse.data.variables import VARIABLES
-from climafuse.data.window import Box, Grid, Window
+from climafuse.data.window import Box, Window
 from climafuse.errors import ClimafuseError, UsageError
 from climafuse.evaluation.attribution import attention, occlusion
 from climafuse.facts import (
@@ -29,6 +29,7 @@ from climafuse.facts import (
     sources,
     spoken,
     topic_of,
+    window_box,
 )
 from climafuse.facts.kinds import Value
 from climafuse.json_values import number, rows, table, text
@@ -368,8 +369,8 @@ def _layer_picture(window: Window, layer: Layer, card: SampleCard) -> Picture:
 
 
 def _is_wide(window: Window) -> bool:
-    height, width = Grid(window.latitude, window.longitude % 360).extent()
-    return bool(width * np.cos(np.deg2rad(window.latitude.mean())) > _WIDE * height)
+    box = window_box(window)
+    return bool(box.width * np.cos(np.deg2rad(box.latitude)) > _WIDE * box.height)
 
 
 def _without_wind(window: Window) -> Window:

@@ -104,6 +104,7 @@ def test_every_condition_stands_with_its_interval(page):
         < 100
     )
     assert "a label of the evaluation" not in page.text  # known conditions have shorter ones
+    assert "546 questions about 96 windows of 3 times that were not in training" in page.words
     assert "23.4 effective blocks of 41, each 36 hours by 1,800 km" in page.words
     assert "of other times one block tells nothing" in page.words
     assert row(page.text, "true − prior", "+0.434", "0.380 to 0.490", "0.0001")
@@ -175,6 +176,21 @@ def test_what_was_trained_on_what(page):
         "grid transformer (width 64)",
     ):  # fmt: skip
         assert words in page.words, words
+
+
+def test_other_fields_than_those_of_training_are_named():
+    found = evaluation()
+    found["data"] |= {"source": "winter.nc", "splits": {"test": ["2025-12-01T00:00", "2025-12-31T00:00"]}}
+    text = Page(render(record(evaluation=found))).words
+    assert "evaluated on winter.nc" in text
+    assert "test period 2025-12-01 00:00 to 2025-12-31 00:00" in text
+    assert "train period 2026-03-25 00:00 to 2026-03-28 00:00" in text
+    assert "evaluated on" not in Page(render(record())).words
+
+
+def test_no_answers_may_be_asked_for():
+    text = Page(render(record())).words.partition("Answers, right and wrong")[2].partition("Facts by kind")[0]
+    assert "None shown. Of the 30 answers" in text
 
 
 def test_random_weights_are_called_so():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from climafuse.data.window import Box
+from climafuse.data.window import Box, Window
 from climafuse.errors import MissingValuesError
 from climafuse.facts import extract, fact_value, spoken, window_box
 from climafuse.report.maps import Layer, drawn_variables
-from climafuse.report.samples import choose_samples, make_card, make_cards
+from climafuse.report.samples import _is_wide, choose_samples, make_card, make_cards
 from tests.evaluation.stores import random_store
 from tests.report.pages import evaluation, record, sample
 
@@ -93,6 +93,19 @@ def test_a_card_tells_what_was_said_and_what_is_true(store):
     assert f"from {low:.4g} to {high:.4g} °C" in picture.alternative
     assert card.where in picture.alternative
     assert card.missing == ""
+
+
+@pytest.mark.parametrize(
+    ("longitude", "width", "wide"), [(40, 8, False), (40, 24, True), (0, 24, True), (40, 12, False)]
+)
+def test_wide_boxes_are_called_so(longitude, width, wide):
+    """Eight degrees high around 5°N; over Greenwich, too, where longitudes begin anew."""
+    columns = (longitude + np.arange(width) - width / 2 + 0.5) % 360
+    window = Window(
+        np.zeros((1, 1, 8, width), np.float32), ("t2m",), np.array(["2026-03-01"], "datetime64[s]"),
+        np.arange(1.5, 9.5), columns,
+    )  # fmt: skip
+    assert _is_wide(window) is wide
 
 
 def test_places_are_marked_and_said_to_be(store):
