@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from climafuse.data.files import whole_file
 from climafuse.errors import UsageError
-from climafuse.scaling.table import Row, notes, rows_of, winner
+from climafuse.scaling.table import Row, notes, rows_of, spelled, winner
 
 TRUE, SHUFFLED, GUESSER = "test.fact_f1.true", "test.fact_f1.shuffled", "test.fact_f1.prior"
 # Okabe and Ito's colors, told apart by the color-blind as well; the rest repeats.
@@ -23,7 +26,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#1b2733", "#8a949e"
 COSTS = (
     ("training.seconds_per_step", "seconds a training step"),
-    ("training.steps", "training steps done"),
     ("training.trainable_parameters", "trainable parameters"),
     ("generation.answers_per_second", "answers a second"),
 )
@@ -57,15 +59,16 @@ def plot_study(
             remedy="Run the study first: climafuse scale run STUDY.yaml.",
         )
     costs = [(path, name) for path, name in COSTS if _differs(rows, path)] or list(COSTS[:1])
+    others = _usual(rows, {color, marker})
     colors = dict(zip(_values(rows, color), COLORS * 9, strict=False))
     markers = dict(zip(_values(rows, marker), MARKERS * 9, strict=False))
-    lines = [
-        part for note in [*_alike(rows), *notes(results)[:1]] for part in textwrap.wrap(note, 46 * len(costs))
-    ]
+    small = ", ".join(f"{_plainly(key)} other than {value}" for key, value in others.items())
+    remarks = [*_alike(rows), *([f"Figures beside marks: {small}."] if small else []), *notes(results)[:1]]
+    lines = [part for remark in remarks for part in textwrap.wrap(remark, 46 * len(costs))]
     foot = 0.75 + 0.17 * len(lines)
     height = 4.2 + foot
-    picture = Figure(figsize=(0.9 + 3.7 * len(costs) + 1.75, height), facecolor="white")
-    best = winner(results)
+    picture = Figure(figsize=(0.9 + 3.7 * len(costs) + 1.95, height), facecolor="white")
+    best = winner(rows, results["study"]["metric"])
     for number, (path, name) in enumerate(costs):
         left = (0.75 + 3.7 * number) / picture.get_figwidth()
         axes = picture.add_axes(
@@ -73,6 +76,7 @@ def plot_study(
         )
         for row in rows:
             _draw(axes, row, path, colors[_key(row, color)], markers[_key(row, marker)], row is best)
+            _name(axes, row, path, others)
         _dress(axes, rows, path, name, first=number == 0)
     _legend(picture, colors, markers)
     title = f"{results['study']['name']}: facts that are right, and what they cost"
@@ -103,6 +107,29 @@ def _draw(axes: Axes, row: Row, path: str, color: str, marker: str, chosen: bool
     if chosen:
         axes.plot(x, y, marker="o", markersize=15, color=INK, markerfacecolor="none", linewidth=0, zorder=3)
     axes.plot(x, y, marker=marker, color=color, markersize=7.5, markeredgecolor="white", zorder=5)
+
+
+def _name(axes: Axes, row: Row, path: str, usual: Mapping[str, str]) -> None:
+    """What neither color nor mark tells, where it is not as usual."""
+    x, y = row.mean(path), row.mean(TRUE)
+    told = [
+        spelled(row.settings[key])
+        for key, value in usual.items()
+        if key in row.settings and _key(row, key) != value
+    ]
+    if told and x is not None and y is not None:
+        axes.annotate(
+            ", ".join(told), (x, y), (6, -2.5), textcoords="offset points", fontsize=6.5, color=INK, zorder=6
+        )
+
+
+def _usual(rows: Sequence[Row], told: set[str]) -> dict[str, str]:
+    """The most frequent value of each setting that differs, but for those told otherwise and for options."""
+    keys = dict.fromkeys(
+        key for row in rows for key, value in row.settings.items() if not isinstance(value, Mapping)
+    )
+    counts = {key: Counter(_key(row, key) for row in rows) for key in keys if key not in told}
+    return {key: count.most_common(1)[0][0] for key, count in counts.items() if len(count) > 1}
 
 
 def _dress(axes: Axes, rows: Sequence[Row], path: str, name: str, *, first: bool) -> None:
@@ -138,13 +165,13 @@ def _legend(picture: Figure, colors: Mapping[str, str], markers: Mapping[str, st
     def dot(label: str, **look: Any) -> Line2D:
         return Line2D([], [], linewidth=0, label=label, markersize=7, **look)
 
-    told = [dot(_words(name), marker="o", color=color) for name, color in colors.items()]
+    told: list[Artist] = [Patch(color=color, label=_words(name)) for name, color in colors.items()]
     told.append(dot(" ", marker="None"))
     told += [dot(_words(name), marker=marker, color=FAINT) for name, marker in markers.items()]
     told.append(dot(" ", marker="None"))
     told += [
-        dot("true field", marker="o", color=FAINT),
-        dot("swapped values", marker="o", color=FAINT, markerfacecolor="white"),
+        dot("filled: true field", marker="h", color=FAINT),
+        dot("hollow: swapped values", marker="h", color=FAINT, markerfacecolor="white"),
         dot("chosen", marker="o", color=INK, markerfacecolor="none", markeredgewidth=1.2),
         Line2D([], [], color=INK, linewidth=1.6, label="range over seeds"),
     ]
@@ -160,7 +187,7 @@ def _legend(picture: Figure, colors: Mapping[str, str], markers: Mapping[str, st
 
 def _alike(rows: Sequence[Row]) -> list[str]:
     """Costs that are the same for all."""
-    path, name = COSTS[2]
+    path, name = COSTS[1]
     found = [value for row in rows for value in row.values(path)]
     if not found or _differs(rows, path):
         return []
@@ -189,3 +216,7 @@ def _values(rows: Sequence[Row], setting: str) -> list[str]:
 
 def _words(value: str) -> str:
     return f"at block {value}" if value.isdigit() else value.replace("_", " ") or "–"
+
+
+def _plainly(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")

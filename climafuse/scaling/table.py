@@ -66,12 +66,16 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
     return [rows[key] for key in ranked]
 
 
-def winner(results: Mapping[str, Any]) -> Row | None:
+def winner(rows: Sequence[Row], metric: str) -> Row | None:
     """The row with the best mean of the metric, of those with the most seeds; None before any run finished.
 
     One seed may be luck: what was tried with more of them goes before.
+
+    Args:
+        rows: Of `rows_of`.
+        metric: By which they are ranked.
     """
-    measured = [row for row in rows_of(results) if row.mean(results["study"]["metric"]) is not None]
+    measured = [row for row in rows if row.mean(metric) is not None]
     most = max((len(row.records) for row in measured), default=0)
     return next((row for row in measured if len(row.records) == most), None)
 
@@ -90,7 +94,7 @@ def table_of(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         *(key.rpartition(".")[2] if SHORT.get(key) is None else SHORT[key] for key in keys),
         "seeds",
     ]
-    best = winner(results)
+    best = winner(rows, results["study"]["metric"])
     cells = []
     for row in rows:
         told = [spelled(row.settings.get(key)) for key in keys]
