@@ -41,10 +41,11 @@ from climafuse.errors import UsageError
 from climafuse.facts.kinds import EARTH_RADIUS
 
 FEWEST = 10  # times or places that tell of a correlation; blocks that an interval is claimed from
-EXTENT = 4  # the longest correlation looked for is the extent of the samples over this
+LONGEST = 8  # the longest correlation looked for is the period of the samples over this,
+FARTHEST = 4  # and the mean distance between their places over this
 MOST = 400  # samples that the correlation is measured from: linear algebra takes their number cubed
 CELLS_OR_TIMES = 200  # at which fields are compared
-NO_CORRELATION = 1 / 3  # how likely it is held to be before the scores are seen
+NO_CORRELATION = 0.6  # how likely it is held to be before the scores are seen
 SHARES = np.array([0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.999])  # [S]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -153,20 +154,30 @@ class SamplePoints:
         enough_times, enough_places = len(self.times) >= FEWEST, self.num_places >= FEWEST
         hours, kilometers = [math.inf] * enough_places, [math.inf] * enough_times
         if enough_times:
-            hours += _ladder(self.step / 1.5, np.ptp(self.times) / EXTENT)
+            hours += _ladder(self.step / 1.5, np.ptp(self.times) / LONGEST)
         if enough_places:
             places = np.unique(self.place_numbers, return_index=True)[1]
             distances = self.distances[np.ix_(places, places)][np.triu_indices(len(places), 1)]
             # Half the distance within which there is about one other place.
             kilometers += _ladder(
-                np.quantile(distances, 1 / len(places)) / 2, float(distances.mean()) / EXTENT
+                np.quantile(distances, 1 / len(places)) / 2, float(distances.mean()) / FARTHEST
             )
         pairs = [Scales(h, km) for h in hours for km in kilometers]
         return [pair for pair in pairs if math.isfinite(pair.hours) or math.isfinite(pair.kilometers)]
 
     def correlated(self, scales: Scales) -> Array:
         """[N, N] exponential correlation of the given lengths, 1 on the diagonal."""
-        return np.exp(-self.lags / scales.hours - self.distances / scales.kilometers)
+        return self._decay("lags", scales.hours) * self._decay("distances", scales.kilometers)
+
+    def _decay(self, axis: str, length: float) -> Array:
+        """[N, N] exp(-distance / length) along one axis, kept: every figure of an evaluation asks for the same ones."""
+        if (axis, length) not in self._decays:
+            self._decays[axis, length] = np.exp(-getattr(self, axis) / length)
+        return self._decays[axis, length]
+
+    @cached_property
+    def _decays(self) -> dict[tuple[str, float], Array]:
+        return {}
 
     @cached_property
     def _measured(self) -> SamplePoints:
@@ -217,11 +228,17 @@ class SamplePoints:
                 -0.5 * np.log(variances).sum(axis=1) - half * np.log((squares / variances).sum(axis=1))
             )
         # Against no correlation at all, of which both sums are 0.
-        likelihood = np.exp(np.array(logs) - max(np.max(logs), 0.0))  # [candidates, S]
-        none = math.exp(-max(np.max(logs), 0.0))
-        weights = likelihood * (1 - NO_CORRELATION) / likelihood.size
-        weights /= weights.sum() + none * NO_CORRELATION
+        highest = max(np.max(logs), 0.0)
+        weights = self._prior * np.exp(np.array(logs) - highest)  # [candidates, S]
+        weights /= weights.sum() + NO_CORRELATION * math.exp(-highest)
         return np.asarray(weights @ SHARES)
+
+    @cached_property
+    def _prior(self) -> Array:
+        """[candidates, S] how likely each is held to be: the less so, the fewer samples these would be worth."""
+        common = np.array([self.correlated(scales).mean() for scales in self.candidates])
+        worth = 1 / (1 + SHARES * (common[:, None] * len(self) - 1))
+        return np.asarray((1 - NO_CORRELATION) * worth / worth.sum())
 
 
 class Correlation:
@@ -248,7 +265,7 @@ class Correlation:
         """[N, N] between the samples."""
         total = np.zeros((len(self.points), len(self.points)))
         for scales, share in zip(self.candidates, self.shares, strict=True):
-            if share > 1e-5:
+            if share > 1e-4:
                 total += share * self.points.correlated(scales)
         np.fill_diagonal(total, 1.0)
         return total

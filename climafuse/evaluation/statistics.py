@@ -165,6 +165,11 @@ class Blocks:
         """The same of cells alone."""
         return _effective(self.cell)
 
+    @cached_property
+    def pairs(self) -> Array:
+        """Where an [N, N] array, made flat, holds two samples of one block."""
+        return np.flatnonzero(self.number[:, None] == self.number)
+
     def sums(self, contributions: Array) -> Array:
         """[B, K] of contributions [N, K]."""
         return np.stack(
@@ -255,7 +260,7 @@ def _block_sums(matrix: Array, blocks: Blocks) -> Array:
 def _rest(matrix: Array, rows: Array, blocks: Blocks) -> float:
     """`Spread.widening` alone, which takes no sums between blocks."""
     share = np.bincount(blocks.number) / len(blocks.number)
-    within = float(matrix[blocks.number[:, None] == blocks.number].sum())
+    within = float(matrix.ravel()[blocks.pairs].sum())
     total = float(rows.sum())
     expected = (
         within - 2 * float(share @ np.bincount(blocks.number, weights=rows)) + float(share @ share) * total
