@@ -8,11 +8,15 @@ correlation is a mixture of
 
 over a grid of shares and lengths, each with the weight that the scores give it (restricted likelihood of a Gaussian
 process, the mean being unknown; Diggle & Ribeiro 2007, section 5.4). A mixture rather than the best fit, because a
-hundred noisy scores leave weak correlations undecided, and the best fit then often says that there is none.
+hundred noisy scores leave weak correlations undecided, and the best fit then often says that there is none. Before the
+scores are seen, no correlation at all is held for somewhat likelier than some, and of those each in proportion to the
+number of independent samples that it would leave: the figures were chosen where independent and correlated scores get
+intervals that hold about as often as they say (`scripts/matrix statistics`).
 
 What cannot be measured is not assumed away:
 
-- Lengths beyond a quarter of the samples' extent look like the mean. They are not in the grid.
+- Lengths of the order of the samples' extent look like the mean; ten blocks as long would not fit in. The grid ends
+  before them, and scores that are alike over the longest lengths in it get no interval.
 - Fewer than ten different times tell nothing of the correlation in time: samples of near places then count as near,
   whatever their times. So do those of near times where there are fewer than ten places.
 - Every figure is about times like these and places like these. `field_scales` measures the lengths of the fields' own

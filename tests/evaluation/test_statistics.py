@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from climafuse.errors import UsageError
 from climafuse.evaluation.correlation import Correlation, SamplePoints, Scales
@@ -119,6 +120,24 @@ def test_independent_samples_give_the_textbook_interval():
     assert (found.high - found.low) / 2 == pytest.approx(1.97 * found.error, rel=0.05)
     assert found == interval(points, values(numbers), mean)
     assert found.p is None
+
+
+def test_what_blocks_share_widens_the_interval():
+    points, random = series(240), np.random.default_rng(1)
+    correlation = Correlation(points, [Scales(3.0, math.inf)], np.array([0.9]))
+    scores = np.linalg.cholesky(correlation.matrix) @ random.standard_normal(240)
+    found = interval(points, values(scores), mean)
+    measured = points.correlation(scores)
+    blocks = choose_blocks(measured)
+    spread = Spread.of(measured, blocks)
+    assert spread.widening > 1.3
+    sums = blocks.sums((scores - scores.mean())[:, None])[:, 0]
+    error = math.sqrt(spread.widening * np.square(sums).sum()) / 240
+    assert found.error == pytest.approx(error, rel=0.05)
+    quantile = stats.t.ppf(0.975, spread.degrees)
+    assert (found.high - found.low) / 2 == pytest.approx(quantile * error, rel=0.15)
+    narrow = interval(points, values(scores), mean, level=0.5)
+    assert (narrow.high - narrow.low) / 2 == pytest.approx(stats.t.ppf(0.75, spread.degrees) * error, rel=0.1)
 
 
 def test_a_difference_is_paired():

