@@ -50,7 +50,8 @@ def describe(
         abstentions: Share of questions among them that have no answer. In three of four the variable is
             withheld, or all variables are, as where the place is masked: the pair's ``withheld`` names the
             fields that must be hidden (``withhold``) wherever the pair is used. The fourth asks for a variable
-            that the window never held.
+            that the window never held. Of the questions that have an answer, as many are asked with another
+            variable withheld, so that what is missing does not tell that there is none.
         facts_per_bulletin: Smallest and largest number of facts in a bulletin.
 
     Returns:
@@ -128,7 +129,8 @@ def _describe(
             if text is None and facts:
                 fact = _draw(groups, asked, rng)
                 asked.append(fact)
-                text = (*question_answer(fact, rng), (fact,), ())
+                hidden = _hidden(fact, facts, window, rng) if rng.random() < abstentions else ()
+                text = (*question_answer(fact, rng), (fact,), hidden)
             if text is not None:
                 prompt, answer, stated, withheld = text
                 yield Pair(
@@ -196,6 +198,22 @@ def _abstention(
         withheld = window.variables
     prompt, answer = abstention(variable, rng, kinds=kinds)
     return prompt, answer, (Fact("absent", variable, "absent"),), withheld
+
+
+def _hidden(fact: Fact, facts: Sequence[Fact], window: Window, rng: np.random.Generator) -> tuple[str, ...]:
+    """Another variable, to be withheld beside a question that has its answer all the same.
+
+    Else a model learns that there is no answer wherever anything is missing.
+    """
+    others = [
+        name
+        for name in dict.fromkeys(other.variable for other in facts)
+        if set(sources(name)).isdisjoint(sources(fact.variable))
+    ]
+    if not others:
+        return ()
+    chosen = sources(others[int(rng.integers(len(others)))])
+    return tuple(name for name in chosen if name in window.variables)
 
 
 def withhold(window: Window, variables: Iterable[str]) -> Window:

@@ -56,6 +56,20 @@ def test_shares_and_numbers(pairs: list[Pair]) -> None:
     }
 
 
+def test_what_is_missing_does_not_tell_that_there_is_no_answer(pairs: list[Pair]) -> None:
+    answered = [pair for pair in pairs if len(pair.facts) == 1 and pair.facts[0]["kind"] != "absent"]
+    hidden = [pair for pair in answered if pair.withheld]
+    assert len(hidden) / len(answered) == pytest.approx(0.3, abs=0.07)  # as many as are without an answer
+    assert {name for pair in hidden for name in pair.withheld} == {"t2m", "u10", "v10", "msl", "tp"}
+    windows = dict(WINDOWS)
+    for pair in hidden:
+        fact = Fact.from_dict(pair.facts[0])
+        shown = {other.key: other for other in extract(withhold(windows[pair.sample], pair.withheld))}
+        whole = {other.key: other for other in extract(windows[pair.sample])}
+        assert spoken(shown[fact.key]) == spoken(whole[fact.key])  # sums over masked cells round otherwise
+        assert set(whole) - set(shown)  # something is missing
+
+
 def test_a_question_without_answer_is_asked_as_others_are(pairs: list[Pair]) -> None:
     """No kind of question gives away that there is no answer."""
     kinds = {True: set(), False: set()}
