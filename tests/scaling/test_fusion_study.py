@@ -58,7 +58,7 @@ def test_nothing_else_differs(study):
     default = RunConfig()
     assert (runs[0].data, runs[0].facts, runs[0].backbone) == (default.data, default.facts, default.backbone)
     assert runs[0].backbone.name in CATALOG
-    assert runs[0].training.max_seconds == 210
+    assert runs[0].training.max_seconds == 240
     assert runs[0].training.schedule_by == "seconds"
     (rate,) = study.stages[0].grid["training.learning_rate"]
     assert rate == pytest.approx(runs[0].training.learning_rate / 3)
