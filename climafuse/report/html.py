@@ -297,9 +297,16 @@ def _intervals(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             key: number(found.get(key))
             for key in ("num_blocks", "effective_blocks", "effective_in_time", "effective_in_space")
         },
-        "hours": _first(found, "block_hours", "hours"),
-        "kilometers": _first(found, "block_kilometers", "kilometers"),
+        "size": _block_size(found),
     }
+
+
+def _block_size(found: Mapping[str, Any]) -> str:
+    """How large blocks are; "" where each window is one."""
+    hours = _first(found, "block_hours", "hours")
+    kilometers = _first(found, "block_kilometers", "kilometers")
+    sides = [f"{hours:,.3g} hours"] if hours else []
+    return " by ".join(sides + ([f"{kilometers:,.0f} km"] if kilometers else []))
 
 
 def _sentence(words: str) -> str:

@@ -49,6 +49,7 @@ _KEY_BESIDE_TIME = 2.5  # width of a panel
 _LEFT, _RIGHT, _GAP = 0.62, 0.45, 0.85
 _HEADING, _PANEL_TITLE, _PANEL_FOOT, _LINE = 0.5, 0.5, 0.82, 0.2
 _CHARACTER = 0.079  # width of an average character of the caption
+_HEAD_CHARACTER = 0.098  # the same of a panel's heading
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,13 @@ def draw_map(
     num_panels = len(variables) + (shares is not None) + len(layers)
     num_columns = 1 if width > 5.4 else min(num_panels, 3)
     num_rows = -(-num_panels // num_columns)
-    page_width = _LEFT + num_columns * width + (num_columns - 1) * _GAP + _RIGHT
+    heads = [*map(_long_name, variables), *(layer.title for layer in layers)]
+    if shares is not None:
+        heads.append("Where the model attended")
+    widest = _HEAD_CHARACTER * max(
+        map(len, heads), default=0
+    )  # of a panel towards a pole, the heading is wider
+    page_width = _LEFT + (num_columns - 1) * (width + _GAP) + max(width + _RIGHT, widest)
     title, caption = _drawable(title or ""), _drawable(caption or "")
     if title or caption:
         page_width = max(page_width, _MIN_PAGE_WIDTH)

@@ -124,6 +124,18 @@ def test_no_interval_comes_with_its_reason():
     assert "No interval is claimed. 3.2 effective blocks, fewer than 10. Effective blocks: 3.2." in text
 
 
+def test_blocks_of_one_window_have_no_size():
+    intervals = {
+        "claimed": True,
+        "why": "",
+        "effective_blocks": 10.0,
+        "num_blocks": 10,
+        "block_kilometers": 0.0,
+    }
+    text = Page(render(record(evaluation=evaluation(intervals=intervals)))).words
+    assert "10 effective blocks of 10, as long as the measured correlation" in text
+
+
 def test_facts_by_kind_stand_beside_shuffled(page):
     # F1 of true, shuffled, shown, and of the best guesser (typical fact, 0.487), two digits each.
     for kind in KINDS:
