@@ -103,8 +103,8 @@ def evaluate(reader: Reader, store: TrainingStore, split: str = "test") -> dict[
         the question; `confusion`: true state -> stated -> months;
         `index_error`: mean absolute error of the Niño 3.4 index by who gave it, °C; `autocorrelation` of the index
         from month to month, and `effective_months`: how many independent ones tell as much; `interval` of the share
-        of right months at 95 %, None where too little is known, and `why_no_interval`; `wrong`: month, true index,
-        stated state.
+        of right months at 95 %, None where there are too few `effective_blocks` of time, and `why_no_interval`;
+        `wrong`: month, true index, stated state.
     """
     steps = store.splits.indices(split)
     windows = [store.window(int(step), REGION) for step in steps]
@@ -129,10 +129,12 @@ def evaluate(reader: Reader, store: TrainingStore, split: str = "test") -> dict[
     values = np.array(index)
     given = [(value, truth) for value, truth in zip(said_index, index, strict=True) if value is not None]
     rho = float(np.corrcoef(values[1:], values[:-1])[0, 1])
-    # Months are right or wrong together at least as long as the fields stay alike.
+    # Months are right or wrong together at least as long as fields stay alike; the many training months tell how long.
     points = SamplePoints.of_windows(windows)
-    fields = np.concatenate([window.fields for window in windows])
-    floor = field_scales(fields, points.hours, windows[0].latitude, windows[0].longitude)
+    earlier = [store.window(int(step), REGION) for step in store.splits.train]
+    hours = SamplePoints.of_windows(earlier).hours
+    fields = np.concatenate([window.fields for window in earlier])
+    floor = field_scales(fields, hours, windows[0].latitude, windows[0].longitude)
     right_months = np.array([float(name == truth) for name, truth in zip(said, state, strict=True)])
     sure = interval(points, contributions(right_months), mean, floor=floor)
     return {
@@ -152,6 +154,7 @@ def evaluate(reader: Reader, store: TrainingStore, split: str = "test") -> dict[
         },
         "autocorrelation": rho,
         "effective_months": len(steps) * (1 - rho) / (1 + rho),
+        "effective_blocks": sure.effective_blocks,
         "interval": (sure.low, sure.high) if sure.claimed else None,
         "why_no_interval": sure.why,
         "wrong": [
@@ -203,7 +206,9 @@ def show(found: dict[str, Any]) -> None:
         f"{months} months tell as much as {found['effective_months']:.1f} independent ones."
     )
     if found["interval"] is None:
-        print(f"No interval is claimed: {found['why_no_interval']}")
+        print(
+            f"No interval is claimed: {found['why_no_interval']} ({found['effective_blocks']:.1f} blocks of time)."
+        )
     else:
         print("95 % interval of the share of right months: {:.1%} to {:.1%}".format(*found["interval"]))
 
