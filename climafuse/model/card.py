@@ -28,7 +28,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)  # loads the backbone, too;
 processor = AutoProcessor.from_pretrained(folder)
 
 fields = climafuse.open_climate("fields.nc", variables=model.config.variables)
-box = climafuse.Box(48.9, 2.3, model.config.box_degrees, model.config.box_degrees)
+box = climafuse.Box(48.9, 2.3, *model.config.box_size)
 window = climafuse.select_window(fields, time=fields["time"].values[-1], box=box, history=model.config.history)
 inputs = processor([window], ["What is the mean temperature?"])
 generated = model.generate(**inputs, max_new_tokens=48, do_sample=False)
@@ -77,10 +77,15 @@ def model_card(config: ClimateTextConfig, facts: Mapping[str, Any], *, license: 
         *([] if entry is None else [f"- License of the backbone: {entry.license}"]),
         f"- Fusion: {config.fusion} at {config.sites}",
         *([f"- LoRA: {', '.join(f'{k} {v}' for k, v in config.lora.items())}"] if config.lora else []),
-        f"- Encoder: {config.encoder}, windows of {config.history} times, boxes of {config.box_degrees:g}°",
+        f"- Encoder: {config.encoder}, windows of {config.history} times, boxes of {config.spelled_box}°",
         f"- Variables: {', '.join(config.variables)}",
         f"- Statistics from: {provenance.get('source')}, {provenance.get('first_time')} to "
         f"{provenance.get('last_time')}",
+        *(
+            ["- Anomalies against the same times, by " + provenance["anomalies"]]
+            if "anomalies" in provenance
+            else []
+        ),
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
         _USE,

@@ -51,6 +51,11 @@ def test_statistics_are_told_with_their_times():
         "provenance": {"source": "era5.nc", "first_time": "2026-03-25", "last_time": "2026-03-28"},
     }
     assert "- Statistics from: era5.nc, 2026-03-25 to 2026-03-28" in model_card(config, {})
+    config.statistics["provenance"]["anomalies"] = "month"
+    config.box_degrees = (11.0, 52.0)
+    card = model_card(config, {})
+    assert "- Anomalies against the same times, by month" in card
+    assert "boxes of 11 by 52°" in card
 
 
 def test_a_model_of_the_hub_is_the_base_model_and_a_name_of_the_catalog_is_not():
