@@ -69,9 +69,11 @@ def test_scores_do_not_depend_on_how_many_are_in_memory(
 ) -> None:
     for name, value in limits.items():
         monkeypatch.setattr(scoring, name, value)
+    reader = make_reader(sites=sites)
+    check(reader)
     monkeypatch.setattr("climafuse.model.inference._WINDOWS", 1)
     monkeypatch.setattr("climafuse.model.inference._TOKENS", 1)
-    check(make_reader(sites=sites))
+    check(reader)
 
 
 def test_the_sum_is_the_loss() -> None:
