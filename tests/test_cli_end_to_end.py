@@ -474,7 +474,7 @@ def test_attribute_says_where_an_answer_comes_from(place, tmp_path):
 
 
 def test_attribute_counts_planted_signals(place):
-    result = runner.invoke(app, _attribute(place, "--planted", 1, "--json"))
+    result = runner.invoke(app, _attribute(place, "--planted", 1, "--size", 4, "--json"))
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["num_windows"] == 1

@@ -60,6 +60,15 @@ def attribute(
             "--fill", help="What stands in hidden cells: mean, surroundings, climatology or missing."
         ),
     ] = "mean",
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--size",
+            metavar="CELLS",
+            help="Side of hidden regions; may be repeated. Default: half and a quarter of the window.",
+            show_default=False,
+        ),
+    ] = None,
     planted: Annotated[
         int | None,
         typer.Option(
@@ -87,7 +96,7 @@ def attribute(
             "--whole-grid": whole_grid,
         }
         _refuse([name for name, value in given.items() if value], "--planted")
-        _play(checkpoint, climate, planted, fill, seed, as_json)
+        _play(checkpoint, climate, planted, fill, sizes, seed, as_json)
         return
     if climate is None or time is None or prompt is None:
         missing = [
@@ -101,7 +110,7 @@ def attribute(
             received="nothing",
             remedy="Give them, or --planted N for a test of the method.",
         )
-    _show(checkpoint, climate, time, location, prompt, map_, whole_grid, fill, as_json)
+    _show(checkpoint, climate, time, location, prompt, map_, whole_grid, fill, sizes, as_json)
 
 
 def _refuse(names: Sequence[str], beside: str) -> None:
@@ -120,6 +129,7 @@ def _show(
     map_: Path | None,
     whole_grid: bool,
     fill: str,
+    sizes: Sequence[int] | None,
     as_json: bool,
 ) -> None:
     """One answer, fact by fact."""
@@ -138,7 +148,7 @@ def _show(
     )
     facts: list[Fact | None] = [*parse(found.text, prompt)]
     rows = [
-        _attributed(reader, found, fact, fill, None if map_ is None else _numbered(map_, number))
+        _attributed(reader, found, fact, fill, sizes, None if map_ is None else _numbered(map_, number))
         for number, fact in enumerate(facts or [None], 1)
     ]
     seconds = clock.perf_counter() - start
@@ -168,7 +178,12 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def _attributed(
-    reader: Reader, found: Answer, fact: Fact | None, fill: str, path: Path | None
+    reader: Reader,
+    found: Answer,
+    fact: Fact | None,
+    fill: str,
+    sizes: Sequence[int] | None,
+    path: Path | None,
 ) -> dict[str, Any]:
     """One fact of an answer: whether it is right, and where it comes from."""
     from climafuse.data.times import format_time
@@ -179,7 +194,7 @@ def _attributed(
 
     window = found.window
     asked = window, found.prompt, found.text, fact
-    looked, needed = attention(reader, *asked), occlusion(reader, *asked, fill=fill)
+    looked, needed = attention(reader, *asked), occlusion(reader, *asked, fill=fill, sizes=sizes)
     tokens, words = value_tokens(reader.processor, *asked[1:])
     row: dict[str, Any] = {"fact": None, "said": None, "field": None, "right": None, "exact": None}
     if fact is not None:
@@ -274,7 +289,15 @@ def _place(at: dict[str, float]) -> str:
     )
 
 
-def _play(checkpoint: Path, climate: str | None, num: int, fill: str, seed: int, as_json: bool) -> None:
+def _play(
+    checkpoint: Path,
+    climate: str | None,
+    num: int,
+    fill: str,
+    sizes: Sequence[int] | None,
+    seed: int,
+    as_json: bool,
+) -> None:
     """The pointing game."""
     from climafuse.evaluation.controls import model_folder
     from climafuse.evaluation.planting import plant
@@ -286,7 +309,7 @@ def _play(checkpoint: Path, climate: str | None, num: int, fill: str, seed: int,
     reader = load_model(folder)
     windows = _windows(folder, climate, num)
     planted = plant(windows, seed=seed)
-    game = pointing_game(reader, planted, fill=fill, progress=progress_line("planted windows"))
+    game = pointing_game(reader, planted, fill=fill, sizes=sizes, progress=progress_line("planted windows"))
     if as_json:
         print_json(
             {
@@ -295,6 +318,7 @@ def _play(checkpoint: Path, climate: str | None, num: int, fill: str, seed: int,
                 "num_windows": len(windows),
                 "seed": seed,
                 "fill": fill,
+                "sizes": sizes,
                 "tolerance_cells": TOLERANCE,
                 "signals": game.to_dict(),
                 "seconds": clock.perf_counter() - start,

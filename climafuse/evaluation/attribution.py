@@ -154,7 +154,7 @@ def occlusion(
 
     All variables and times of a region are hidden together. Regions of each size slide over the window by half their
     size; the map is the mean over the sizes. One encoding of the window a region is what it costs: of 16 by 16 cells,
-    sizes 4 and 2 are 49 + 225. The states of the text below the first fusion are computed once.
+    sizes 8 and 4 are 9 + 49, size 2 is 225. The states of the text below the first fusion are computed once.
 
     Args:
         reader: Model and processor.
@@ -166,7 +166,8 @@ def occlusion(
             where nothing is left (a whole variable), that of the training times. "surroundings": the mean over a rim
             around the region as wide as half of it. "climatology": the mean of the training times. "missing": nothing,
             which the model may answer by saying that there is none.
-        sizes: Sides of regions in cells, from coarse to fine; None for a quarter and an eighth of the shorter side.
+        sizes: Sides of regions in cells, from coarse to fine; None for half and a quarter of the shorter side. A
+            signal that is spread wider than a region survives its hiding: one coarse size belongs among them.
 
     Returns:
         The occlusion.
@@ -215,7 +216,7 @@ def occlusion(
 def _sizes(sizes: Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
     shorter = min(height, width)
     if sizes is None:
-        sizes = (max(shorter // 4, 1), max(shorter // 8, 1))
+        sizes = (max(shorter // 2, 1), max(shorter // 4, 1))
     if not sizes or any(not 1 <= size <= shorter for size in sizes):
         raise UsageError(
             "sizes",
