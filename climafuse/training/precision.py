@@ -7,7 +7,7 @@ factor, and products are summed in float32. Evaluation and generation multiply i
 from __future__ import annotations
 
 import contextlib
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        known = getattr(torch.cpu, "get_capabilities", dict)()
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
     return False
 
