@@ -55,6 +55,7 @@ def test_help_lists_every_command():
     [
         ["train"],
         ["infer"],
+        ["demo"],
         ["data", "inspect"],
         ["data", "describe"],
         ["data", "prepare"],

@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 from climafuse import __version__
-from climafuse.cli import attribute, backbone, data, doctor, download, evaluate, infer, report, scale, train
+from climafuse.cli import (
+    attribute,
+    backbone,
+    data,
+    doctor,
+    download,
+    evaluate,
+    infer,
+    page,
+    report,
+    scale,
+    train,
+)
 from climafuse.cli.handler import CommandGroup
 
 app = typer.Typer(
@@ -56,6 +68,7 @@ app.command("infer")(infer.infer)
 app.command("attribute")(attribute.attribute)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("demo")(page.demo)
 data.app.add_typer(download.app, name="download")
 app.add_typer(data.app, name="data")
 app.add_typer(backbone.app, name="backbone")

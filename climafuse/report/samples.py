@@ -258,7 +258,7 @@ def make_card(
         where=_place(table(sample.get("box"))),
         when=text(sample.get("time"), 40).replace("T", " "),
         truth=fact_value(spoken(truth)),
-        exact=_exact(truth),
+        exact=exact_value(truth),
         facts=tuple(_checks(answer, prompt, truth, window)),
         missing="" if window is not None else "No map: the fields that were evaluated were not found.",
     )
@@ -267,8 +267,9 @@ def make_card(
     card = replace(card, wide=_is_wide(window))
     pictures: list[Picture] = []
     try:
-        pictures.append(_field_picture(window, truth, card))
-        pictures += [_layer_picture(window, layer, card) for layer in explain(window, prompt, answer, truth)]
+        where = f"{card.where} at {card.when}"
+        pictures.append(field_picture(window, truth, where))
+        pictures += [layer_picture(window, layer, where) for layer in explain(window, prompt, answer, truth)]
     except ClimafuseError as error:  # such as nothing but missing values
         return replace(card, pictures=tuple(pictures), missing=f"A map could not be drawn: {error}")
     return replace(card, pictures=tuple(pictures))
@@ -308,8 +309,8 @@ def _equal(one: Value | None, other: Value) -> bool:
     return bool(np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=1e-5, atol=1e-4))
 
 
-def _exact(truth: Fact) -> str:
-    """The exact value, with two digits more than one would say."""
+def exact_value(truth: Fact) -> str:
+    """The value of an exact fact, with two digits more than one would say."""
     rule, value = rule_of(truth), truth.value
     if isinstance(value, int | float):
         return f"{value:.{rule.decimals + 2}f} {rule.unit}".replace(" °", "°", rule.unit == "°")
@@ -333,7 +334,14 @@ def _degrees(value: float | None, letters: str) -> str:
     return f"{abs(value):.4g}°{letters[value >= 0]}"
 
 
-def _field_picture(window: Window, truth: Fact, card: SampleCard) -> Picture:
+def field_picture(window: Window, truth: Fact, where: str) -> Picture:
+    """The field that a fact is about.
+
+    Args:
+        window: The fields.
+        truth: The fact; where it is a position, that is marked.
+        where: Box and time, in words.
+    """
     wanted = ("ws10", "msl") if truth.variable == "wd10" else sources(truth.variable)
     held = [name for name in wanted if name in window.variables and name not in ("u10", "v10")]
     name = held[0] if held else drawn_variables(window.variables)[0]
@@ -349,21 +357,28 @@ def _field_picture(window: Window, truth: Fact, card: SampleCard) -> Picture:
     marked = "; the star is where the fields have it" if place else ""
     return Picture(
         _draw(window if windy else _without_wind(window), name, place=place),
-        alternative=f"Map of {long_name} in {card.where} at {card.when}, from {low:.4g} to {high:.4g} {unit}{marked}.",
+        alternative=f"Map of {long_name}, {where}, from {low:.4g} to {high:.4g} {unit}{marked}.",
         caption=f"What the fields hold{marked}",
     )
 
 
-def _layer_picture(window: Window, layer: Layer, card: SampleCard) -> Picture:
-    where = "nowhere"
+def layer_picture(window: Window, layer: Layer, where: str) -> Picture:
+    """Numbers on the cells of a window.
+
+    Args:
+        window: The fields.
+        layer: The numbers.
+        where: Box and time, in words.
+    """
+    strongest = "nowhere"
     if np.isfinite(layer.values).any():
         row, column = np.unravel_index(int(np.nanargmax(layer.values)), layer.values.shape)
-        where = (
+        strongest = (
             f"{_degrees(float(window.latitude[row]), 'SN')} {_degrees(float(window.longitude[column]), 'WE')}"
         )
     return Picture(
         _draw(_without_wind(window), (), layers=[replace(layer, detail="")]),
-        alternative=f"Map, {layer.title.lower()}, in {card.where}: {layer.detail}; strongest at {where}.",
+        alternative=f"Map, {layer.title.lower()}, {where}: {layer.detail}; strongest at {strongest}.",
         caption=f"{layer.title}: {layer.detail}",
     )
 
