@@ -60,7 +60,7 @@ class Pointing:
         n, p, z = self.num, self.accuracy, _Z95
         middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
         reach = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-        return middle - reach, middle + reach
+        return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; None for NaN."""
