@@ -65,6 +65,7 @@ CSS = """
 .cf .scroll { overflow-x: auto; max-width: 100%; margin: 0.6rem 0; }
 .cf .facts { border-collapse: collapse; width: 100%; border: 0 !important; margin: 0; overflow-wrap: normal;
   font-variant-numeric: tabular-nums; }
+.cf .facts tr, .cf .facts thead, .cf .facts tbody { border: 0 !important; }
 .cf .facts th, .cf .facts td { text-align: left; vertical-align: top; padding: 0.4rem 0.7rem 0.4rem 0;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .cf .facts thead th { font-size: 0.84rem; color: var(--quiet); font-weight: 600; background: none; }
@@ -75,7 +76,8 @@ CSS = """
 .cf .open { --tone: var(--unsure); --tone-soft: var(--unsure-soft); }
 .cf .maps { display: grid; gap: 0.8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
 .cf .maps img { width: 100%; height: auto; background: #fff; border-radius: 8px; margin: 0; }
-.cf figure { margin: 0; } .cf figcaption { color: var(--quiet); font-size: 0.88rem; padding-top: 0.3rem; }
+.cf figure { margin: 0; max-width: 24rem; }
+.cf figcaption { color: var(--quiet); font-size: 0.88rem; padding-top: 0.3rem; }
 @media (max-width: 40rem) {
   .gradio-container, .gradio-container > .main, .gradio-container .wrap { padding-left: 0.4rem !important;
     padding-right: 0.4rem !important; }
