@@ -97,7 +97,7 @@ def attention(
         return None
     tokens, weights = found
     share, whole_box = spread(tokens, weights, window)
-    order = np.argsort(weights)[::-1] if tokens.labels else []
+    order = np.argsort(weights)[::-1].tolist() if tokens.labels else []
     named = tuple((tokens.labels[i], float(weights[i])) for i in order if weights[i] > 0)
     return Attention(share, whole_box, named)
 

@@ -65,7 +65,7 @@ class Soil:
         self.fields = window.fields.astype(np.float64)
         weight = np.maximum(np.cos(np.deg2rad(window.latitude)), 1e-12)[:, None] * np.ones(box.shape)
         self.weight = weight / weight.sum()
-        north, east = (_distance(box.any(axis=axis)) for axis in (1, 0))
+        north, east = (_distance(np.asarray(box.any(axis=axis))) for axis in (1, 0))
         self.hill = np.where(box, 1 - (2 / 3) * np.maximum(north[:, None], east[None, :]), 0.0)
 
     def field(self, name: str) -> np.ndarray:

@@ -320,7 +320,7 @@ class Inquiry:
             origins = [self._origin(window, prompt, text, fact, explain, occlude) for fact in asked if text]
         where = f"{_spoken(window_box(window))}, {format_time(window.time[-1])}"
         exact = {fact.key: fact for fact in extract(window)}
-        pictures = []
+        pictures: list[Picture] = []
         for fact, (_, layers) in zip(asked, origins, strict=False):
             truth = None if fact is None else exact.get(fact.key, replace(fact, value="", cell=None))
             pictures += self._pictures(window, truth, layers, where)

@@ -246,9 +246,10 @@ def _located(inquiry: Inquiry, time: str, place: str) -> str:
 def heading(inquiry: Inquiry) -> str:
     """What is asked, and about what."""
     times, config = inquiry.fields.times(), inquiry.reader.model.config
+    backbone = config.backbone or {}
     about = [
         f"model {inquiry.name}",
-        f"{config.backbone['id']} with {config.fusion}",
+        f"{backbone.get('id')} with {config.fusion}",
         f"{inquiry.fields.source}: {', '.join(config.variables)}, {len(times):,} times from {times[0]} to {times[-1]}",
         f"boxes of {config.spelled_box} degrees",
         *([inquiry.fields.license] if inquiry.fields.license else []),

@@ -67,7 +67,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        refusal = "no such page", 404
+        refusal: tuple[str, int] | None = ("no such page", 404)
         if scope["type"] == "http":
             refusal = self._refusal(scope)
         if refusal is not None:
@@ -175,7 +175,7 @@ def serve(page: Any, listening: socket.socket, *, started: Callable[[str], objec
     uvicorn = importlib.import_module("uvicorn")
     port = listening.getsockname()[1]
 
-    class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+    class Server(uvicorn.Server):  # type: ignore[name-defined]
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
