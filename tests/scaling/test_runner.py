@@ -18,7 +18,7 @@ import pytest
 from climafuse.errors import CheckpointError, OutputError, UsageError
 from climafuse.scaling.runner import Moment, read_results, run_study
 from climafuse.scaling.study import Study
-from climafuse.training.config import read_yaml
+from climafuse.training.config import TrainingConfig, read_yaml
 
 ROOT = Path(__file__).parents[2]
 WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
@@ -95,7 +95,10 @@ def test_every_run_once_and_the_best_with_more_seeds(whole: Path) -> None:
     assert len(results["runs"]) == results["num_planned"] == 3 + 1 + 1
     # cross_attention has .9, less at another rate; see QUALITY in fake_worker.py.
     later = [(record["stage"], *record["settings"].values()) for record in results["runs"][3:]]
-    assert later == [(1, "cross_attention", 0.125, 0), (2, "cross_attention", 1e-3, 1)]
+    assert later == [
+        (1, "cross_attention", 0.125, 0),
+        (2, "cross_attention", TrainingConfig().learning_rate, 1),
+    ]
     for record in results["runs"]:
         assert json.loads((whole / "runs" / record["id"] / "result.json").read_text()) == record
         assert record["figures"]["training"]["steps"] == 3
