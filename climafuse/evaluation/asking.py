@@ -7,9 +7,10 @@ what two conditions ask alike is asked once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -17,6 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from climafuse.data.window import Window
+from climafuse.errors import OutputError
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -97,18 +99,28 @@ class Transcript:
     Args:
         path: A file of lines of JSON; None keeps all in memory. Lines of another evaluation are dropped.
         identity: What the answers depend on beside fields and prompt: the weights, the longest answer, ….
+
+    Raises:
+        OutputError: The file cannot be read or written.
     """
 
     def __init__(self, path: str | Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
         self._path = None if path is None else Path(path)
         self._known: dict[str, Any] = {}
         head = json.dumps({"identity": dict(identity or {})}, sort_keys=True)
-        if self._path is not None:
+        if self._path is None:
+            return
+        with _writing(self._path):
             lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []
             if lines and lines[0].decode(errors="replace") == head:
                 # The last line may have been cut off in the midst; it has no end and is not among these.
-                self._known = dict(json.loads(line) for line in lines[1:])
-                whole = sum(len(line) + 1 for line in lines)
+                whole = len(lines[0]) + 1
+                for line in lines[1:]:
+                    entry = _entry(line)
+                    if entry is None:  # damaged: what comes after it is asked anew
+                        break
+                    self._known[entry[0]] = entry[1]
+                    whole += len(line) + 1
                 with self._path.open("r+b") as file:
                     file.truncate(whole)
             else:
@@ -173,8 +185,31 @@ class Transcript:
         self._known.update(entries)
         if self._path is not None:
             lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries.items())
-            with self._path.open("a", encoding="utf-8") as file:
+            with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(lines)
+
+
+def _entry(line: bytes) -> tuple[str, Any] | None:
+    """Key, and the answer or the numbers of a likelihood; None where a line holds neither."""
+    try:
+        key, value = json.loads(line)
+    except (ValueError, TypeError):  # no JSON, no UTF-8, or no pair
+        return None
+    numbers = isinstance(value, list) and len(value) == 4 and all(type(x) in (int, float) for x in value)
+    return (key, value) if isinstance(key, str) and (isinstance(value, str) or numbers) else None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            str(path),
+            expected="a file that can be written, with room on the disk",
+            received=error.strerror or str(error),
+            remedy="Make room and evaluate again: what was answered before is kept.",
+        ) from error
 
 
 def _key(what: str, window: Window, *texts: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from climafuse.errors import OutputError
 from climafuse.evaluation import Ask, TextLikelihood, Transcript
 from tests.facts.windows import window
 
@@ -82,6 +84,41 @@ def test_a_line_that_was_cut_off_is_asked_anew(tmp_path, cut):
     again = Echo()
     Transcript(path, {}).answers(again, ASKS, batch=9)
     assert not again.asked
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe", b"[]", b'["key"]', b'["key", 3]', b'["key", [1, 2]]', b'[1, "words"]', b"{", b"null"],
+)
+def test_what_comes_after_a_damaged_line_is_asked_anew(tmp_path, damage):
+    path = tmp_path / "model.jsonl"
+    Transcript(path, {}).answers(Echo(), ASKS, batch=9)
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = damage  # of three answers the second
+    path.write_bytes(b"\n".join(lines))
+    model = Echo()
+    assert Transcript(path, {}).answers(model, ASKS, batch=9) == SAID
+    assert len(model.asked) == 2
+    again = Echo()
+    assert Transcript(path, {}).answers(again, ASKS, batch=9) == SAID
+    assert not again.asked
+
+
+def test_a_full_disk_is_told_and_what_was_kept_before_is_there(tmp_path, monkeypatch):
+    path = tmp_path / "model.jsonl"
+    transcript = Transcript(path, {})
+    transcript.answers(Echo(), ASKS[:1], batch=1)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.open", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            transcript.answers(Echo(), ASKS, batch=1)
+    model = Echo()
+    assert Transcript(path, {}).answers(model, ASKS, batch=9) == SAID
+    assert len(model.asked) == 2
 
 
 @pytest.mark.parametrize(
