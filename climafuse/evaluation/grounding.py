@@ -490,7 +490,8 @@ def _abstentions(
     counts = {"withheld": (0, 0), "unseen": (0, 0), "masked": (0, 0)}
     for facts, question in zip(stated, questions, strict=True):
         everything = set(question.withheld) >= set(windows[question.window].variables)
-        reason = "unseen" if not question.withheld else "masked" if everything else "withheld"
+        unseen = set(question.withheld).isdisjoint(sources(question.key[1]))
+        reason = "unseen" if unseen else "masked" if everything else "withheld"
         asked, right = counts[reason]
         counts[reason] = asked + 1, right + _abstains(facts)
     return {reason: count for reason, count in counts.items() if count[0]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 UNSEEN_SHARE = 0.25  # of abstentions, questions about a variable that the window never held
 MASKED_SHARE = 0.25  # of the others, those where all variables are withheld, as over a place that is masked
+LACKING_SHARE = 0.5  # of questions about a window that lacks a variable, those about what it lacks
 
 
 def describe(
@@ -50,8 +51,9 @@ def describe(
         abstentions: Share of questions among them that have no answer. In three of four the variable is
             withheld, or all variables are, as where the place is masked: the pair's ``withheld`` names the
             fields that must be hidden (``withhold``) wherever the pair is used. The fourth asks for a variable
-            that the window never held. Of the questions that have an answer, as many are asked with another
-            variable withheld, so that what is missing does not tell that there is none.
+            that the window never held. What is withheld is withheld from all texts about a window, so that it
+            is encoded once; as many of them as ask for it are about what is left, so that what is missing does
+            not tell that there is no answer.
         facts_per_bulletin: Smallest and largest number of facts in a bulletin.
 
     Returns:
@@ -111,9 +113,12 @@ def _describe(
 ) -> Iterator[Pair]:
     """The generator apart, so that ``describe`` refuses bad arguments when it is called."""
     fewest, most = facts_per_bulletin
+    shares = _Shares.of(bulletins, abstentions)
     for sample, window in windows:
         rng = np.random.default_rng((seed, sample))
-        facts = extract(window, kinds=entries, climatology=climatology)
+        told = extract(window, kinds=entries, climatology=climatology)
+        hidden = _withheld(told, window, shares, rng)
+        facts = [fact for fact in told if hidden.isdisjoint(sources(fact.variable))]
         groups = [[fact for fact in facts if (fact.kind, fact.variable) in draw] for draw in draws]
         groups = [group for group in groups if group]
         place = window_box(window)
@@ -121,18 +126,23 @@ def _describe(
         for _ in range(questions_per_window):
             form = rng.random()
             text: _Text | None = None
-            if facts and form < bulletins:
+            if facts and form < shares.bulletin:
                 count = int(rng.integers(fewest, most + 1))
                 text = _bulletin(facts, groups, count, rng)
-            elif form < bulletins + abstentions:
-                text = _abstention(facts, window, entries, rng)
+            elif form < shares.bulletin + shares.unseen:
+                text = _about_unseen(told, window, entries, rng)
+            elif hidden and rng.random() < shares.lacking:
+                text = _about_hidden(told, hidden, rng)
             if text is None and facts:
                 fact = _draw(groups, asked, rng)
                 asked.append(fact)
-                hidden = _hidden(fact, facts, window, rng) if rng.random() < abstentions else ()
-                text = (*question_answer(fact, rng), (fact,), hidden)
+                text = (*question_answer(fact, rng), (fact,))
+            if text is None and hidden:
+                text = _about_hidden(told, hidden, rng)
+            elif text is None and form < bulletins + abstentions:
+                text = _about_unseen(told, window, entries, rng)
             if text is not None:
-                prompt, answer, stated, withheld = text
+                prompt, answer, stated = text
                 yield Pair(
                     times=(window.time[0], window.time[-1]),
                     place=place,
@@ -140,11 +150,39 @@ def _describe(
                     text=answer,
                     facts=tuple(fact.to_dict() for fact in stated),
                     sample=sample,
-                    withheld=withheld,
+                    withheld=tuple(name for name in window.variables if name in hidden),
                 )
 
 
-_Text = tuple[str, str, tuple[Fact, ...], tuple[str, ...]]  # prompt, answer, facts, withheld
+@dataclass(frozen=True)
+class _Shares:
+    """Of windows that are masked or lack a variable; of texts about the others that are of some form.
+
+    ``lacking`` is the share of a window's other questions, if it lacks a variable, that ask for it.
+    """
+
+    masked_windows: float
+    lacking_windows: float
+    bulletin: float
+    unseen: float
+    lacking: float
+
+    @classmethod
+    def of(cls, bulletins: float, abstentions: float) -> _Shares:
+        """Those that make bulletins and questions without an answer as many among all texts as is asked for."""
+        withheld = abstentions * (1 - UNSEEN_SHARE)
+        masked = withheld * MASKED_SHARE  # all texts about a masked window are questions without an answer
+        others = 1 - masked
+        bulletin, unseen = bulletins / others, abstentions * UNSEEN_SHARE / others
+        rest = 1 - bulletin - unseen
+        if not withheld:
+            return cls(0.0, 0.0, bulletin, unseen, 0.0)
+        about = (withheld - masked) / rest  # in windows, if all the rest were about what these lack
+        lacking = min(about / LACKING_SHARE, others)
+        return cls(masked, lacking, bulletin, unseen, about / lacking)
+
+
+_Text = tuple[str, str, tuple[Fact, ...]]  # prompt, answer, facts
 
 
 def _draw(groups: Sequence[Sequence[Fact]], used: Collection[Fact], rng: np.random.Generator) -> Fact:
@@ -164,56 +202,51 @@ def _bulletin(
     """An overview or a bulletin on chosen topics, one as often as the other."""
     text = overview(facts, rng) if rng.random() < 0.5 else None
     if text is not None:
-        return (*text, tuple(overview_facts(facts)), ())
+        return (*text, tuple(overview_facts(facts)))
     chosen: list[Fact] = []
     for _ in range(min(count, len(facts))):
         chosen.append(_draw(groups, chosen, rng))
-    return (*bulletin(chosen, rng), tuple(chosen), ())
+    return (*bulletin(chosen, rng), tuple(chosen))
 
 
-def _abstention(
+def _withheld(
+    facts: Sequence[Fact], window: Window, shares: _Shares, rng: np.random.Generator
+) -> frozenset[str]:
+    """The fields to be hidden from all texts about a window: none, those of one variable, or all."""
+    form = rng.random()
+    variables = list(dict.fromkeys(fact.variable for fact in facts))
+    if not variables or form >= shares.masked_windows + shares.lacking_windows:
+        return frozenset()
+    if form < shares.masked_windows:
+        return frozenset(window.variables)
+    return frozenset(sources(variables[int(rng.integers(len(variables)))])) & set(window.variables)
+
+
+def _about_hidden(facts: Sequence[Fact], hidden: Collection[str], rng: np.random.Generator) -> _Text:
+    """A question about a variable that is withheld: of a kind that would have an answer, were it not."""
+    lost = [fact for fact in facts if not set(sources(fact.variable)).isdisjoint(hidden)]
+    variables = list(dict.fromkeys(fact.variable for fact in lost))
+    variable = variables[int(rng.integers(len(variables)))]
+    return _without_answer(variable, {fact.kind for fact in lost if fact.variable == variable}, rng)
+
+
+def _about_unseen(
     facts: Sequence[Fact], window: Window, entries: Sequence[str], rng: np.random.Generator
 ) -> _Text | None:
-    """A question about a variable to be withheld or never held; None where the kinds allow neither.
+    """A question about a variable that the window never held; None where the kinds allow none.
 
     Only kinds that this window's other questions are about: another kind would give the answer away.
     """
     kinds = {fact.kind for fact in facts} or {entry.partition("/")[0] for entry in entries}
-    variable: str | None = None
-    if not facts or rng.random() < UNSEEN_SHARE:
-        held = set(window.available())
-        unseen = [
-            name
-            for name in FACT_KINDS["absent"].rules
-            if held.isdisjoint(sources(name)) and askable(name, kinds)
-        ]
-        variable = unseen[int(rng.integers(len(unseen)))] if unseen else None
-    elif present := list(dict.fromkeys(fact.variable for fact in facts)):
-        variable = present[int(rng.integers(len(present)))]
-        kinds = {fact.kind for fact in facts if fact.variable == variable}
-    if variable is None:
-        return None
-    withheld = tuple(name for name in sources(variable) if name in window.variables)
-    if withheld and rng.random() < MASKED_SHARE:
-        withheld = window.variables
-    prompt, answer = abstention(variable, rng, kinds=kinds)
-    return prompt, answer, (Fact("absent", variable, "absent"),), withheld
-
-
-def _hidden(fact: Fact, facts: Sequence[Fact], window: Window, rng: np.random.Generator) -> tuple[str, ...]:
-    """Another variable, to be withheld beside a question that has its answer all the same.
-
-    Else a model learns that there is no answer wherever anything is missing.
-    """
-    others = [
-        name
-        for name in dict.fromkeys(other.variable for other in facts)
-        if set(sources(name)).isdisjoint(sources(fact.variable))
+    held = set(window.available())
+    unseen = [
+        name for name in FACT_KINDS["absent"].rules if held.isdisjoint(sources(name)) and askable(name, kinds)
     ]
-    if not others:
-        return ()
-    chosen = sources(others[int(rng.integers(len(others)))])
-    return tuple(name for name in chosen if name in window.variables)
+    return _without_answer(unseen[int(rng.integers(len(unseen)))], kinds, rng) if unseen else None
+
+
+def _without_answer(variable: str, kinds: Collection[str], rng: np.random.Generator) -> _Text:
+    return (*abstention(variable, rng, kinds=kinds), (Fact("absent", variable, "absent"),))
 
 
 def withhold(window: Window, variables: Iterable[str]) -> Window:

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from climafuse.data.pairs import Pair, read_pairs, write_pairs
 from climafuse.data.window import Box, select_window
 from climafuse.errors import UsageError
-from climafuse.facts import Fact, agrees, asked, describe, extract, parse, spoken, window_box, withhold
+from climafuse.facts import (
+    Fact,
+    agrees,
+    asked,
+    describe,
+    extract,
+    parse,
+    sources,
+    spoken,
+    window_box,
+    withhold,
+)
 from tests.facts.windows import random_window
 
 WINDOWS = [(number, random_window(np.random.default_rng(number))) for number in range(40)]
@@ -47,7 +58,7 @@ def test_shares_and_numbers(pairs: list[Pair]) -> None:
     several = [pair for pair in pairs if len(pair.facts) > 1]
     assert len(absent) / len(pairs) == pytest.approx(0.3, abs=0.07)
     assert len(several) / len(pairs) == pytest.approx(0.2, abs=0.06)
-    withheld = [pair for pair in absent if pair.withheld]
+    withheld = [pair for pair in absent if not _never_held(pair)]
     assert len(withheld) / len(absent) == pytest.approx(0.75, abs=0.12)
     assert {name for pair in withheld for name in pair.withheld} == {"t2m", "u10", "v10", "msl", "tp"}
     assert {pair.sample for pair in pairs} == {number for number, _ in WINDOWS}
@@ -59,8 +70,16 @@ def test_shares_and_numbers(pairs: list[Pair]) -> None:
 def test_what_is_missing_does_not_tell_that_there_is_no_answer(pairs: list[Pair]) -> None:
     answered = [pair for pair in pairs if len(pair.facts) == 1 and pair.facts[0]["kind"] != "absent"]
     hidden = [pair for pair in answered if pair.withheld]
-    assert len(hidden) / len(answered) == pytest.approx(0.3, abs=0.07)  # as many as are without an answer
     assert {name for pair in hidden for name in pair.withheld} == {"t2m", "u10", "v10", "msl", "tp"}
+    # Where a variable is withheld, half of the questions are about what is left; where all are, none is.
+    lacking = [
+        pair
+        for pair in pairs
+        if 0 < len(pair.withheld) < 5 and len(pair.facts) == 1 and not _never_held(pair)
+    ]
+    assert len([pair for pair in lacking if pair.facts[0]["kind"] != "absent"]) / len(
+        lacking
+    ) == pytest.approx(0.5, abs=0.1)
     windows = dict(WINDOWS)
     for pair in hidden:
         fact = Fact.from_dict(pair.facts[0])
@@ -68,6 +87,28 @@ def test_what_is_missing_does_not_tell_that_there_is_no_answer(pairs: list[Pair]
         whole = {other.key: other for other in extract(windows[pair.sample])}
         assert spoken(shown[fact.key]) == spoken(whole[fact.key])  # sums over masked cells round otherwise
         assert set(whole) - set(shown)  # something is missing
+
+
+def _never_held(pair: Pair) -> bool:
+    return pair.facts[0]["kind"] == "absent" and not {*sources(pair.facts[0]["variable"])} & {*pair.withheld}
+
+
+def test_all_texts_of_a_window_withhold_the_same(pairs: list[Pair]) -> None:
+    """So that a window is encoded once for all its texts."""
+    assert len({(pair.sample, pair.withheld) for pair in pairs}) == len(WINDOWS)
+
+
+@pytest.mark.parametrize(
+    ("bulletins", "abstentions"), [(0.0, 0.08), (0.2, 0.3), (0.5, 0.5), (0.0, 1.0), (1.0, 0.0)]
+)
+def test_as_many_of_each_form_as_asked_for(bulletins: float, abstentions: float) -> None:
+    windows = [(number, WINDOWS[number % 40][1]) for number in range(400)]
+    found = list(describe(windows, questions_per_window=5, bulletins=bulletins, abstentions=abstentions))
+    assert len(found) == 5 * len(windows)
+    absent = sum(pair.facts[0]["kind"] == "absent" for pair in found) / len(found)
+    several = sum(len(pair.facts) > 1 for pair in found) / len(found)
+    assert absent == pytest.approx(abstentions, abs=0.03)
+    assert several == pytest.approx(bulletins, abs=0.03)
 
 
 def test_a_question_without_answer_is_asked_as_others_are(pairs: list[Pair]) -> None:
