@@ -129,12 +129,8 @@ def evaluate(reader: Reader, store: TrainingStore, split: str = "test") -> dict[
     values = np.array(index)
     given = [(value, truth) for value, truth in zip(said_index, index, strict=True) if value is not None]
     rho = float(np.corrcoef(values[1:], values[:-1])[0, 1])
-    # Months are right or wrong together at least as long as fields stay alike; the many training months tell how long.
-    points = SamplePoints.of_windows(windows)
-    earlier = [store.window(int(step), REGION) for step in store.splits.train]
-    hours = SamplePoints.of_windows(earlier).hours
-    fields = np.concatenate([window.fields for window in earlier])
-    floor = field_scales(fields, hours, windows[0].latitude, windows[0].longitude)
+    # Months are right or wrong together at least as long as fields stay alike; all of them tell how long.
+    points, floor = SamplePoints.of_windows(windows), field_scales(store)
     right_months = np.array([float(name == truth) for name, truth in zip(said, state, strict=True)])
     sure = interval(points, contributions(right_months), mean, floor=floor)
     return {

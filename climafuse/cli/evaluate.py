@@ -116,12 +116,22 @@ def _print_trust(trust: Mapping[str, Any]) -> None:
         f"{trust['num_blocks']} blocks of time and space, worth {_figure(trust['effective_blocks'], 1)} equal ones "
         f"({_figure(trust['effective_in_time'], 1)} in time, {_figure(trust['effective_in_space'], 1)} in space)"
     )
+    lengths = _lengths(trust["field_hours"], trust["field_kilometers"])
     if trust["claimed"]:
-        typer.echo(f"\nintervals: {blocks}")
+        typer.echo(f"\nintervals: {blocks}; {lengths}")
         if trust["effective_in_time"] < 2:
             typer.echo("They hold for other places at these times; of other times one block tells nothing.")
     else:
-        typer.echo(f"\nno intervals: {trust['why']} ({blocks})")
+        typer.echo(f"\nno intervals: {trust['why']} ({blocks}; {lengths})")
+
+
+def _lengths(hours: float | None, kilometers: float | None) -> str:
+    sides = [f"{length:,.0f} {unit}" for length, unit in ((hours, "hours"), (kilometers, "km")) if length]
+    return (
+        f"the fields are correlated over {' and '.join(sides)}"
+        if sides
+        else "correlation of the fields unknown"
+    )
 
 
 def _print_errors(conditions: Mapping[str, Any]) -> None:

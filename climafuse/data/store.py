@@ -314,6 +314,27 @@ class TrainingStore:
         longitude = np.concatenate([self.longitude[piece] for piece in columns])
         return Window(fields, self.variables, self.time[steps], self.latitude[rows], longitude)
 
+    def cells(self, steps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Read single cells.
+
+        Args:
+            steps: [T] steps.
+            rows: [P] row of each cell.
+            columns: [P] its column.
+
+        Returns:
+            [T, V, P]
+        """
+        fields = self.fields
+        if not isinstance(fields, StoredFields):
+            return np.moveaxis(fields[steps[:, None], :, rows, columns], -1, 1)  # advanced indices come first
+        found = np.empty((len(steps), len(self.variables), len(rows)), dtype=np.float32)
+        for time, step in enumerate(steps.tolist()):
+            for cell, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+                part = fields.read(step, slice(row, row + 1), slice(column, column + 1))
+                found[time, :, cell] = part[:, 0, 0]
+        return found
+
     def pairs(self, split: SplitName, history: int = 1) -> list[Pair]:
         """Pairs whose whole window lies in a split, in their order.
 

@@ -39,6 +39,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import optimize
 
+from climafuse.data.store import TrainingStore
 from climafuse.data.times import days_since_epoch
 from climafuse.data.window import Window
 from climafuse.errors import UsageError
@@ -332,49 +333,75 @@ def _center(window: Window) -> tuple[float, float]:
     )
 
 
-def field_scales(fields: Any, hours: Any, latitude: Any, longitude: Any) -> Scales:
+def field_scales(store: TrainingStore) -> Scales:
     """Correlation lengths of the fields themselves, as a floor for those of scores.
 
-    Anomalies from the mean over time at each cell, in units of their standard deviation there, are compared between
-    times at the same cells and between cells at the same times, and an exponential is fitted to either (least squares;
-    in time to the products that an exponential has after its mean is taken off). Of several variables the longest
-    lengths count. Over more than a season, give fields without their annual cycle: it is correlated for months.
+    Args:
+        store: The fields, of all splits.
+
+    Returns:
+        As of `anomaly_scales`, over times at growing distances and over cells drawn by their area.
+    """
+    # From the first step to the whole period: pairs of every lag.
+    steps = np.unique(np.geomspace(1, len(store.time), 2 * CELLS_OR_TIMES).round().astype(np.int64)) - 1
+    latitude, longitude = (np.asarray(axis, dtype=np.float64) for axis in (store.latitude, store.longitude))
+    rows, columns = _cells(latitude, longitude)
+    return anomaly_scales(
+        store.cells(steps, rows, columns),
+        24 * days_since_epoch(store.time[steps]),
+        latitude[rows],
+        longitude[columns],
+    )
+
+
+def anomaly_scales(fields: Array, hours: Array, latitude: Array, longitude: Array) -> Scales:
+    """Correlation lengths of anomalies.
+
+    Anomalies from the mean over time at each cell (over more than half a year, from the annual cycle, which is
+    correlated for months), in units of their standard deviation there, are compared between times at the same cells
+    and between cells at the same times, and an exponential is fitted to either (least squares; in time to the products
+    that an exponential has after its mean is taken off). Of several variables the longest lengths count.
 
     Args:
-        fields: [T, V, H, W], NaN where missing.
-        hours: [T] ascending.
-        latitude: [H] degrees north.
-        longitude: [W] degrees east.
+        fields: [T, V, P], NaN where missing.
+        hours: [T] since any 1 January.
+        latitude: [P] degrees north.
+        longitude: [P] degrees east.
 
     Returns:
         The lengths; infinite where there are too few times or cells to tell (fewer than ten).
     """
-    fields, hours = np.asarray(fields), np.asarray(hours, dtype=np.float64)
-    latitude, longitude = np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
-    # Times at growing distances: pairs of every lag, from the first step to the whole period.
-    steps = np.unique(np.geomspace(1, len(hours), 2 * CELLS_OR_TIMES).round().astype(np.int64)) - 1
-    rows, columns = _cells(latitude, longitude)
-    lags = np.abs(hours[steps, None] - hours[steps])
-    distances = great_circle(
-        latitude[rows][:, None], longitude[columns][:, None], latitude[rows], longitude[columns]
-    )
+    lags = np.abs(hours[:, None] - hours)
+    distances = great_circle(latitude[:, None], longitude[:, None], latitude, longitude)
+    cycle = _annual_cycle(hours)
     found = []
     for variable in range(fields.shape[1]):
-        values = fields[steps][:, variable, rows, columns].astype(np.float64)  # [T, P]
-        values = values - values.mean(axis=0)
+        values = fields[:, variable].astype(np.float64)  # [T, P]
+        values = values[:, np.isfinite(values).all(axis=0)]
+        if len(hours) < FEWEST:
+            return Scales(math.inf, math.inf)
+        values = values - cycle @ np.linalg.lstsq(cycle, values, rcond=None)[0]
         deviation = values.std(axis=0)
-        usable = np.isfinite(deviation) & (deviation > 0)
-        if len(hours) < FEWEST or usable.sum() < FEWEST:
-            found.append(Scales(math.inf, math.inf))
-            continue
+        usable = deviation > 1e-6 * deviation.max(initial=0.0)
+        if usable.sum() < FEWEST:
+            return Scales(math.inf, math.inf)
+        held = np.flatnonzero(np.isfinite(fields[:, variable]).all(axis=0))[usable]
         values = values[:, usable] / deviation[usable]
         found.append(
             Scales(
-                _fit(values @ values.T / usable.sum(), lags, centered=True),
-                _fit(values.T @ values / len(steps), distances[np.ix_(usable, usable)], centered=False),
+                _fit(values @ values.T / len(held), lags, centered=True),
+                _fit(values.T @ values / len(hours), distances[np.ix_(held, held)], centered=False),
             )
         )
     return Scales(max(scales.hours for scales in found), max(scales.kilometers for scales in found))
+
+
+def _annual_cycle(hours: Array) -> Array:
+    """[T, K] what anomalies are from: the mean, and two harmonics of the year where there is enough of it."""
+    year = 24 * 365.2425
+    turns = 2 * math.pi * hours / year
+    waves = [np.sin(turns), np.cos(turns), np.sin(2 * turns), np.cos(2 * turns)]
+    return np.stack([np.ones_like(hours), *(waves if np.ptp(hours) > year / 2 else [])], axis=1)
 
 
 def _cells(latitude: Array, longitude: Array) -> tuple[Array, Array]:

@@ -19,11 +19,11 @@ from climafuse.data.window import Window
 from climafuse.errors import PairsError
 from climafuse.evaluation.asking import Ask, Progress, ReadsClimate, ScoresTexts, TextLikelihood, Transcript
 from climafuse.evaluation.baselines import GUESSERS, guesses, remember
-from climafuse.evaluation.correlation import SamplePoints
+from climafuse.evaluation.correlation import SamplePoints, Scales, field_scales
 from climafuse.evaluation.oracle import Oracle
 from climafuse.evaluation.polling import count_poll, make_polls
 from climafuse.evaluation.questions import Question, questions_of, truths
-from climafuse.evaluation.statistics import Interval, difference, fact_counts, fact_f1, interval
+from climafuse.evaluation.statistics import NO_FLOOR, Interval, difference, fact_counts, fact_f1, interval
 from climafuse.evaluation.verdict import CHECKS, Difference, verdict
 from climafuse.evaluation.views import CONDITIONS, View, make_views
 from climafuse.facts import (
@@ -119,6 +119,7 @@ class Grounding:
         abstention: Why there is no answer → questions asked, and how many were answered so.
         polls: Strategy → figures of `count_poll`.
         samples: Answers with the true field.
+        floor: Correlation lengths of the fields, which blocks are at least as long as.
     """
 
     windows: Sequence[Window]
@@ -127,6 +128,7 @@ class Grounding:
     abstention: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     polls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
+    floor: Scales = NO_FLOOR
 
     @property
     def prior(self) -> str:
@@ -146,7 +148,7 @@ class Grounding:
     def intervals(self) -> dict[str, Interval]:
         """Fact F1 of each condition with its interval."""
         return {
-            name: interval(self._points, fact_counts(outcome.by_window), fact_f1)
+            name: interval(self._points, fact_counts(outcome.by_window), fact_f1, floor=self.floor)
             for name, outcome in self.outcomes.items()
             if outcome.total.total().referenced
         }
@@ -163,7 +165,7 @@ class Grounding:
         if any(outcome is None or not outcome.total.total().referenced for outcome in pair):
             return Difference(None)
         counts = [fact_counts(outcome.by_window) for outcome in pair if outcome is not None]
-        found = difference(self._points, counts[0], counts[1], fact_f1)
+        found = difference(self._points, counts[0], counts[1], fact_f1, floor=self.floor)
         if not found.claimed or found.low is None or found.high is None:
             return Difference(found.value)
         return Difference(found.value, (found.low, found.high), found.p)
@@ -274,6 +276,8 @@ class Grounding:
             "block_kilometers": _number(found.size.kilometers),
             "hours": _number(found.scales.hours),
             "kilometers": _number(found.scales.kilometers),
+            "field_hours": _number(self.floor.hours),
+            "field_kilometers": _number(self.floor.kilometers),
         }
 
 
@@ -399,6 +403,7 @@ def evaluate_grounding(
             for question, text, truth in zip(answerable, ask.texts([*windows], answerable), real, strict=True)
             if truth is not None
         ],
+        floor=field_scales(store),
     )
 
 

@@ -119,6 +119,20 @@ def test_windows_equal_those_of_the_source(folder: Path, memory_bytes: int) -> N
         assert found.fields.flags.writeable  # a copy: changing it leaves the store alone
 
 
+@pytest.mark.parametrize("memory_bytes", [0, 2**30])
+def test_cells_equal_those_of_windows(folder: Path, memory_bytes: int) -> None:
+    for store in (
+        TrainingStore.open(folder, memory_bytes=memory_bytes),
+        TrainingStore.from_dataset(make_dataset()),
+    ):
+        steps, rows, columns = np.array([0, 5]), np.array([3, 0, 2]), np.array([0, 7, 1])
+        found = store.cells(steps, rows, columns)
+        assert found.shape == (2, len(store.variables), 3)
+        for step, cell in np.ndindex(2, 3):
+            whole = store.window(int(steps[step])).fields[0]
+            np.testing.assert_array_equal(found[step, :, cell], whole[:, rows[cell], columns[cell]])
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, STEPS - 1),

@@ -7,12 +7,16 @@ import math
 import numpy as np
 import pytest
 
+from climafuse.data.samples import sample_path
+from climafuse.data.sources import open_climate
+from climafuse.data.store import TrainingStore
 from climafuse.data.window import Window
 from climafuse.errors import UsageError
 from climafuse.evaluation.correlation import (
     MOST,
     SamplePoints,
     Scales,
+    anomaly_scales,
     field_scales,
     great_circle,
 )
@@ -114,12 +118,33 @@ def test_lengths_of_fields():
         root = [
             np.linalg.cholesky(np.exp(-m) + 1e-9 * np.eye(len(m))) for m in (lags / length, space / distance)
         ]
-        return (root[0] @ noise @ root[1].T).reshape(60, 3, 90)
+        return root[0] @ noise @ root[1].T
 
     fields = np.stack([280 + 9 * field(30.0, 500.0), 1e5 + 700 * field(8.0, 1500.0)], axis=1)
-    found = field_scales(fields, hours, latitude, longitude)
+    found = anomaly_scales(fields, hours, *grid)
     assert found.hours == pytest.approx(30, rel=0.25)
     assert found.kilometers == pytest.approx(1500, rel=0.25)
-    fields[:, :, 0] = np.nan  # land
-    assert field_scales(fields, hours, latitude, longitude).kilometers == pytest.approx(1500, rel=0.3)
-    assert field_scales(fields[:9], hours[:9], latitude, longitude) == Scales(math.inf, math.inf)
+    fields[:, :, :90] = np.nan  # land
+    assert anomaly_scales(fields, hours, *grid).kilometers == pytest.approx(1500, rel=0.3)
+    assert anomaly_scales(fields[:9], hours[:9], *grid) == Scales(math.inf, math.inf)
+    assert anomaly_scales(fields[..., 90:99], hours, grid[0][90:99], grid[1][90:99]) == Scales(
+        math.inf, math.inf
+    )
+    # Months of a large annual cycle are no correlation of the weather.
+    days = hours * 20
+    year = np.sin(2 * np.pi * days / 24 / 365.2425 + 1.0)[:, None, None]
+    calm = anomaly_scales(fields, days, *grid)
+    assert anomaly_scales(fields + 1e4 * year, days, *grid).hours == pytest.approx(calm.hours, rel=1e-3)
+
+
+def test_lengths_of_the_fields_of_a_store():
+    """Oracle: the same, cell by cell."""
+    store = TrainingStore.from_dataset(open_climate(sample_path("era5")))
+    found = field_scales(store)
+    assert 500 < found.kilometers < 5000
+    assert 12 < found.hours < 240
+    rows, columns, steps = np.array([3, 90, 17]), np.array([0, 200, 359]), np.array([0, 5])
+    cells = store.cells(steps, rows, columns)
+    for time, cell in np.ndindex(2, 3):
+        part = store.fields[steps[time], :, rows[cell], columns[cell]]
+        np.testing.assert_array_equal(cells[time, :, cell], part)

@@ -24,6 +24,7 @@ from climafuse.evaluation import (
     grounding,
     questions_of,
 )
+from climafuse.evaluation.correlation import Scales, field_scales
 from climafuse.facts import Fact, abstention, asked, describe, extract, question_answer, sources
 from climafuse.facts import statistic as count
 from climafuse.facts.kinds import UNSEEN_NAMES
@@ -220,7 +221,8 @@ def test_a_model_that_is_no_better_than_its_control_is_not_grounded(asked_about)
 
 
 def test_differences_are_of_the_scores(asked_about):
-    result = _evaluate(Reader(), asked_about).to_dict()
+    # Of 24 windows in a small region: with blocks as long as its fields are correlated, there are too few.
+    result = dataclasses.replace(_evaluate(Reader(), asked_about), floor=Scales()).to_dict()
     f1 = result["fact_f1"]
     row = result["differences"]["true - shuffled"]
     assert row["difference"] == pytest.approx(f1["true"] - f1["shuffled"])
@@ -228,6 +230,18 @@ def test_differences_are_of_the_scores(asked_about):
     assert low < row["difference"] < high
     assert result["conditions"]["shuffled"]["interval"][0] < f1["shuffled"]
     assert result["intervals"]["why"] == "all samples say the same"  # all are right
+
+
+def test_blocks_are_as_long_as_the_fields_are_correlated(asked_about):
+    """Fewer and larger blocks than the scores alone would ask for, in every interval and difference."""
+    store, windows, _ = asked_about
+    found = _evaluate(Constant(windows[0]), asked_about)
+    assert found.floor == field_scales(store)
+    trust = found.to_dict()["intervals"]
+    assert (trust["field_hours"], trust["field_kilometers"]) == (found.floor.hours, found.floor.kilometers)
+    wide = dataclasses.replace(found, floor=Scales(hours=math.inf, kilometers=math.inf))
+    assert wide.intervals["true"].num_blocks == 1 < found.intervals["true"].num_blocks
+    assert wide.differences["true", "prior"].interval is None
 
 
 class Scorer(Reader):
