@@ -486,7 +486,13 @@ def _unanswerable(windows: Sequence[Window], kinds: Sequence[str], seed: int) ->
     groups: list[list[Any]] = [[] for _ in windows]
     for pair in pairs:
         groups[pair.sample].append(pair)
-    return [question for question in questions_of(groups) if question.key[0] == "absent"]
+    found = [question for question in questions_of(groups) if question.key[0] == "absent"]
+    # What was never there is asked about the window as it is: there, nothing but the name tells.
+    return [replace(question, withheld=()) if _is_unseen(question) else question for question in found]
+
+
+def _is_unseen(question: Question) -> bool:
+    return set(question.withheld).isdisjoint(sources(question.key[1]))
 
 
 def _abstentions(
@@ -495,8 +501,7 @@ def _abstentions(
     counts = {"withheld": (0, 0), "unseen": (0, 0), "masked": (0, 0)}
     for facts, question in zip(stated, questions, strict=True):
         everything = set(question.withheld) >= set(windows[question.window].variables)
-        unseen = set(question.withheld).isdisjoint(sources(question.key[1]))
-        reason = "unseen" if unseen else "masked" if everything else "withheld"
+        reason = "unseen" if _is_unseen(question) else "masked" if everything else "withheld"
         asked, right = counts[reason]
         counts[reason] = asked + 1, right + _abstains(facts)
     return {reason: count for reason, count in counts.items() if count[0]}

@@ -19,7 +19,7 @@ from climafuse.facts.phrasing import abstention, askable, bulletin, overview, ov
 if TYPE_CHECKING:
     import xarray as xr
 
-UNSEEN_SHARE = 0.25  # of abstentions, questions about a variable that the window never held
+UNSEEN_SHARE = 1 / 3  # of abstentions, questions about a variable that the window never held
 MASKED_SHARE = 0.25  # of the others, those where all variables are withheld, as over a place that is masked
 LACKING_SHARE = 0.5  # of questions about a window that lacks a variable, those about what it lacks
 
@@ -48,9 +48,9 @@ def describe(
         climatology: For anomalies, as ``extract`` takes it.
         questions_per_window: Texts for each window, of any form.
         bulletins: Share of bulletins among them, one in two an overview; the rest are questions.
-        abstentions: Share of questions among them that have no answer. In three of four the variable is
+        abstentions: Share of questions among them that have no answer. In two of three the variable is
             withheld, or all variables are, as where the place is masked: the pair's ``withheld`` names the
-            fields that must be hidden (``withhold``) wherever the pair is used. The fourth asks for a variable
+            fields that must be hidden (``withhold``) wherever the pair is used. The third asks for a variable
             that the window never held. What is withheld is withheld from all texts about a window, so that it
             is encoded once; as many of them as ask for it are about what is left, so that what is missing does
             not tell that there is no answer.
@@ -118,7 +118,8 @@ def _describe(
         rng = np.random.default_rng((seed, sample))
         told = extract(window, kinds=entries, climatology=climatology)
         hidden = _withheld(told, window, shares, rng)
-        facts = [fact for fact in told if hidden.isdisjoint(sources(fact.variable))]
+        left = set(window.available()) - hidden
+        facts = [fact for fact in told if not left.isdisjoint(sources(fact.variable))]
         groups = [[fact for fact in facts if (fact.kind, fact.variable) in draw] for draw in draws]
         groups = [group for group in groups if group]
         place = window_box(window)
@@ -132,13 +133,13 @@ def _describe(
             elif form < shares.bulletin + shares.unseen:
                 text = _about_unseen(told, window, entries, rng)
             elif hidden and rng.random() < shares.lacking:
-                text = _about_hidden(told, hidden, rng)
+                text = _about_hidden(told, left, rng)
             if text is None and facts:
                 fact = _draw(groups, asked, rng)
                 asked.append(fact)
                 text = (*question_answer(fact, rng), (fact,))
             if text is None and hidden:
-                text = _about_hidden(told, hidden, rng)
+                text = _about_hidden(told, left, rng)
             elif text is None and form < bulletins + abstentions:
                 text = _about_unseen(told, window, entries, rng)
             if text is not None:
@@ -222,9 +223,9 @@ def _withheld(
     return frozenset(sources(variables[int(rng.integers(len(variables)))])) & set(window.variables)
 
 
-def _about_hidden(facts: Sequence[Fact], hidden: Collection[str], rng: np.random.Generator) -> _Text:
+def _about_hidden(facts: Sequence[Fact], left: set[str], rng: np.random.Generator) -> _Text:
     """A question about a variable that is withheld: of a kind that would have an answer, were it not."""
-    lost = [fact for fact in facts if not set(sources(fact.variable)).isdisjoint(hidden)]
+    lost = [fact for fact in facts if left.isdisjoint(sources(fact.variable))]
     variables = list(dict.fromkeys(fact.variable for fact in lost))
     variable = variables[int(rng.integers(len(variables)))]
     return _without_answer(variable, {fact.kind for fact in lost if fact.variable == variable}, rng)
