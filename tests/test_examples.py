@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -23,6 +24,8 @@ from climafuse.errors import ClimateFileError
 from climafuse.facts import Fact
 from climafuse.manifest import MANIFEST_NAME
 from climafuse.registry import FUSIONS
+from climafuse.training import load_config
+from climafuse.training.pipeline import run
 from tests.encoders.windows import CHANNELS, inputs, padded
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -64,6 +67,7 @@ def test_every_example_is_tested_and_tells_how_to_run_it() -> None:
             "own_encoder",
             "own_product",
             "own_model",
+            "caught",
             "merra2",
             "enso",
         ),
@@ -105,6 +109,45 @@ def test_quickstart_trains_where_there_is_no_model_then_answers(
     facts = [parse(text, question) for question, text, _ in answers]
     assert facts == [[Fact("mean", "t2m", 27.0)], [Fact("mean", "msl", 1005.0)], [], []]
     assert [right for _, _, right in answers] == [True, False, False, False]
+
+
+@pytest.mark.slow
+def test_models_that_do_not_look_are_caught(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caught = example("caught")
+    settings = [
+        f"backbone.name={backbone}",
+        f"output.directory={tmp_path}/run",
+        "training.steps=2",
+        "data.train_windows=8",
+        "data.validation_windows=4",
+        "data.test_windows=4",
+        "data.box_degrees=[8, 8]",
+    ]
+    folder = Path(run(load_config(None, settings))["model"])
+
+    assert (
+        caught.main([str(tmp_path / "run"), f"--output={tmp_path}/out", "--steps=2", "--questions=18"]) == 3
+    )
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(\w+): not grounded$", printed, re.MULTILINE) == ["cut", "memory", "leak"]
+    leaked = list(read_pairs(tmp_path / "out" / "leak" / "pairs.jsonl"))
+    assert all(pair.prompt.endswith(pair.text) and pair.facts for pair in leaked)
+
+    # Only gates were closed, and the fields reach nothing then: answers are those without any.
+    before, after = (
+        load_file(place / "model.safetensors") for place in (folder, tmp_path / "out" / "cut" / "model")
+    )
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert torch.equal(after[name], torch.zeros_like(weight) if name.endswith("gate") else weight), name
+    assert any(name.endswith("gate") and weight.any() for name, weight in before.items())
+    figures = json.loads((tmp_path / "out" / "cut" / "evaluation" / "evaluation.json").read_text())
+    losses = {
+        row["token_loss"] for name, row in figures["conditions"].items() if name in ("true", "shuffled")
+    }
+    assert len(losses) == 1
 
 
 def test_own_pairs_are_written_trained_on_and_asked_for(backbone: str, tmp_path: Path) -> None:
