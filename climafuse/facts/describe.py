@@ -19,7 +19,7 @@ from climafuse.facts.phrasing import abstention, askable, bulletin, overview, ov
 if TYPE_CHECKING:
     import xarray as xr
 
-UNSEEN_SHARE = 1 / 3  # of abstentions, questions about a variable that the window never held
+UNSEEN_SHARE = 0.5  # of abstentions, questions about a variable that the window never held
 MASKED_SHARE = 0.25  # of the others, those where all variables are withheld, as over a place that is masked
 LACKING_SHARE = 0.5  # of questions about a window that lacks a variable, those about what it lacks
 
@@ -48,9 +48,9 @@ def describe(
         climatology: For anomalies, as ``extract`` takes it.
         questions_per_window: Texts for each window, of any form.
         bulletins: Share of bulletins among them, one in two an overview; the rest are questions.
-        abstentions: Share of questions among them that have no answer. In two of three the variable is
+        abstentions: Share of questions among them that have no answer. In half of them the variable is
             withheld, or all variables are, as where the place is masked: the pair's ``withheld`` names the
-            fields that must be hidden (``withhold``) wherever the pair is used. The third asks for a variable
+            fields that must be hidden (``withhold``) wherever the pair is used. The others ask for a variable
             that the window never held. What is withheld is withheld from all texts about a window, so that it
             is encoded once; as many of them as ask for it are about what is left, so that what is missing does
             not tell that there is no answer.

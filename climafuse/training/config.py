@@ -142,7 +142,7 @@ class FactsConfig:
     questions_per_window: int = setting(6, "question-answer pairs for a window", minimum=1)
     bulletin_fraction: float = setting(0.0, "share of the texts that are bulletins", minimum=0.0, maximum=1.0)
     abstention_fraction: float = setting(
-        0.09, "share of the questions about what the fields do not hold", minimum=0.0, maximum=1.0
+        0.12, "share of the questions about what the fields do not hold", minimum=0.0, maximum=1.0
     )
 
 

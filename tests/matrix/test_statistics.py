@@ -17,19 +17,16 @@ import pytest
 from scipy import special
 
 from climafuse.evaluation.correlation import Array, SamplePoints, Scales
-from climafuse.evaluation.statistics import Interval, difference, fact_f1, interval, mean, values
+from climafuse.evaluation.statistics import NO_FLOOR, Interval, difference, fact_f1, interval, mean, values
 from tests.conftest import Cell
 from tests.evaluation.scores import anywhere, series
 
 DESIGNS = 5  # draws of places
-SKILL, COMMON, OWN, STATED = (
-    1.0,
-    0.8,
-    0.6,
-    0.95,
-)  # of a model: probit of being right, what it varies by, share answered
+# Of a model: probit of being right, what it varies by, in common with others and of its own; share answered.
+SKILL, COMMON, OWN, STATED = 1.0, 0.8, 0.6, 0.95
 NOISE = 0.5  # of errors, beside what the processes make of them
 BETTER = 0.5  # probits
+FIELDS = Scales(24.0, 1500.0)  # those of ERA5: `field_scales`
 REPETITIONS = 2000  # of draws of blocks
 
 
@@ -41,6 +38,7 @@ class Setting:
     samples: int
     scales: Scales
     smooth: bool = False
+    floor: Scales = NO_FLOOR
 
     def points(self, seed: int) -> SamplePoints:
         if math.isinf(self.scales.kilometers):
@@ -65,6 +63,9 @@ SETTINGS = {
     "one time, 96 places, independent": Setting(1, 96, Scales(24.0, 0.1)),
     "one time, 96 places, 800 km": Setting(1, 96, Scales(24.0, 800.0)),
     "one time, 240 places, 1500 km, smooth": Setting(1, 240, Scales(24.0, 1500.0), smooth=True),
+    # As in an evaluation, where the fields are correlated over 1500 km and scores are not, or less.
+    "one time, 96 places, independent, fields 1500 km": Setting(1, 96, Scales(24.0, 0.1), floor=FIELDS),
+    "one time, 96 places, 800 km, fields 1500 km": Setting(1, 96, Scales(24.0, 800.0), floor=FIELDS),
     "3 times, 96 places, 24 h, 1000 km": Setting(3, 96, Scales(24.0, 1000.0)),
     "12 times, 192 places, 24 h, 1000 km": Setting(12, 192, Scales(24.0, 1000.0)),
     "80 times, 160 places, 24 h, 1000 km": Setting(80, 160, Scales(24.0, 1000.0)),
@@ -141,7 +142,7 @@ def inferences(name: str, repetitions: int) -> tuple[dict[str, list[Interval]], 
                 world.counts(draw, model, by) for model, by in ((0, 0.0), (1, 0.0), (1, BETTER))
             )
             one, two = (world.errors(draw, model) for model in (0, 1))
-            options: Any = {"repetitions": REPETITIONS, "seed": draw}
+            options: Any = {"repetitions": REPETITIONS, "seed": draw, "floor": setting.floor}
             inferred = (
                 interval(points, first, fact_f1, **options),
                 interval(points, one, mean, **options),
