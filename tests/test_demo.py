@@ -40,7 +40,8 @@ def _figures(path):
 def test_the_demo_leaves_model_figures_and_map(tmp_path, overrides, capsys):
     output = tmp_path / "a: demo"  # a path, whatever YAML would make of it
     output.mkdir()
-    (output / "metrics.json").write_text("of an earlier run")
+    for name in ("metrics.json", "report.html"):
+        (output / name).write_text("of an earlier run")
     assert demo.main(_arguments(output, overrides)) == 0
     figures = _figures(output / "metrics.json")
 
@@ -65,7 +66,12 @@ def test_the_demo_leaves_model_figures_and_map(tmp_path, overrides, capsys):
 
     assert (output / "map.png").read_bytes().startswith(b"\x89PNG")
     assert (output / "model" / "manifest.json").is_file()
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"{figures['fact_f1']['true']:.3f}" in page
+    assert 1 <= page.count("<article") <= 10
+    assert page.count("Where the words looked") >= 1  # from the model that was just asked
     printed = capsys.readouterr().out
+    assert printed.rstrip().splitlines()[-1].endswith(f"report {output / 'report.html'}")
     for words in (
         "true field",
         "scored against the field shown",

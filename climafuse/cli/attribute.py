@@ -190,16 +190,16 @@ def _attributed(
     from climafuse.evaluation.attribution import attention, occlusion
     from climafuse.evaluation.value_tokens import value_tokens
     from climafuse.facts import compare, extract
-    from climafuse.facts.kinds import sources
 
     window = found.window
     asked = window, found.prompt, found.text, fact
     looked, needed = attention(reader, *asked), occlusion(reader, *asked, fill=fill, sizes=sizes)
     tokens, words = value_tokens(reader.processor, *asked[1:])
     row: dict[str, Any] = {"fact": None, "said": None, "field": None, "right": None, "exact": None}
+    truth: Fact | None = None
     if fact is not None:
-        exact = {one.key: one for one in extract(window)}
-        row = compare(fact, exact.get(fact.key))
+        truth = next((one for one in extract(window) if one.key == fact.key), None)
+        row = compare(fact, truth)
     row["words"] = [reader.processor.tokenizer.decode([tokens[place]]) for place in words]
     row["attention"] = looked and {
         "whole_box": looked.whole_box,
@@ -220,18 +220,10 @@ def _attributed(
     }
     row["map"] = path
     if path is not None:
-        from climafuse.report.attribution import draw_attribution
-        from climafuse.report.maps import drawn_variables
+        from climafuse.report.attribution import draw_attribution, field_of, marks_of
 
-        about = (
-            ()
-            if fact is None
-            else ("ws10",) * (fact.variable == "wd10") + (fact.variable, *sources(fact.variable))
-        )
-        held = [name for name in about if name in window.available()] or drawn_variables(window.available())
         draw_attribution(
-            window,
-            held[0],
+            *field_of(window, fact),
             attention=looked,
             occlusion=needed,
             path=path,
@@ -239,8 +231,8 @@ def _attributed(
             answer=found.text,
             right=row["right"],
             truth=row["field"],
-            title=None if found.place is None else str(found.place),
-            place=None if found.place is None else (found.place.latitude, found.place.longitude),
+            title=None if found.place is None else f"Around {found.place}",
+            marks=None if fact is None or truth is None else marks_of(window, truth, [fact]),
         )
     return row
 

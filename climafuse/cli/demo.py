@@ -1,8 +1,8 @@
 """The main job on bundled real data, from fields to figures: `scripts/demo`.
 
 Trains the default configuration, asks the model about test times it has never seen, and prints the share of right
-facts beside what good guessers get and what happens when the field is swapped. Leaves `model/`, `metrics.json` and
-`map.png` in the output folder.
+facts beside what good guessers get and what happens when the field is swapped. Leaves `model/`, `metrics.json`,
+`map.png` and `report.html` in the output folder.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from climafuse.cli.evaluate import print_evaluation
 from climafuse.cli.handler import print_table, progress_line
+from climafuse.cli.report import REPORT_FILE, build_report
 from climafuse.errors import ClimafuseError
 from climafuse.facts.kinds import FACT_KINDS
 
 if TYPE_CHECKING:
     from climafuse.evaluation import Sample
+    from climafuse.model.inference import Reader
 
 TRAINING_SECONDS = 350  # limit, preparation included; a quiet machine is done sooner
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Train, evaluate on the test split, write the figures and a map.
+    """Train, evaluate on the test split, write the figures, a map and a report.
 
     Args:
         output: Folder of the run.
@@ -63,7 +65,7 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from climafuse.training.pipeline import run as train
 
     trained = train(config)
-    for stale in ("metrics.json", "map.png"):  # of the model that was there before
+    for stale in ("metrics.json", "map.png", REPORT_FILE):  # of the model that was there before
         (output / stale).unlink(missing_ok=True)
     # From the saved folder, as a user would: what is scored is what was saved. Controls take as long as the training:
     # `climafuse evaluate` has them.
@@ -88,7 +90,11 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     print_evaluation(found.record)
     print_samples(found.grounding.samples)
     draw(found.reader, found.grounding.samples, output / "map.png")
-    print(f"\nmodel {trained['model']}, figures {output / 'metrics.json'}, map {output / 'map.png'}")
+    written = build_report(output, reader=found.reader)
+    print(
+        f"\nmodel {trained['model']}, figures {output / 'metrics.json'}, map {output / 'map.png'}, "
+        f"report {written['report']}"
+    )
     return metrics
 
 
@@ -109,20 +115,27 @@ def print_samples(samples: Sequence[Sample]) -> None:
     )
 
 
-def draw(reader: Any, samples: Sequence[Sample], path: Path) -> None:
-    """Draw one window with where the model attended."""
-    from climafuse.model.inference import attended_tokens, placed
-    from climafuse.report.maps import draw_map, drawn_variables
+def draw(reader: Reader, samples: Sequence[Sample], path: Path) -> None:
+    """Draw one window with what was said of it and where the words come from."""
+    from climafuse.evaluation.attribution import attention, occlusion
+    from climafuse.facts import fact_value, parse, spoken
+    from climafuse.report.attribution import draw_attribution, field_of, marks_of
 
     sample = next((s for s in samples if s.truth.key[:2] == ("maximum_position", "t2m")), samples[0])
-    found = attended_tokens(reader, sample.window, sample.prompt, sample.answer)
-    draw_map(
-        sample.window,
-        drawn_variables(sample.window.variables),
+    said = parse(sample.answer, sample.prompt)
+    fact = next((one for one in said if one.key == sample.truth.key), None)
+    asked = sample.window, sample.prompt, sample.answer, fact
+    draw_attribution(
+        *field_of(sample.window, sample.truth),
+        attention=attention(reader, *asked) if sample.answer else None,
+        occlusion=occlusion(reader, *asked) if sample.answer else None,
         path=path,
-        attention=None if found is None else placed(*found),
-        title="A test window of ERA5",
-        caption=f"{sample.prompt} {sample.answer}",
+        prompt=sample.prompt,
+        answer=sample.answer,
+        right=sample.right,
+        truth=fact_value(spoken(sample.truth)),
+        title="A test window of ERA5, and where the answer comes from",
+        marks=marks_of(sample.window, sample.truth, said),
     )
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from climafuse.cli.handler import JsonOption, print_json, progress_line
+
+if TYPE_CHECKING:
+    from climafuse.model.inference import Reader
+
+REPORT_FILE = "report.html"
 
 
 def report(
@@ -17,7 +22,7 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Where to write; RUN/report.html by default.", show_default=False
+            "--output", "-o", help=f"Where to write; RUN/{REPORT_FILE} by default.", show_default=False
         ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=0, help="How many answers to show.")] = 10,
@@ -31,39 +36,65 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write what a run is worth, as one HTML file; puts the grounding table into its model card, too."""
+    written = build_report(run, output, samples=samples, attribution=attribution)
+    if as_json:
+        print_json(written)
+        return
+    for note in written["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    if not written["evaluated"]:
+        typer.echo(f"note: nothing was measured yet; run `climafuse evaluate {run}` first", err=True)
+    elif written["stale"]:
+        typer.echo(
+            f"note: the evaluation is of other weights; run `climafuse evaluate {run}` again", err=True
+        )
+    typer.echo(str(written["report"]))
+
+
+def build_report(
+    run: Path,
+    output: Path | None = None,
+    *,
+    samples: int = 10,
+    attribution: bool = True,
+    reader: Reader | None = None,
+) -> dict[str, Any]:
+    """Write the page, and the grounding table into the model card.
+
+    Args:
+        run: Folder of the run.
+        output: Where to write; `REPORT_FILE` in the folder by default.
+        samples: How many answers to show.
+        attribution: Whether to draw where the words of an answer come from.
+        reader: The model of the run; None to load it for that.
+
+    Returns:
+        What was written, and of what.
+    """
     from climafuse.report.html import write_report
     from climafuse.report.runs import read_run
     from climafuse.report.samples import make_cards
 
     record = read_run(run)
     cards, notes = make_cards(
-        record, count=samples, attribution=attribution, progress=progress_line("answers drawn")
+        record,
+        count=samples,
+        attribution=attribution,
+        reader=reader,
+        progress=progress_line("answers drawn"),
     )
-    path = write_report(record, output or run / "report.html", cards=cards, notes=notes)
+    path = write_report(record, output or run / REPORT_FILE, cards=cards, notes=notes)
     card = None
     if record.finished and record.evaluation and not record.stale:
         from climafuse.model.card import add_grounding
 
         card = add_grounding(record.model, record.evaluation)
-    if as_json:
-        print_json(
-            {
-                "report": path,
-                "bytes": path.stat().st_size,
-                "evaluated": bool(record.evaluation),
-                "stale": record.stale,
-                "samples": len(cards),
-                "card": card,
-                "notes": notes,
-            }
-        )
-        return
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
-    if not record.evaluation:
-        typer.echo(f"note: nothing was measured yet; run `climafuse evaluate {run}` first", err=True)
-    elif record.stale:
-        typer.echo(
-            f"note: the evaluation is of other weights; run `climafuse evaluate {run}` again", err=True
-        )
-    typer.echo(str(path))
+    return {
+        "report": path,
+        "bytes": path.stat().st_size,
+        "evaluated": bool(record.evaluation),
+        "stale": record.stale,
+        "samples": len(cards),
+        "card": card,
+        "notes": notes,
+    }

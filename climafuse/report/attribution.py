@@ -3,16 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from climafuse.data.window import Window
 from climafuse.evaluation.attribution import Attention, Occlusion
-from climafuse.report.maps import Layer, draw_map
+from climafuse.facts import Fact, agrees, extract, sources
+from climafuse.report.maps import Layer, draw_map, drawn_variables
 
 _COLORS = {True: "#2e8b57", False: "#c0392b", None: "#8a94a0"}
 _VERDICTS = {True: "right", False: "wrong", None: "not to be checked"}
+LEAST_DROP = 0.1  # nats; a word that was certain still has nine tenths of its probability
+
+
+# Beside whose fields the wind is drawn; and of extremes, whose place is known though it was not asked for.
+_WINDY = ("ws10", "wd10", "msl")
+_PLACES = {"maximum": "maximum_position", "minimum": "minimum_position"}
+
+
+def field_of(window: Window, fact: Fact | None) -> tuple[Window, str]:
+    """What to draw of a fact.
+
+    Args:
+        window: The fields.
+        fact: What is said of them; None for anything.
+
+    Returns:
+        The window, without wind where that tells nothing of the fact, and the canonical name of the field.
+    """
+    about = () if fact is None else ("ws10", "msl") if fact.variable == "wd10" else sources(fact.variable)
+    available = window.available()
+    held = [name for name in about if name in available and name not in ("u10", "v10")]
+    name = held[0] if held else drawn_variables(available or window.variables)[0]
+    return (window if fact is not None and fact.variable in _WINDY else without_wind(window, name)), name
+
+
+def without_wind(window: Window, *kept: str) -> Window:
+    """The window without wind components, but those that are named."""
+    indices = [i for i, name in enumerate(window.variables) if name in kept or name not in ("u10", "v10")]
+    return replace(
+        window, fields=window.fields[:, indices], variables=tuple(window.variables[i] for i in indices)
+    )
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Places to mark on the maps of an answer.
+
+    Args:
+        star: Latitude and longitude, in degrees, where the fields have what was asked for.
+        cross: Likewise, where the answer puts it instead.
+    """
+
+    star: tuple[float, float] | None = None
+    cross: tuple[float, float] | None = None
+
+    @property
+    def words(self) -> str:
+        """What they are; "" where there is none."""
+        named = (
+            ("the star is where the fields have it", self.star),
+            ("the cross where the answer puts it", self.cross),
+        )
+        return ", ".join(words for words, place in named if place is not None)
+
+
+def marks_of(window: Window, truth: Fact, said: Sequence[Fact]) -> Marks:
+    """The places of a fact, and of what was said instead.
+
+    Args:
+        window: The fields.
+        truth: The fact; any value where the fields have none.
+        said: What the answer states.
+    """
+    stated = next((fact for fact in said if fact.key == truth.key), None)
+    wrong = stated is not None and isinstance(stated.value, tuple) and not agrees(stated, truth)
+    return Marks(
+        _place_of(window, truth), stated.value if wrong and isinstance(stated.value, tuple) else None
+    )
+
+
+def _place_of(window: Window, fact: Fact) -> tuple[float, float] | None:
+    """Where the fields have what a fact is about; None where that is no single place."""
+    if isinstance(fact.value, tuple):
+        return fact.value
+    kind = _PLACES.get(fact.kind)
+    found = [one for one in extract(window, kinds=[kind]) if one.variable == fact.variable] if kind else []
+    return next((one.value for one in found if isinstance(one.value, tuple)), None)
 
 
 def attribution_layers(attention: Attention | None, occlusion: Occlusion | None) -> list[Layer]:
@@ -25,16 +104,20 @@ def attribution_layers(attention: Attention | None, occlusion: Occlusion | None)
                 f"share of attention; {attention.whole_box:.0%} on whole-box statistics",
                 100 * attention.share.sum(axis=0),
                 "%",
+                least=1.0,
             )
         )
     if occlusion is not None:
+        highest, lowest = float(occlusion.drop.max()), float(occlusion.drop.min())
+        lost = f"at most {highest:.2g}" if highest >= LEAST_DROP else f"nowhere as much as {LEAST_DROP:g}"
         layers.append(
             Layer(
                 "What the words need",
-                "loss of log-probability where hidden",
+                f"log-probability lost where hidden: {lost} nats",
                 occlusion.drop,
                 "nats",
-                centered=bool(occlusion.drop.min() < -0.05 * occlusion.drop.max()),
+                centered=lowest < -max(0.05 * highest, LEAST_DROP),
+                least=LEAST_DROP,
             )
         )
     return layers
@@ -52,7 +135,7 @@ def draw_attribution(
     right: bool | None = None,
     truth: str | None = None,
     title: str | None = None,
-    place: tuple[float, float] | None = None,
+    marks: Marks | None = None,
     box: np.ndarray | None = None,
 ) -> Path:
     """Draws the field of a fact, the attention and the occlusion of its words side by side, and writes one picture.
@@ -68,7 +151,7 @@ def draw_attribution(
         right: Whether the fact is right; None where that cannot be told.
         truth: What the fields say.
         title: Heading.
-        place: Latitude and longitude in degrees of a point to mark.
+        marks: Places to mark.
         box: [H, W] bool, a rectangle of cells to outline, such as that of a planted signal.
 
     Returns:
@@ -77,7 +160,9 @@ def draw_attribution(
     Raises:
         ClimafuseError: See `draw_map`.
     """
+    marks = marks or Marks()
     verdict = _VERDICTS[right] if truth is None else f"{_VERDICTS[right]}: the fields say {truth}"
+    verdict += f"; {marks.words}" if marks.words else ""
     return draw_map(
         window,
         variable,
@@ -86,6 +171,7 @@ def draw_attribution(
         title=title,
         caption=f"{prompt} {answer} ({verdict})",
         caption_color=_COLORS[right],
-        place=place,
+        place=marks.star,
+        cross=marks.cross,
         outline=box,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +26,7 @@ from climafuse.data.files import whole_file
 from climafuse.data.variables import VARIABLES
 from climafuse.errors import spelled_out
 from climafuse.facts import FACT_KINDS
-from climafuse.facts.kinds import OTHER_NAMES, SPOKEN_VARIABLES, UNSEEN_NAMES
+from climafuse.facts.kinds import OTHER_NAMES, SPOKEN_VARIABLES, UNSEEN_NAMES, Rule
 from climafuse.json_values import interval, number, rows, table, text
 from climafuse.report.charts import Chart, Curve, line_chart
 from climafuse.report.runs import RunRecord
@@ -169,22 +170,41 @@ def _verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     grounded = verdict.get("grounded")
     checks = [
         {
-            "name": text(check.get("name"), 200).replace("_", " ").replace(" - ", " − "),
+            "name": _compared(check.get("name")),
             "passed": check.get("passed") if isinstance(check.get("passed"), bool) else None,
-            "value": _value(check.get("value")),
-            "limit": _value(check.get("limit")),
+            "value": _value(check.get("value"), "+.3f"),
+            "limit": _value(check.get("limit"), "g"),
             "interval": interval(check.get("interval")),
             "meaning": text(check.get("meaning"), 500),
         }
         for check in map(table, rows(verdict.get("checks")))
     ]
+    conditions = table(evaluation, "conditions")
     tiles = [
-        {"label": label, "value": number(f1.get(name)), "style": style}
-        for name, label, style in (
-            ("true", "true field", "true"),
-            ("shuffled", "shuffled", "shuffled"),
-            ("shown", "shown", "shown"),
-            ("prior", "best guesser", "guess"),
+        {
+            "label": label,
+            "meaning": meaning,
+            "value": number(f1.get(name)),
+            "interval": interval(table(conditions.get(found)).get("interval")),
+            "style": style,
+        }
+        for name, found, label, meaning, style in (
+            ("true", "true", "true field", "what it says of the fields it sees", "true"),
+            (
+                "shuffled",
+                "shuffled",
+                "shuffled",
+                "it sees another window’s values; scored against the original",
+                "shuffled",
+            ),
+            ("shown", "shown", "shown", "the same answers, scored against the values it saw", "shown"),
+            (
+                "prior",
+                _best_guesser(evaluation) or "",
+                "best guesser",
+                "knows the place and the training times, not the fields",
+                "guess",
+            ),
         )
     ]
     return {
@@ -194,11 +214,18 @@ def _verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _value(value: Any) -> str:
+def _compared(name: Any) -> str:
+    """Two conditions in words, such as "true field − best guesser"."""
+    labels = {entry.name: entry.label.lower() for entry in CONDITIONS} | {"prior": "best guesser"}
+    words = text(name, 200).split(" - ")
+    return " − ".join(labels.get(word) or word.replace("_", " ") for word in words)
+
+
+def _value(value: Any, form: str) -> str:
     """The value of a check: mostly a figure, now and then a word."""
     found = number(value)
     if found is not None:
-        return f"{found:.4g}"
+        return format(found, form)
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else text(value, 100)
 
 
@@ -277,14 +304,19 @@ def _best_guesser(evaluation: Mapping[str, Any]) -> str | None:
 def _differences(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
-            "name": text(name, 100).replace("_", " ").replace(" - ", " − "),
+            "name": _compared(name),
             "difference": number(table(found).get("difference")),
             "interval": interval(table(found).get("interval")),
-            "p": number(table(found).get("p")),
+            "p": _chance(number(table(found).get("p"))),
         }
         for name, found in list(table(evaluation, "differences").items())[:MOST_ROWS]
         if number(table(found).get("difference")) is not None
     ]
+
+
+def _chance(p: float | None) -> str:
+    """A p-value, with no more digits than an approximation has."""
+    return "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def _intervals(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,13 +362,27 @@ def _columns(evaluation: Mapping[str, Any], part: str) -> dict[str, Mapping[str,
 
 
 def _scores(evaluation: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
-    columns = _columns(evaluation, part)
+    columns, counts = _columns(evaluation, part), _counts(evaluation, part)
     found = [
-        {"label": _topic(name), **{column: number(values.get(name)) for column, values in columns.items()}}
+        {
+            "label": _topic(name),
+            "count": counts.get(name),
+            **{column: number(values.get(name)) for column, values in columns.items()},
+        }
         for name in columns["true"]
     ]
     best_first = sorted(found, key=lambda row: _sortable(row["true"]), reverse=True)
     return best_first[:MOST_ROWS]
+
+
+def _counts(evaluation: Mapping[str, Any], part: str) -> Counter[str]:
+    """How many questions there are of each kind or variable."""
+    found = table(table(evaluation, "conditions").get("true"), "num_by_kind_and_variable")
+    counts: Counter[str] = Counter()
+    for key, value in found.items():
+        kind, _, variable = str(key).partition("/")
+        counts[kind if part == "by_kind" else variable] += int(number(value) or 0)
+    return counts
 
 
 def _sortable(value: Any) -> float:
@@ -381,51 +427,80 @@ def _topic(name: Any) -> str:
         return ""
     if name in SPOKEN_VARIABLES:
         return SPOKEN_VARIABLES[name].name
-    if name in FACT_KINDS and "{" not in FACT_KINDS[name].topic:
-        return FACT_KINDS[name].topic
+    if name in FACT_KINDS:
+        return _filled(name, "value") or text(name, 80).replace("_", " ")
     if name in VARIABLES:
         return VARIABLES[name].long_name
     return OTHER_NAMES.get(name) or UNSEEN_NAMES.get(name) or text(name, 80).replace("_", " ")
+
+
+def _filled(kind: str, name: str) -> str:
+    """The topic of a kind about a name; "" where it takes more than that to tell it."""
+    topic = FACT_KINDS[kind].topic
+    if topic == "{name}" and name == "value":
+        return ""
+    filled = topic.replace("{name}", name)
+    return "" if "{" in filled else filled
 
 
 def _errors(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     conditions = table(evaluation, "conditions")
     columns = {name: table(conditions.get(name), "numeric_error") for name in ERRORS}
     columns = {name: values for name, values in columns.items() if values}
-    keys = list(dict.fromkeys(key for values in columns.values() for key in values))[:MOST_ROWS]
+    order = {kind: place for place, kind in enumerate(FACT_KINDS)}  # means first
+    keys = list(dict.fromkeys(str(key) for values in columns.values() for key in values))
+    keys = sorted(keys, key=lambda key: order.get(key.partition("/")[0], len(order)))[:MOST_ROWS]
     labels = {entry.name: entry.label for entry in CONDITIONS}
     found = []
     for key in keys:
-        kind, _, variable = str(key).partition("/")
+        kind, _, variable = key.partition("/")
         rule = FACT_KINDS[kind].rules.get(variable) if kind in FACT_KINDS else None
         cells = [number(values.get(key)) for values in columns.values()]
-        # A position is in kilometers, whatever its variable.
+        label = _filled(kind, _topic(variable)) if rule else ""
+        unit = rule.unit if rule else ""
         found.append(
             {
-                "label": f"{_topic(kind)}, {_topic(variable)}" if variable else _topic(kind),
-                "unit": rule.unit if rule else "",
-                "cells": [_error_figure(cell) for cell in cells],
+                "label": label or (f"{_topic(kind)}, {_topic(variable)}" if variable else _topic(kind)),
+                "unit": unit,
+                "within": _within(kind, rule) if rule else "",
+                "cells": [_error_figure(cell, 0 if unit == "km" else 2) for cell in cells],
             }
         )
     return {"columns": [labels[name] for name in columns], "styles": list(columns), "rows": found}
 
 
-def _error_figure(value: float | None) -> str:
-    return (
-        "–"
-        if value is None
-        else f"{value:,.0f}"
-        if value >= 100
-        else f"{value:.3g}"
-        if value >= 10
-        else f"{value:.2f}"
-    )
+def _within(kind: str, rule: Rule) -> str:
+    """How near is right."""
+    match FACT_KINDS[kind].form:
+        case "position":
+            return "one cell"
+        case "direction":
+            return f"{22.5 + rule.tolerance:g}° of the octant"
+    return f"{rule.tolerance:g} {rule.unit}" + (f" or {rule.relative:.0%}" if rule.relative else "")
+
+
+def _error_figure(value: float | None, decimals: int) -> str:
+    """Three digits, and no more decimals than that."""
+    if value is None:
+        return "–"
+    return f"{value:,.{min(decimals, 0 if value >= 100 else 1 if value >= 10 else 2)}f}"
+
+
+_POLLS = {
+    "random": "any that does not take place",
+    "popular": "the most frequent in training",
+    "adversarial": "the one that most often went with the other in training",
+}
 
 
 def _polling(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = ("num_questions", "accuracy", "precision", "recall", "f1", "yes_ratio", "unanswered")
     return [
-        {"label": text(name, 80), **{key: number(table(found).get(key)) for key in keys}}
+        {
+            "label": text(name, 80),
+            "meaning": _POLLS.get(name, ""),
+            **{key: number(table(found).get(key)) for key in keys},
+        }
         for name, found in list(table(evaluation, "polling").items())[:MOST_ROWS]
     ]
 
@@ -471,6 +546,7 @@ def _shown_card(card: SampleCard) -> dict[str, Any]:
             # Letters, digits, +, / and = only: nothing that could leave the attribute.
             "source": "data:image/webp;base64," + base64.b64encode(picture.content).decode("ascii"),
             "alternative": picture.alternative,
+            "title": picture.title,
             "caption": picture.caption,
         }
         for picture in card.pictures
@@ -629,8 +705,8 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "Where and when",
             [
-                ("date of training", text(record.get("date"), 40).replace("T", " ") or "not recorded"),
-                ("date of evaluation", text(evaluation.get("date"), 40).replace("T", " ") or "not evaluated"),
+                ("date of training", _date(record) or "not recorded"),
+                ("date of evaluation", _date(evaluation) or "not evaluated"),
                 ("machine", _machine(machine)),
                 (
                     "versions",
@@ -645,6 +721,10 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ),
     ]
     return [(heading, [(term, words) for term, words in lines if words]) for heading, lines in groups]
+
+
+def _date(record: Mapping[str, Any]) -> str:
+    return text(record.get("date"), 40).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _box(sides: Any) -> str:

@@ -47,7 +47,7 @@ from climafuse.facts.phrasing import askable
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.model.inference import Reader, load_model
-from climafuse.report.attribution import attribution_layers
+from climafuse.report.attribution import attribution_layers, marks_of
 from climafuse.report.locator import draw_locator, point_at
 from climafuse.report.maps import Layer, drawn_variables
 from climafuse.report.samples import Picture, exact_value, field_picture, layer_picture
@@ -323,7 +323,7 @@ class Inquiry:
         pictures: list[Picture] = []
         for fact, (_, layers) in zip(asked, origins, strict=False):
             truth = None if fact is None else exact.get(fact.key, replace(fact, value="", cell=None))
-            pictures += self._pictures(window, truth, layers, where)
+            pictures += self._pictures(window, truth, said, layers, where)
         looked = origins[0][0] if origins else None
         return Told(
             prompt,
@@ -346,7 +346,7 @@ class Inquiry:
         return looked, attribution_layers(looked, needed)
 
     def _pictures(
-        self, window: Window, fact: Fact | None, layers: Sequence[Layer], where: str
+        self, window: Window, fact: Fact | None, said: Sequence[Fact], layers: Sequence[Layer], where: str
     ) -> Iterator[Picture]:
         """The field of a fact, and where what was said of it comes from."""
         held = [index for index, name in enumerate(window.variables) if name in window.available()]
@@ -355,10 +355,11 @@ class Inquiry:
         )
         if fact is None:
             fact = Fact("mean", drawn_variables(window.variables)[0], "")
+        marks = marks_of(window, fact, said)
         with self._drawing:
             with contextlib.suppress(MissingValuesError):  # there are values at earlier times only
-                yield field_picture(window, fact, where)
-            yield from (layer_picture(window, layer, where) for layer in layers)
+                yield field_picture(window, fact, where, marks)
+            yield from (layer_picture(window, layer, where, marks) for layer in layers)
 
     def examples(self, time: str, place: str) -> list[str]:
         """Questions that can be asked there and then, of as many kinds as there are; the last has no answer there.

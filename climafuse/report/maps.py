@@ -86,6 +86,7 @@ class Layer:
         values: [H, W]; NaN is left blank.
         unit: Beside the color bar.
         centered: Whether zero is the middle of the colors; otherwise they begin there.
+        least: How far the colors reach at least: what is next to nothing shall not look like much.
     """
 
     title: str
@@ -93,6 +94,7 @@ class Layer:
     values: np.ndarray
     unit: str = ""
     centered: bool = False
+    least: float = 1e-6
 
 
 def draw_map(
@@ -106,8 +108,10 @@ def draw_map(
     caption: str | None = None,
     caption_color: str | None = None,
     place: tuple[float, float] | None = None,
+    cross: tuple[float, float] | None = None,
     outline: np.ndarray | None = None,
     panel_area: float = _PANEL_AREA,
+    headings: bool = True,
 ) -> Path:
     """Draws fields of a window at its valid time, side by side, and writes one picture.
 
@@ -125,9 +129,11 @@ def draw_map(
         title: Heading.
         caption: Text under the maps, such as what the model said.
         caption_color: Of the bar beside it; None for that of attention.
-        place: Latitude and longitude in degrees of a point to mark.
+        place: Latitude and longitude in degrees of a point to mark with a star.
+        cross: Likewise, with a cross.
         outline: [H, W] bool, a rectangle of cells to outline in every panel.
         panel_area: Of a panel, in square inches; letters keep their size.
+        headings: Whether panels are named; not where the page around them does so.
 
     Returns:
         The path.
@@ -168,13 +174,15 @@ def draw_map(
     widest = _HEAD_CHARACTER * max(
         map(len, heads), default=0
     )  # of a panel towards a pole, the heading is wider
-    page_width = _LEFT + (num_columns - 1) * (width + _GAP) + max(width + _RIGHT, widest)
+    panel_title = _PANEL_TITLE if headings else 0.12
+    page_width = _LEFT + (num_columns - 1) * (width + _GAP)
+    page_width += max(width + _RIGHT, widest if headings else 0.0)
     title, caption = _drawable(title or ""), _drawable(caption or "")
     if title or caption:
         page_width = max(page_width, _MIN_PAGE_WIDTH)
     lines = textwrap.wrap(caption, width=int((page_width - 0.6) / _CHARACTER), break_on_hyphens=False)
     foot = 0.3 + _LINE * len(lines) if lines else 0.0
-    page_height = (_HEADING if title else 0.1) + num_rows * (_PANEL_TITLE + height + _PANEL_FOOT) + foot
+    page_height = (_HEADING if title else 0.1) + num_rows * (panel_title + height + _PANEL_FOOT) + foot
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(page_width, page_height))
@@ -182,11 +190,17 @@ def draw_map(
         def panel(index: int) -> Axes:
             row, column = divmod(index, num_columns)
             left = _LEFT + column * (width + _GAP)
-            lower = page_height - (_HEADING if title else 0.1) - row * (_PANEL_TITLE + height + _PANEL_FOOT)
-            lower -= _PANEL_TITLE + height
+            lower = page_height - (_HEADING if title else 0.1) - row * (panel_title + height + _PANEL_FOOT)
+            lower -= panel_title + height
             return figure.add_axes(
                 (left / page_width, lower / page_height, width / page_width, height / page_height)
             )
+
+        def dress(axes: Axes, heading: str, detail: str, *, hollow: bool = False) -> None:
+            _dress(axes, frame, stretch, outline)
+            _mark(axes, frame, place, cross, hollow=hollow)
+            if headings:
+                _head(axes, heading, detail)
 
         # Wind belongs with pressure, which drives it.
         windy = variables.index("msl") if "msl" in variables else 0
@@ -194,19 +208,16 @@ def draw_map(
             axes = panel(index)
             _draw_field(axes, frame, name, values, unit)
             if index == windy and {"u10", "v10"} <= set(window.variables):
-                _draw_wind(axes, frame, window.field("u10")[-1], window.field("v10")[-1])
-            _dress(axes, frame, stretch, place, outline)
-            _head(axes, _long_name(name), _time_label(window.time[-1]))
+                _draw_wind(axes, frame, window.field("u10")[-1], window.field("v10")[-1], key_above=headings)
+            dress(axes, _long_name(name), _time_label(window.time[-1]))
         if shares is not None:
             axes = panel(len(variables))
             _draw_attention(axes, frame, *shares)
-            _dress(axes, frame, stretch, place, outline)
-            _head(axes, "Where the model attended", _attention_detail(shares[2]))
+            dress(axes, "Where the model attended", _attention_detail(shares[2]), hollow=True)
         for index, layer in enumerate(layers, num_panels - len(layers)):
             axes = panel(index)
             _draw_layer(axes, frame, layer)
-            _dress(axes, frame, stretch, place, outline)
-            _head(axes, layer.title, layer.detail)
+            dress(axes, layer.title, layer.detail, hollow=True)
         if title:
             figure.text(
                 0.2 / page_width,
@@ -382,7 +393,7 @@ def _head(axes: Axes, title: str, detail: str) -> None:
         )
 
 
-def _draw_wind(axes: Axes, frame: _Frame, u: np.ndarray, v: np.ndarray) -> None:
+def _draw_wind(axes: Axes, frame: _Frame, u: np.ndarray, v: np.ndarray, *, key_above: bool) -> None:
     """Arrows at cell centers, every n-th cell, so that arrows are some 0.3 inches apart."""
     width, height = _inches(axes)
     longitude = (frame.longitude_edges[:-1] + frame.longitude_edges[1:]) / 2
@@ -416,8 +427,8 @@ def _draw_wind(axes: Axes, frame: _Frame, u: np.ndarray, v: np.ndarray) -> None:
         linewidth=0.4,
         zorder=4,
     )
-    # Above the panel, at its right end; where the time is in its way, under the color bar.
-    above = 1 + 0.11 / height if width >= _KEY_BESIDE_TIME else -0.72 / height
+    # Above the panel, at its right end; where there is no room or the time is in its way, under the color bar.
+    above = 1 + 0.11 / height if key_above and width >= _KEY_BESIDE_TIME else -0.72 / height
     at = 1 - (0.02 + 0.3 * reference / typical) / width, above
     axes.quiverkey(
         arrows,
@@ -504,7 +515,7 @@ def _draw_attention(
 
 def _draw_layer(axes: Axes, frame: _Frame, layer: Layer) -> None:
     values = np.ma.masked_invalid(layer.values)
-    high = max(float(np.abs(values).max()) if values.count() else 0.0, 1e-6)
+    high = max(float(np.abs(values).max()) if values.count() else 0.0, layer.least)
     mesh = axes.pcolormesh(
         frame.longitude_edges,
         frame.latitude_edges,
@@ -522,19 +533,15 @@ def _dress(
     axes: Axes,
     frame: _Frame,
     stretch: float,
-    place: tuple[float, float] | None,
     outline: np.ndarray | None,
 ) -> None:
-    """Coast, graticule, labels, the marked place and box, and limits exactly at the window's edges."""
+    """Coast, graticule, labels, the marked box, and limits exactly at the window's edges."""
     west, east, south, north = frame.extent
     coast = coast_in(west, east, south, north, "50m" if east - west < _FINE_COAST_BELOW else "110m")
     axes.add_collection(
         LineCollection(list(coast), colors="white", linewidths=2.0, alpha=0.7, capstyle="round")
     )
     axes.add_collection(LineCollection(list(coast), colors=_INK, linewidths=0.9, capstyle="round"))
-    if place is not None:
-        point = frame.unwrap(np.array([place[1]]))
-        axes.plot(point, [place[0]], marker="*", ms=13, color="#ffd23f", mec=_INK, mew=0.9, zorder=5)
     if outline is not None:
         rows, columns = (np.flatnonzero(outline.any(axis=axis)) for axis in (1, 0))
         left, right = frame.longitude_edges[columns[0]], frame.longitude_edges[columns[-1] + 1]
@@ -551,6 +558,29 @@ def _dress(
     axes.xaxis.set_major_formatter(lambda value, _: _longitude_label(value))
     axes.yaxis.set_major_formatter(lambda value, _: _latitude_label(value))
     axes.grid(color="white", linewidth=0.5, alpha=0.5, linestyle=(0, (4, 4)))
+
+
+def _mark(
+    axes: Axes,
+    frame: _Frame,
+    place: tuple[float, float] | None,
+    cross: tuple[float, float] | None,
+    *,
+    hollow: bool,
+) -> None:
+    """A star and a cross at places of the window; the star hollow where the cell under it is what matters."""
+    west, east, south, north = frame.extent
+    for point, marker, size, color in ((cross, "X", 9, _BOX), (place, "*", 13, "#ffd23f")):
+        if point is None:
+            continue
+        at = float(frame.unwrap(np.array(point[1]))), point[0]
+        if not (west <= at[0] <= east and south <= at[1] <= north):
+            continue
+        open_ = hollow and marker == "*"
+        edges = ((_INK, 2.8), (color, 1.4)) if open_ else ((_INK, 0.9),)
+        for edge, line in edges:  # whole, even at an edge of the window
+            style = {"mfc": "none" if open_ else color, "mec": edge, "mew": line, "zorder": 5}
+            axes.plot(*at, marker=marker, ms=size, clip_on=False, **style)
 
 
 def _time_label(time: object) -> str:

@@ -26,7 +26,6 @@ from climafuse.facts import (
     fact_value,
     parse,
     rule_of,
-    sources,
     spoken,
     topic_of,
     window_box,
@@ -34,14 +33,14 @@ from climafuse.facts import (
 from climafuse.facts.kinds import Value
 from climafuse.json_values import number, rows, table, text
 from climafuse.model.inference import Reader, load_model
-from climafuse.report.attribution import attribution_layers
-from climafuse.report.maps import Layer, draw_map, drawn_variables
+from climafuse.report.attribution import Marks, attribution_layers, field_of, marks_of, without_wind
+from climafuse.report.maps import Layer, draw_map
 from climafuse.report.runs import RunRecord
 from climafuse.training.dataset import open_store
 
 MOST_WRONG = 4  # of ten answers
 _WIDE = 1.6  # width over height of a map
-_PANEL_AREA = 6.0  # square inches: letters can be read at the width of a phone
+_PANEL_AREA = 3.6  # square inches: letters can be read where three maps stand side by side
 
 Explain = Callable[[Window, str, str, Fact], Sequence[Layer]]
 
@@ -54,11 +53,13 @@ class Picture:
         content: WebP.
         alternative: What it shows, in words.
         caption: One line under it.
+        title: What it is, in a few words.
     """
 
     content: bytes
     alternative: str
     caption: str
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def make_cards(
     *,
     count: int = 10,
     attribution: bool = True,
+    reader: Reader | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[SampleCard], list[str]]:
     """Make the answers of a run's evaluation ready to be shown.
@@ -124,7 +126,8 @@ def make_cards(
     Args:
         run: The run.
         count: How many answers.
-        attribution: Whether to load the model and draw where the words come from.
+        attribution: Whether to draw where the words come from.
+        reader: The model of the run; None to load it for that.
         progress: Called with how many are done and how many there are.
 
     Returns:
@@ -134,21 +137,20 @@ def make_cards(
     notes: list[str] = []
     if not chosen:
         return [], notes
-    store, reader = None, None
+    store = None
     try:
         store = _open_fields(run)
     except ClimafuseError as error:
         notes.append(f"The fields could not be opened, so there are no maps. {error}")
-    if attribution and store is not None:
-        if run.stale:
+    if not attribution or store is None or run.stale:
+        reader = None
+        if attribution and store is not None:
             notes.append("Where the words come from is not drawn: another model was evaluated.")
-        else:
-            try:
-                reader = load_model(run.model)
-            except ClimafuseError as error:
-                notes.append(
-                    f"The model could not be loaded, so where its words come from is not drawn. {error}"
-                )
+    elif reader is None:
+        try:
+            reader = load_model(run.model)
+        except ClimafuseError as error:
+            notes.append(f"The model could not be loaded, so where its words come from is not drawn. {error}")
     cards = []
     for number_, sample in enumerate(chosen):
         cards.append(make_card(sample, store, history=run.settings.data.history, explain=_explainer(reader)))
@@ -268,8 +270,10 @@ def make_card(
     pictures: list[Picture] = []
     try:
         where = f"{card.where} at {card.when}"
-        pictures.append(field_picture(window, truth, where))
-        pictures += [layer_picture(window, layer, where) for layer in explain(window, prompt, answer, truth)]
+        marks = marks_of(window, truth, parse(answer, prompt))
+        pictures.append(field_picture(window, truth, where, marks))
+        for layer in explain(window, prompt, answer, truth):
+            pictures.append(layer_picture(window, layer, where, marks))
     except ClimafuseError as error:  # such as nothing but missing values
         return replace(card, pictures=tuple(pictures), missing=f"A map could not be drawn: {error}")
     return replace(card, pictures=tuple(pictures))
@@ -334,19 +338,16 @@ def _degrees(value: float | None, letters: str) -> str:
     return f"{abs(value):.4g}°{letters[value >= 0]}"
 
 
-def field_picture(window: Window, truth: Fact, where: str) -> Picture:
+def field_picture(window: Window, truth: Fact, where: str, marks: Marks) -> Picture:
     """The field that a fact is about.
 
     Args:
         window: The fields.
-        truth: The fact; where it is a position, that is marked.
+        truth: The fact.
         where: Box and time, in words.
+        marks: Places to mark.
     """
-    wanted = ("ws10", "msl") if truth.variable == "wd10" else sources(truth.variable)
-    held = [name for name in wanted if name in window.variables and name not in ("u10", "v10")]
-    name = held[0] if held else drawn_variables(window.variables)[0]
-    windy = truth.variable in ("ws10", "wd10", "msl")
-    place = truth.value if isinstance(truth.value, tuple) else None
+    drawn, name = field_of(window, truth)
     field = window.field(name)[-1].astype(np.float64)
     long_name = VARIABLES[name].long_name if name in VARIABLES else name
     quantity = SPOKEN_VARIABLES.get(name)
@@ -354,21 +355,23 @@ def field_picture(window: Window, truth: Fact, where: str) -> Picture:
     low, high = float(np.nanmin(field)), float(np.nanmax(field))
     if quantity:
         low, high = (value * quantity.scale + quantity.offset for value in (low, high))
-    marked = "; the star is where the fields have it" if place else ""
+    marked = marks.words and f"; {marks.words}"
     return Picture(
-        _draw(window if windy else _without_wind(window), name, place=place),
+        _draw(drawn, name, marks),
         alternative=f"Map of {long_name}, {where}, from {low:.4g} to {high:.4g} {unit}{marked}.",
-        caption=f"What the fields hold{marked}",
+        caption=f"what the fields hold{marked}",
+        title=long_name[:1].upper() + long_name[1:],
     )
 
 
-def layer_picture(window: Window, layer: Layer, where: str) -> Picture:
+def layer_picture(window: Window, layer: Layer, where: str, marks: Marks) -> Picture:
     """Numbers on the cells of a window.
 
     Args:
         window: The fields.
         layer: The numbers.
         where: Box and time, in words.
+        marks: Places to mark.
     """
     strongest = "nowhere"
     if np.isfinite(layer.values).any():
@@ -377,9 +380,10 @@ def layer_picture(window: Window, layer: Layer, where: str) -> Picture:
             f"{_degrees(float(window.latitude[row]), 'SN')} {_degrees(float(window.longitude[column]), 'WE')}"
         )
     return Picture(
-        _draw(_without_wind(window), (), layers=[replace(layer, detail="")]),
+        _draw(without_wind(window), (), marks, layers=[layer]),
         alternative=f"Map, {layer.title.lower()}, {where}: {layer.detail}; strongest at {strongest}.",
-        caption=f"{layer.title}: {layer.detail}",
+        caption=layer.detail,
+        title=layer.title,
     )
 
 
@@ -388,13 +392,9 @@ def _is_wide(window: Window) -> bool:
     return bool(box.width * np.cos(np.deg2rad(box.latitude)) > _WIDE * box.height)
 
 
-def _without_wind(window: Window) -> Window:
-    kept = [index for index, name in enumerate(window.variables) if name not in ("u10", "v10")]
-    return replace(window, fields=window.fields[:, kept], variables=tuple(window.variables[i] for i in kept))
-
-
-def _draw(window: Window, variable: str | tuple[str, ...], **options: Any) -> bytes:
+def _draw(window: Window, variable: str | tuple[str, ...], marks: Marks, **options: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "map.webp")
-        draw_map(window, variable, path=path, panel_area=_PANEL_AREA, **options)
+        style = {"panel_area": _PANEL_AREA, "headings": False}
+        draw_map(window, variable, path=path, place=marks.star, cross=marks.cross, **style, **options)
         return path.read_bytes()

@@ -53,6 +53,7 @@ def condition(f1: float, *, guesser: bool = False) -> dict[str, Any]:
         "by_kind": dict.fromkeys(KINDS, f1),
         "by_variable": {"t2m": f1, "wd10": f1 - 0.1},
         "by_kind_and_variable": {"mean/t2m": f1, "direction/wd10": f1 - 0.1},
+        "num_by_kind_and_variable": {"mean/t2m": 40, "direction/wd10": 7},
         "numeric_error": {"mean/t2m": 1.5 - f1, "direction/wd10": 120 * (1 - f1), "maximum_position/t2m": 1234.0},
     }  # fmt: skip
 
@@ -96,7 +97,10 @@ def evaluation(**changes: Any) -> dict[str, Any]:
             "claimed": True, "why": "", "num_blocks": 41, "effective_blocks": 23.4, "effective_in_time": 1.0,
             "block_hours": 36.0, "block_kilometers": 1800.0,
         },
-        "differences": {"true - prior": {"difference": 0.434, "interval": [0.38, 0.49], "p": 0.0001}},
+        "differences": {
+            "true - prior": {"difference": 0.434, "interval": [0.38, 0.49], "p": 0.0001},
+            "oracle - true": {"difference": 0.079, "interval": [0.05, 0.11], "p": 1.5e-110},
+        },
         "verdict": {
             "grounded": True,
             "checks": [

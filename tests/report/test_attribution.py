@@ -8,7 +8,8 @@ from matplotlib.patches import Rectangle
 
 from climafuse.errors import ModelInputError
 from climafuse.evaluation.attribution import Attention, Occlusion
-from climafuse.report.attribution import draw_attribution
+from climafuse.facts import Fact, extract
+from climafuse.report.attribution import Marks, draw_attribution, field_of, marks_of
 from climafuse.report.maps import Layer, draw_map
 from tests.report.test_maps import _Drawn, _mesh, _window
 
@@ -117,3 +118,68 @@ def test_writes_a_picture(tmp_path):
         **WORDS,
     )
     assert matplotlib.image.imread(path).std() > 0.05
+
+
+# ---- Marks ---------------------------------------------------------------------------------------------------
+
+
+def _fact(kind, value, **changes):
+    return Fact(kind, "t2m", value, **changes)
+
+
+def test_marks_are_where_the_fields_have_it_and_where_the_answer_puts_it():
+    window = _window()  # warmest in the north, 50 °C at 50°N, everywhere alike: the first cell is taken
+    (truth,) = [f for f in extract(window, kinds=["maximum_position"]) if f.variable == "t2m"]
+    assert marks_of(window, truth, []) == Marks(truth.value)
+    near = _fact("maximum_position", (truth.value[0] - 2, truth.value[1]))  # the next cell counts
+    assert marks_of(window, truth, [near]) == Marks(truth.value)
+    far = _fact("maximum_position", (44.0, 2.0))
+    assert marks_of(window, truth, [far]) == Marks(truth.value, (44.0, 2.0))
+    assert "cross where the answer puts it" in marks_of(window, truth, [far]).words
+    # The highest value has a place, though nobody asked for it; a mean has none.
+    assert marks_of(window, _fact("maximum", 50.0), [_fact("maximum", 3.0)]) == Marks(truth.value)
+    assert marks_of(window, _fact("mean", 47.0), [_fact("mean", 3.0)]) == Marks()
+    assert marks_of(window, _fact("mean", 47.0), []).words == ""
+    # What the fields have no value of has no place, and what is said of it is not set against them.
+    assert marks_of(window, _fact("maximum_position", ""), []) == Marks()
+
+
+def test_marks_are_in_every_panel_and_no_further(drawn):
+    draw_attribution(
+        _window(),
+        "t2m",
+        attention=ATTENTION,
+        occlusion=None,
+        path="a.png",
+        marks=Marks((46.0, 2.0), (46.0, 60.0)),  # the cross lies far outside
+        **WORDS,
+    )
+    for axes in drawn.panels:
+        at = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines}
+        markers = {line.get_marker() for line in axes.lines}
+        assert at == {(362.0, 46.0)}
+        assert markers == {"*"}
+    assert any("the star is where the fields have it" in " ".join(text.split()) for text in drawn.texts())
+
+
+def test_next_to_nothing_does_not_look_like_much(drawn):
+    draw_attribution(
+        _window(), "t2m", attention=None, occlusion=_occlusion(1e-3 * DROP), path="a.png", **WORDS
+    )
+    assert _mesh(drawn.panels[1]).get_clim() == (0.0, 0.1)  # nats
+    assert "log-probability lost where hidden: nowhere as much as 0.1 nats" in drawn.texts()
+
+
+def test_a_fact_is_drawn_on_its_own_field_and_wind_beside_what_it_tells_of():
+    window = _window()
+    assert {"t2m", "u10", "v10"} <= set(window.variables)
+    without, name = field_of(window, _fact("mean", 47.0))
+    assert name == "t2m"
+    assert not {"u10", "v10"} & set(without.variables)
+    windy, _ = field_of(window, Fact("direction", "wd10", 90.0))
+    assert {"u10", "v10"} <= set(windy.variables)
+
+
+def test_without_headings_the_page_names_the_panels(drawn):
+    draw_map(_window(), "t2m", path="a.png", headings=False)
+    assert not any("temperature" in text or "UTC" in text for text in drawn.texts())

@@ -12,7 +12,7 @@ import pytest
 from climafuse.report.html import CONDITIONS, render, write_report
 from climafuse.report.samples import Picture, SampleCard
 from climafuse.training.config import RunConfig
-from tests.report.pages import F1, HOSTILE, KINDS, Page, evaluation, record
+from tests.report.pages import F1, HOSTILE, Page, evaluation, record
 
 
 def card(**changes):
@@ -67,15 +67,22 @@ def test_the_page_is_well_formed_and_complete(page):
 def test_the_verdict_is_first(page):
     assert page.words.index("Grounded") < page.words.index("What was trained on what")
     text = page.words
-    assert "it knows more than the best guesser true − prior: 0.434, interval 0.380 to 0.490; limit 0" in text
-    assert "Not measured: the questions alone do not give the answers away true − text only: –" in text
-    for label, value in (
-        ("true field", "0.921"),
-        ("shuffled", "0.299"),
-        ("shown", "0.922"),
-        ("best guesser", "0.487"),
+    assert (
+        "it knows more than the best guesser true field − best guesser: +0.434, 95 % interval 0.380 to 0.490; "
+        "must lie above 0" in text
+    )
+    assert "Not measured: the questions alone do not give the answers away true field − text only: –" in text
+    assert (
+        "The verdict rests on the checks that were measured. climafuse evaluate runs/paris measures" in text
+    )
+    # Each figure with its interval, 0.03 to both sides; the best guesser is the typical fact.
+    for label, value, low, high in (
+        ("true field", "0.921", "0.891", "0.951"),
+        ("shuffled", "0.299", "0.269", "0.329"),
+        ("shown", "0.922", "0.892", "0.952"),
+        ("best guesser", "0.487", "0.457", "0.517"),
     ):
-        assert row(page.text, label, value)
+        assert row(page.text, label, value, f"{low} to {high}")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +114,8 @@ def test_every_condition_stands_with_its_interval(page):
     assert "546 questions about 96 windows of 3 times that were not in training" in page.words
     assert "23.4 effective blocks of 41, each 36 hours by 1,800 km" in page.words
     assert "of other times one block tells nothing" in page.words
-    assert row(page.text, "true − prior", "+0.434", "0.380 to 0.490", "0.0001")
+    assert row(page.text, "true field − best guesser", "+0.434", "0.380 to 0.490", "0.0001")
+    assert row(page.text, "oracle − true field", "+0.079", "0.050 to 0.110", "< 0.0001")
 
 
 def test_an_unknown_condition_is_shown_under_its_label():
@@ -138,21 +146,34 @@ def test_blocks_of_one_window_have_no_size():
 
 def test_facts_by_kind_stand_beside_shuffled(page):
     # F1 of true, shuffled, shown, and of the best guesser (typical fact, 0.487), two digits each.
-    for kind in KINDS:
-        assert row(page.text, kind, "0.92", "0.30", "0.92", "0.49")
-    assert row(page.text, "wind direction", "0.82", "0.20", "0.82", "0.39")
+    for kind in ("mean value 40 asked", "highest value", "direction 7 asked"):
+        assert f"{kind} 0.92 0.30 0.92 0.49" in page.words
+    assert "wind direction 7 asked 0.82 0.20 0.82 0.39" in page.words
     assert row(page.text, "0.92", "0.30")
 
 
 def test_errors_are_in_physical_units(page):
     # 1.5 - F1 kelvin of the mean; of directions 120 (1 - F1) degrees: 9.48, 84.1, 9.36.
-    assert row(page.text, "mean, temperature", "°C", "0.58", "1.20", "0.58", "1.05", "1.01", "1.06", "0.55")
-    assert row(page.text, "direction, wind direction", "°", "9.48", "84.1", "9.36")
-    assert row(page.text, "maximum position, temperature", "km", "1,234")
+    mean = ("0.58", "1.20", "0.58", "1.05", "1.01", "1.06", "0.55")
+    assert row(page.text, "mean temperature", "°C", *mean, "1 °C")
+    assert row(page.text, "wind direction", "°", "9.48", "84.1", "9.36")
+    assert "27.5° of the octant" in page.text  # half of 45 degrees, and 5 of grace
+    assert row(page.text, "place of highest temperature", "km", *["1,234"] * 7, "one cell")
 
 
 def test_polling_and_abstention(page):
-    assert row(page.text, "adversarial", "0.880", "0.800", "0.900", "0.850", "0.550", "0.000", "400")
+    assert row(
+        page.text,
+        "adversarial",
+        "the one that most often went with the other in training",
+        "0.880",
+        "0.800",
+        "0.900",
+        "0.850",
+        "0.550",
+        "0.000",
+        "400",
+    )
     assert (
         "It abstains in 96.7 % of 210 questions about what the fields do not hold, and in 1.1 % of"
         in page.words
@@ -183,7 +204,7 @@ def test_what_was_trained_on_what(page):
         "2026-03-31 07:00 to 2026-03-31 23:00", "CC-BY-4.0", "smollm2-135m-instruct-q4_1", "4-bit copy dequantized",
         "not the weights that its makers published",
         "Apache-2.0", "134,515,008, frozen", "2,490,368", "400 of 24 windows", "422 s", "A processor, 2 cores, Linux",
-        "climafuse 0.1.0, torch 2.13.0", "2026-11-22 14:00:00+00:00", "24,000 texts about 4,000 windows",
+        "climafuse 0.1.0, torch 2.13.0", "2026-11-22 14:00:00 UTC", "24,000 texts about 4,000 windows",
         "cross attention",
         "grid transformer (width 64)",
     ):  # fmt: skip

@@ -116,7 +116,7 @@ def test_pictures_tell_where_each_fact_comes_from(saying):
     needed = inquiry.ask(*ask, explain=False, occlude=True)
     assert [len(told.pictures) for told in (bare, looked, needed)] == [1, 2, 2]
     assert bare.attended == ()
-    assert "looked" in looked.pictures[1].caption
+    assert "looked" in looked.pictures[1].title
     assert "need" in needed.pictures[1].caption
     assert sum(share for _, share in looked.attended) <= 1 + 1e-6
     for picture in looked.pictures:
