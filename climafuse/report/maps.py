@@ -579,7 +579,7 @@ def _mark(
         open_ = hollow and marker == "*"
         edges = ((_INK, 2.8), (color, 1.4)) if open_ else ((_INK, 0.9),)
         for edge, line in edges:  # whole, even at an edge of the window
-            style = {"mfc": "none" if open_ else color, "mec": edge, "mew": line, "zorder": 5}
+            style: dict[str, Any] = {"mfc": "none" if open_ else color, "mec": edge, "mew": line, "zorder": 5}
             axes.plot(*at, marker=marker, ms=size, clip_on=False, **style)
 
 

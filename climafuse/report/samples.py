@@ -395,6 +395,6 @@ def _is_wide(window: Window) -> bool:
 def _draw(window: Window, variable: str | tuple[str, ...], marks: Marks, **options: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "map.webp")
-        style = {"panel_area": _PANEL_AREA, "headings": False}
+        style: dict[str, Any] = {"panel_area": _PANEL_AREA, "headings": False}
         draw_map(window, variable, path=path, place=marks.star, cross=marks.cross, **style, **options)
         return path.read_bytes()
