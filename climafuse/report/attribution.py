@@ -79,10 +79,10 @@ def marks_of(window: Window, truth: Fact, said: Sequence[Fact]) -> Marks:
         said: What the answer states.
     """
     stated = next((fact for fact in said if fact.key == truth.key), None)
-    wrong = stated is not None and isinstance(stated.value, tuple) and not agrees(stated, truth)
-    return Marks(
-        _place_of(window, truth), stated.value if wrong and isinstance(stated.value, tuple) else None
-    )
+    cross = None
+    if stated is not None and isinstance(stated.value, tuple) and not agrees(stated, truth):
+        cross = stated.value
+    return Marks(_place_of(window, truth), cross)
 
 
 def _place_of(window: Window, fact: Fact) -> tuple[float, float] | None:

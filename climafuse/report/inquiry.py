@@ -49,7 +49,7 @@ from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.model.inference import Reader, load_model
 from climafuse.report.attribution import attribution_layers, marks_of
 from climafuse.report.locator import draw_locator, point_at
-from climafuse.report.maps import Layer, drawn_variables
+from climafuse.report.maps import Layer, drawn_variables, spoken_field, time_label
 from climafuse.report.samples import Picture, exact_value, field_picture, layer_picture
 from climafuse.training.config import RunConfig, load_config
 from climafuse.training.dataset import open_store
@@ -318,7 +318,7 @@ class Inquiry:
             said = parse(text, prompt)
             asked: list[Fact | None] = [*said[:MOST_FACTS]] or [None]  # without a fact, all words together
             origins = [self._origin(window, prompt, text, fact, explain, occlude) for fact in asked if text]
-        where = f"{_spoken(window_box(window))}, {format_time(window.time[-1])}"
+        where = f"{_spoken(window_box(window))}, {time_label(window.time[-1])}"
         exact = {fact.key: fact for fact in extract(window)}
         pictures: list[Picture] = []
         for fact, (_, layers) in zip(asked, origins, strict=False):
@@ -401,7 +401,15 @@ class Inquiry:
         found = find_place(place)
         with self._drawing:
             content = draw_locator(whole, name, window_box(window), place=(found.latitude, found.longitude))
-        return Picture(content, f"Map of {_long_name(name)}, to choose a place on. Chosen: {found}", "")
+        values, unit = spoken_field(whole, name)
+        title = long_name(name)
+        dark, bright = ("blue", "red") if "anomaly" in name else ("dark", "bright")
+        return Picture(
+            content,
+            f"Map of {title}, to choose a place on. Chosen: {found}",
+            f"{title[:1].upper()}{title[1:]}, {time_label(whole.time[-1])}, from {np.nanmin(values):.3g} "
+            f"({dark}) to {np.nanmax(values):.3g} {unit} ({bright}). The model sees what lies in the box.",
+        )
 
     def place_at(self, x: float, y: float) -> str:
         """Coordinates of a point on the map of `locator`, as text.
@@ -432,7 +440,8 @@ def _coordinates(latitude: float, longitude: float) -> str:
     return f"{latitude:.1f},{(longitude + 180) % 360 - 180:.1f}"
 
 
-def _long_name(name: str) -> str:
+def long_name(name: str) -> str:
+    """A variable in words, its name where none are known."""
     return VARIABLES[name].long_name if name in VARIABLES else name
 
 

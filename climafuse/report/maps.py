@@ -152,7 +152,7 @@ def draw_map(
     layers = [replace(layer, values=layer.values[:, order]) for layer in layers]
     outline = None if outline is None else outline[:, order]
     window = replace(window, fields=window.fields[..., order], longitude=window.longitude[order])
-    fields = [_spoken_field(window, name) for name in variables]  # before anything is drawn
+    fields = [spoken_field(window, name) for name in variables]  # before anything is drawn
     frame = _frame(window)
     shares = None if attention is None else _attention_shares(*attention)
 
@@ -209,7 +209,7 @@ def draw_map(
             _draw_field(axes, frame, name, values, unit)
             if index == windy and {"u10", "v10"} <= set(window.variables):
                 _draw_wind(axes, frame, window.field("u10")[-1], window.field("v10")[-1], key_above=headings)
-            dress(axes, _long_name(name), _time_label(window.time[-1]))
+            dress(axes, _long_name(name), time_label(window.time[-1]))
         if shares is not None:
             axes = panel(len(variables))
             _draw_attention(axes, frame, *shares)
@@ -291,7 +291,7 @@ def _long_name(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _spoken_field(window: Window, name: str) -> tuple[np.ndarray, str]:
+def spoken_field(window: Window, name: str) -> tuple[np.ndarray, str]:
     """The field [H, W] at the valid time in the unit people say, and that unit."""
     values = window.field(name)[-1].astype(np.float64)
     if np.isnan(values).all():
@@ -583,7 +583,7 @@ def _mark(
             axes.plot(*at, marker=marker, ms=size, clip_on=False, **style)
 
 
-def _time_label(time: object) -> str:
+def time_label(time: object) -> str:
     """Readable, with the zone where it is known: dates of other calendars carry none."""
     text = format_time(time).replace("T", " ")
     return f"{text} UTC" if isinstance(time, np.datetime64) else text

@@ -11,11 +11,14 @@ import base64
 import html
 import importlib
 import os
+import re
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any, TypeVar
 
+from climafuse.data.variables import VARIABLES
 from climafuse.errors import ClimafuseError, UsageError, spelled_out
-from climafuse.report.inquiry import LONGEST_PROMPT, Inquiry, Told
+from climafuse.report.inquiry import LONGEST_PROMPT, Inquiry, Told, long_name
 from climafuse.report.samples import Picture
 
 T = TypeVar("T")
@@ -39,6 +42,8 @@ _VERDICTS = {
     None: ("open", "? not in the fields"),
 }
 
+_COLUMNS = ("fact", "said", "from the fields", "exactly", "verdict")
+
 # A click on the map, as shares of its width and height.
 _POINTING = """
 element.addEventListener('click', event => {
@@ -50,8 +55,20 @@ element.addEventListener('click', event => {
 });
 """
 
+# Gradio writes each rule twice, as it stands and for what is inside the page, but those of a media query only inside.
 CSS = """
-.gradio-container { max-width: 76rem !important; margin: 0 auto !important; }
+.gradio-container { max-width: 76rem !important; margin: 0 auto !important; --accent: #0a6485; --quiet: #566370;
+  --button-primary-background-fill: #0a6485; --button-primary-background-fill-hover: #084d66;
+  --button-primary-border-color: #0a6485; --button-primary-text-color: #fff;
+  --checkbox-background-color-selected: #0a6485; --checkbox-border-color-selected: #0a6485;
+  --checkbox-border-color-focus: #0a6485; --input-border-color-focus: #0a6485;
+  --block-info-text-color: #566370; --body-text-color-subdued: #566370;
+  --block-title-text-color: var(--body-text-color); --block-label-text-color: var(--body-text-color); }
+.dark .gradio-container { --quiet: #a9b4bf; --block-info-text-color: #a9b4bf; --body-text-color-subdued: #a9b4bf; }
+.gradio-container > .main { padding: 1.2rem clamp(0.7rem, 3vw, 2rem) 3rem !important; }
+.gradio-container :focus-visible { outline: 3px solid #2d9cc4; outline-offset: 2px; }
+.html-container { padding: 0 !important; }
+#cf-notice:not(:has(.error)) { display: none; }
 .cf { --good: #00704f; --good-soft: #e6f4ee; --bad: #a83a12; --bad-soft: #fdeee6; --unsure: #6a5410;
   --unsure-soft: #fbf3da; --quiet: #566370; overflow-wrap: anywhere; }
 .dark .cf { --good: #59d6aa; --good-soft: #12342a; --bad: #ff9d77; --bad-soft: #3d2117; --unsure: #e5c463;
@@ -59,10 +76,13 @@ CSS = """
 .cf h1 { font-size: 1.5rem; margin: 0; }
 .cf p { margin: 0.3rem 0; } .cf .quiet { color: var(--quiet); font-size: 0.88rem; }
 .cf .locator { display: block; width: 100%; height: auto; cursor: crosshair; border-radius: 8px; margin: 0; }
-.cf .answer { font-size: 1.3rem; font-weight: 650; line-height: 1.35; }
+.cf .told { margin-top: 0.8rem; padding: 1.1rem clamp(0.8rem, 3vw, 1.4rem); border-radius: 12px;
+  border: 1px solid var(--border-color-primary); }
+.cf .answer { font-size: 1.4rem; font-weight: 650; line-height: 1.35; margin: 0.1rem 0 0.8rem; }
 .cf .error { border-left: 5px solid var(--bad); background: var(--bad-soft); color: var(--bad); margin: 0.5rem 0;
   padding: 0.6rem 0.9rem; border-radius: 0 8px 8px 0; font-weight: 500; }
-.cf .scroll { overflow-x: auto; max-width: 100%; margin: 0.6rem 0; }
+/* As narrow as the page lets it be, whatever the table in it asks for. */
+.cf .scroll { overflow-x: auto; display: grid; grid-template-columns: minmax(0, 1fr); margin: 0.6rem 0; }
 .cf .facts { border-collapse: collapse; width: 100%; border: 0 !important; margin: 0; overflow-wrap: normal;
   font-variant-numeric: tabular-nums; }
 .cf .facts tr, .cf .facts thead, .cf .facts tbody { border: 0 !important; }
@@ -74,13 +94,19 @@ CSS = """
 .cf .right { --tone: var(--good); --tone-soft: var(--good-soft); }
 .cf .wrong { --tone: var(--bad); --tone-soft: var(--bad-soft); }
 .cf .open { --tone: var(--unsure); --tone-soft: var(--unsure-soft); }
-.cf .maps { display: grid; gap: 0.8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
+.cf .maps { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr));
+  margin: 0.9rem 0 0.4rem; }
 .cf .maps img { width: 100%; height: auto; background: #fff; border-radius: 8px; margin: 0; }
 .cf figure { margin: 0; max-width: 24rem; }
-.cf figcaption { color: var(--quiet); font-size: 0.88rem; padding-top: 0.3rem; }
+.cf figcaption { color: var(--quiet); font-size: 0.88rem; line-height: 1.4; padding-top: 0.3rem; }
+.cf figcaption strong { color: var(--body-text-color); }
 @media (max-width: 40rem) {
-  .gradio-container, .gradio-container > .main, .gradio-container .wrap { padding-left: 0.4rem !important;
-    padding-right: 0.4rem !important; }
+  .cf .facts, .cf .facts tbody { display: block; }
+  .cf .facts thead { display: none; }
+  .cf .facts tr { display: block; padding: 0.4rem 0; border-bottom: 1px solid var(--border-color-primary) !important; }
+  .cf .facts td { display: flex; justify-content: space-between; gap: 1rem; padding: 0.15rem 0; border: 0 !important;
+    text-align: right; }
+  .cf .facts td::before { content: attr(data-label); color: var(--quiet); font-size: 0.88rem; text-align: left; }
 }
 """
 
@@ -153,9 +179,8 @@ def _lay_out(inquiry: Inquiry) -> Any:
 
     def ask(time: str, place: str, prompt: str, explain: bool, occlude: bool) -> str:
         try:
-            return _block(
-                answer(inquiry.ask(time, place, prompt, explain=bool(explain), occlude=bool(occlude)))
-            )
+            told = inquiry.ask(time, place, prompt, explain=bool(explain), occlude=bool(occlude))
+            return _block('<div class="told">', answer(told), "</div>")
         except ClimafuseError as error:
             return error_line(error)
 
@@ -163,11 +188,13 @@ def _lay_out(inquiry: Inquiry) -> Any:
         gr.HTML(heading(inquiry))
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
-                notice = gr.HTML("")
+                notice = gr.HTML("", elem_id="cf-notice")
                 where = gr.HTML(begin_map, js_on_load=_POINTING)
                 with gr.Row():
                     when = gr.Dropdown(
-                        times if len(times) <= MOST_TIMES else listed,
+                        [(_spoken_time(time), time) for time in times]
+                        if len(times) <= MOST_TIMES
+                        else listed,
                         value=begin_time,
                         label="Time",
                         info=None
@@ -205,7 +232,7 @@ def _lay_out(inquiry: Inquiry) -> Any:
 
         # One at a time through the model; the rest waits in line. Maps do not wait for answers.
         drawing = {"concurrency_limit": 1, "concurrency_id": "maps", "show_progress": "minimal"}
-        asking = {"concurrency_limit": 1, "concurrency_id": "model"}
+        asking = {"concurrency_limit": 1, "concurrency_id": "model", "scroll_to_output": True}
         where.click(
             point,
             [when, place],
@@ -240,17 +267,20 @@ def _lay_out(inquiry: Inquiry) -> Any:
 
 
 def _located(inquiry: Inquiry, time: str, place: str) -> str:
-    return _block(_image(inquiry.locator(time, place), "locator"))
+    picture = inquiry.locator(time, place)
+    return _block(_image(picture, "locator"), f'<p class="quiet">{_text(picture.caption)}</p>')
 
 
 def heading(inquiry: Inquiry) -> str:
     """What is asked, and about what."""
     times, config = inquiry.fields.times(), inquiry.reader.model.config
-    backbone = config.backbone or {}
+    backbone = PurePath(str((config.backbone or {}).get("id"))).name
+    first, last = (_spoken_time(times[index]) for index in (0, -1))
     about = [
         f"model {inquiry.name}",
-        f"{backbone.get('id')} with {config.fusion}",
-        f"{inquiry.fields.source}: {', '.join(config.variables)}, {len(times):,} times from {times[0]} to {times[-1]}",
+        f"{backbone} with {str(config.fusion).replace('_', ' ')}",
+        f"{inquiry.fields.source}: {', '.join(map(long_name, config.variables))}",
+        f"{len(times):,} times from {first} to {last}",
         f"boxes of {config.spelled_box} degrees",
         *([inquiry.fields.license] if inquiry.fields.license else []),
     ]
@@ -265,20 +295,20 @@ def heading(inquiry: Inquiry) -> str:
 def answer(told: Told) -> str:
     """An answer with its checks and pictures."""
     rows = "".join(map(_row, told.checks))
-    header = "".join(f"<th>{name}</th>" for name in ("fact", "said", "from the fields", "exactly", ""))
+    header = "".join(f'<th scope="col">{name}</th>' for name in _COLUMNS)
     table = (
         f'<div class="scroll"><table class="facts"><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
         if rows
         else '<p class="quiet">No checkable fact in this answer: nothing vouches for it.</p>'
     )
-    attended = ", ".join(f"{label} {share:.0%}" for label, share in told.attended)
+    attended = ", ".join(f"{_in_words(label)} {share:.0%}" for label, share in told.attended)
     return "".join(
         (
-            f'<p class="quiet">{_text(told.where)}</p><p>{_text(told.prompt)}</p>',
+            f'<p class="quiet">{_text(told.where)}</p><p class="asked">{_text(told.prompt)}</p>',
             f'<p class="answer">{_text(told.text) or "<em>no words</em>"}</p>',
             table,
-            f'<p class="quiet">Looked most at: {_text(attended)}</p>' if attended else "",
             f'<div class="maps">{"".join(map(_figure, told.pictures))}</div>',
+            f'<p class="quiet">Looked most at: {_text(attended)}.</p>' if attended else "",
             f'<p class="quiet">Answered in {told.seconds:.1f} s.</p>',
         )
     )
@@ -287,10 +317,21 @@ def answer(told: Told) -> str:
 def _row(check: dict[str, Any]) -> str:
     tone, verdict = _VERDICTS[check["right"]]
     field, exact = ("–" if check[part] is None else check[part] for part in ("field", "exact"))
-    return (
-        f"<tr><td>{_text(check['fact'])}</td><td>{_text(check['said'])}</td><td>{_text(field)}</td><td>{_text(exact)}</td>"
-        f'<td><span class="badge {tone}">{verdict}</span></td></tr>'
+    cells = (
+        *map(_text, (check["fact"], check["said"], field, exact)),
+        f'<span class="badge {tone}">{verdict}</span>',
     )
+    named = zip(_COLUMNS, cells, strict=True)
+    return f"<tr>{''.join(f'<td data-label={name!r}>{cell}</td>' for name, cell in named)}</tr>"
+
+
+def _in_words(label: str) -> str:
+    """The description of a climate token, with its variables in words."""
+    return re.sub(r"\w+", lambda match: long_name(match[0]) if match[0] in VARIABLES else match[0], label)
+
+
+def _spoken_time(time: str) -> str:
+    return time.replace("T", " ")
 
 
 def error_line(error: Exception) -> str:
@@ -299,7 +340,8 @@ def error_line(error: Exception) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    return f"<figure>{_image(picture)}<figcaption>{_text(picture.caption)}</figcaption></figure>"
+    caption = f"<strong>{_text(picture.title)}</strong>: {_text(picture.caption)}"
+    return f"<figure>{_image(picture)}<figcaption>{caption}</figcaption></figure>"
 
 
 def _image(picture: Picture, kind: str = "map") -> str:

@@ -18,7 +18,6 @@ from climafuse.data.window import Box, Window
 from climafuse.errors import ClimafuseError, UsageError
 from climafuse.evaluation.attribution import attention, occlusion
 from climafuse.facts import (
-    SPOKEN_VARIABLES,
     Fact,
     check_facts,
     compare,
@@ -34,7 +33,7 @@ from climafuse.facts.kinds import Value
 from climafuse.json_values import number, rows, table, text
 from climafuse.model.inference import Reader, load_model
 from climafuse.report.attribution import Marks, attribution_layers, field_of, marks_of, without_wind
-from climafuse.report.maps import Layer, draw_map
+from climafuse.report.maps import Layer, draw_map, spoken_field
 from climafuse.report.runs import RunRecord
 from climafuse.training.dataset import open_store
 
@@ -348,13 +347,9 @@ def field_picture(window: Window, truth: Fact, where: str, marks: Marks) -> Pict
         marks: Places to mark.
     """
     drawn, name = field_of(window, truth)
-    field = window.field(name)[-1].astype(np.float64)
+    values, unit = spoken_field(window, name)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     long_name = VARIABLES[name].long_name if name in VARIABLES else name
-    quantity = SPOKEN_VARIABLES.get(name)
-    unit = quantity.unit if quantity else VARIABLES[name].units if name in VARIABLES else ""
-    low, high = float(np.nanmin(field)), float(np.nanmax(field))
-    if quantity:
-        low, high = (value * quantity.scale + quantity.offset for value in (low, high))
     marked = marks.words and f"; {marks.words}"
     return Picture(
         _draw(drawn, name, marks),

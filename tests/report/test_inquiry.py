@@ -97,7 +97,7 @@ def test_facts_are_checked_against_the_field(run, saying):
         assert check["field"] == f"{exact:.0f} °C"
         assert check["exact"] == f"{exact:.2f} °C"
         assert "15°S to 25°N, 5°W to 35°E" in told.where
-        assert time in told.where
+        assert f"{time.replace('T', ' ')} UTC" in told.where
 
 
 def test_what_cannot_be_checked_is_said_so(saying):
@@ -117,7 +117,7 @@ def test_pictures_tell_where_each_fact_comes_from(saying):
     assert [len(told.pictures) for told in (bare, looked, needed)] == [1, 2, 2]
     assert bare.attended == ()
     assert "looked" in looked.pictures[1].title
-    assert "need" in needed.pictures[1].caption
+    assert "need" in needed.pictures[1].title
     assert sum(share for _, share in looked.attended) <= 1 + 1e-6
     for picture in looked.pictures:
         assert picture.content[:4] == b"RIFF"  # WebP
