@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -59,6 +61,41 @@ def _own_log() -> Iterator[None]:
     as_imported()
     yield
     as_imported()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with fields.nc, backbone/, run.yaml, a finished run/ of eight steps, and what `train --json` printed.
+
+    For all files of tests, which leave it as it is: copy what you write to. Eight steps are too few to learn anything.
+    """
+    from typer.testing import CliRunner
+
+    from climafuse.cli.app import app
+    from tests.training.runs import save_backbone, settings, write_climate
+
+    folder = tmp_path_factory.mktemp("finished")
+    content = settings(
+        write_climate(folder / "fields.nc"), save_backbone(folder / "backbone"), folder / "run"
+    )
+    content["data"]["test_windows"] = 6
+    (folder / "run.yaml").write_text(json.dumps(content))
+    result = CliRunner().invoke(app, ["train", str(folder / "run.yaml"), "--json"])
+    assert result.exit_code == 0, result.output
+    (folder / "result.json").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def controlled_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of that run with its trained controls; the folder of the run. For all files of tests: copy it, too."""
+    import shutil
+
+    from climafuse.evaluation.controls import train_controls
+
+    folder = Path(shutil.copytree(finished_run / "run", tmp_path_factory.mktemp("controlled") / "run"))
+    train_controls(folder, say=lambda line: None)
+    return folder
 
 
 @pytest.fixture

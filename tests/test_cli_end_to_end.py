@@ -22,23 +22,16 @@ from climafuse.data.pairs import Pair, read_pairs, write_pairs
 from climafuse.data.samples import sample_path
 from climafuse.data.sources import open_climate
 from climafuse.errors import BackboneNotFoundError
-from tests.training.runs import TIMES, save_backbone, settings, write_climate
+from tests.training.runs import TIMES, write_climate
 
 runner = CliRunner()
 LAST = "2026-03-10T12:00"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(finished_run):
     """Climate file, backbone, configuration and a finished run."""
-    folder = tmp_path_factory.mktemp("place")
-    climate, backbone = write_climate(folder / "fields.nc"), save_backbone(folder / "backbone")
-    content = settings(climate, backbone, folder / "run")
-    (folder / "run.yaml").write_text(yaml.safe_dump(content))
-    result = runner.invoke(app, ["train", str(folder / "run.yaml"), "--json"])
-    assert result.exit_code == 0, result.output
-    (folder / "result.json").write_text(result.stdout)
-    return folder
+    return finished_run
 
 
 def _weights(run: Path):
@@ -381,6 +374,7 @@ def test_as_a_process_of_its_own(place, tmp_path, arguments, code):
 # ---- The real backbone ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # `.ci/run` trains and asks the real backbone, too
 @pytest.mark.real
 def test_the_real_backbone_trains_and_answers(tmp_path):
     try:

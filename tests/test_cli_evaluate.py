@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import xarray as xr
@@ -12,23 +13,15 @@ from typer.testing import CliRunner
 
 from climafuse.cli.app import app
 from climafuse.model.inference import Reader
-from tests.training.runs import save_backbone, settings, write_climate
+from tests.training.runs import settings, write_climate
 
 runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(finished_run, tmp_path_factory):
     """A finished run of a few steps: too few to learn anything."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    content = settings(
-        write_climate(folder / "fields.nc"), save_backbone(folder / "backbone"), folder / "run"
-    )
-    content["data"]["test_windows"] = 6
-    (folder / "run.yaml").write_text(yaml.safe_dump(content))
-    result = runner.invoke(app, ["train", str(folder / "run.yaml")])
-    assert result.exit_code == 0, result.output
-    return folder
+    return Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("evaluate") / "place"))
 
 
 def _evaluate(*arguments):
@@ -79,11 +72,14 @@ def test_what_was_answered_is_not_asked_again(place, monkeypatch):
     assert "going on from" in again.stderr
 
 
-def test_controls_are_trained_once_and_counted(place, tmp_path):
+def test_controls_are_trained_once_and_counted(controlled_run, tmp_path):
+    """Two were trained before, and one is."""
     run = tmp_path / "run"
-    shutil.copytree(place / "run", run)
+    shutil.copytree(controlled_run, run)
+    shutil.rmtree(run / "evaluation" / "controls" / "regressor")
     result = _evaluate(run)
     assert result.exit_code == 3, result.output
+    assert result.stderr.count("trained before") == 2
     figures = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     assert set(figures["controls"]) == {"text_only", "place_only", "regressor"}
     assert all(control["steps"] == 8 for control in figures["controls"].values())

@@ -76,6 +76,7 @@ def attribute(
             metavar="N",
             help="Instead: plant signals into N test windows, and count how often attribution finds them.",
             min=1,
+            max=100_000,
             show_default=False,
         ),
     ] = None,

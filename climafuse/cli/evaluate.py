@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from climafuse.cli.handler import NOT_GROUNDED, print_table, progress_line
+from climafuse.errors import spelled_out
 
 # Whose columns the tables have.
 ERRORS = ("true", "shown", "shuffled", "climatology", "persistence", "regressor")
@@ -58,7 +59,7 @@ def evaluate(
         climate=climate,
         pairs=pairs,
         num_questions=questions,
-        say=lambda line: typer.echo(line, err=True),
+        say=lambda line: typer.echo(spelled_out(line), err=True),
         progress=lambda stage: progress_line(stage, goes_on=True),
         **options,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from climafuse.cli.handler import JsonOption, print_json, print_table
+from climafuse.errors import spelled_out
 
 if TYPE_CHECKING:
     from climafuse.scaling.runner import Moment
@@ -54,7 +55,7 @@ def run(
         loaded,
         folder,
         retry=retry,
-        say=lambda line: typer.echo(f"{_clear()}{line}", err=True),
+        say=lambda line: typer.echo(f"{_clear()}{spelled_out(line)}", err=True),
         progress=_progress(),
     )
     _write(folder, results)
@@ -67,7 +68,7 @@ def run(
 @app.command()
 def table(folder: Folder, as_json: JsonOption = False) -> None:
     """Print what a study has found so far; writes table.md in its directory."""
-    from climafuse.scaling.runner import read_results
+    from climafuse.scaling.records import read_results
 
     results = read_results(folder)
     _write_table(folder, results)
@@ -81,7 +82,7 @@ def table(folder: Folder, as_json: JsonOption = False) -> None:
 def plot(folder: Folder) -> None:
     """Draw what a study has found so far: fact F1 against cost, as figure.png and figure.svg in its directory."""
     from climafuse.scaling.plots import plot_study
-    from climafuse.scaling.runner import read_results
+    from climafuse.scaling.records import read_results
 
     paths = _pictures(folder)
     plot_study(read_results(folder), paths)

@@ -23,7 +23,7 @@ def alone(path: Path) -> Iterator[None]:
         UsageError: Another process holds it.
         OutputError: The folder cannot be written, or its file system has no locks.
     """
-    made = not path.parent.exists()
+    made = not os.path.exists(path.parent)  # False, too, for what cannot be a name
     with contextlib.ExitStack() as stack:
         while True:
             file = stack.enter_context(_open(path))

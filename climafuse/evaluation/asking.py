@@ -8,8 +8,10 @@ what two conditions ask alike is asked once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from climafuse.data.window import Window
 from climafuse.errors import OutputError
 
 T = TypeVar("T")
+_MOST = 2**40  # nats, tokens or bytes of a text
 Progress = Callable[[int, int], None]
 
 
@@ -111,13 +114,16 @@ class Transcript:
         if self._path is None:
             return
         with _writing(self._path):
+            if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
+                # It would be written through to whatever it stands for.
+                raise OSError(errno.EINVAL, "a link, a folder or a device, no file of this evaluation")
             lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []
             if lines and lines[0].decode(errors="replace") == head:
                 # The last line may have been cut off in the midst; it has no end and is not among these.
                 whole = len(lines[0]) + 1
                 for line in lines[1:]:
                     entry = _entry(line)
-                    if entry is None:  # damaged: what comes after it is asked anew
+                    if entry is None:  # damaged: what comes from here on is asked anew
                         break
                     self._known[entry[0]] = entry[1]
                     whole += len(line) + 1
@@ -137,7 +143,7 @@ class Transcript:
             return model.answer(windows, [ask.prompt for ask in part], index=index)
 
         keys = [_key("answer", ask.window, ask.prompt) for ask in asks]
-        return self._fill(keys, asks, say, batch, progress)
+        return self._fill(keys, asks, say, _is_answer, batch, progress)
 
     def likelihoods(
         self, model: ScoresTexts, asks: Sequence[Ask], *, batch: int, progress: Progress | None = None
@@ -155,17 +161,19 @@ class Transcript:
             ]
 
         keys = [_key("score", ask.window, ask.prompt, ask.answer) for ask in asks]
-        return [TextLikelihood(*entry) for entry in self._fill(keys, asks, score, batch, progress)]
+        found = self._fill(keys, asks, score, _is_likelihood, batch, progress)
+        return [TextLikelihood(*entry) for entry in found]
 
     def _fill(
         self,
         keys: Sequence[str],
         asks: Sequence[Ask],
         compute: Callable[[Sequence[Ask]], Sequence[Any]],
+        fits: Callable[[Any], bool],
         batch: int,
         progress: Progress | None,
     ) -> list[Any]:
-        missing = {key: ask for key, ask in zip(keys, asks, strict=True) if key not in self._known}
+        missing = {key: ask for key, ask in zip(keys, asks, strict=True) if not fits(self._known.get(key))}
         # Alike prompts side by side: a model can share the work.
         order = sorted(missing, key=lambda key: (missing[key].prompt, missing[key].answer))
         done = len(set(keys)) - len(missing)
@@ -193,10 +201,32 @@ def _entry(line: bytes) -> tuple[str, Any] | None:
     """Key, and the answer or the numbers of a likelihood; None where a line holds neither."""
     try:
         key, value = json.loads(line)
-    except (ValueError, TypeError):  # no JSON, no UTF-8, or no pair
+    except (ValueError, TypeError, RecursionError):  # no JSON, no UTF-8, no pair, or nested without end
         return None
-    numbers = isinstance(value, list) and len(value) == 4 and all(type(x) in (int, float) for x in value)
-    return (key, value) if isinstance(key, str) and (isinstance(value, str) or numbers) else None
+    return (key, value) if isinstance(key, str) and (_is_answer(value) or _is_likelihood(value)) else None
+
+
+def _is_answer(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:  # half of a character, which no model writes
+        return False
+
+
+def _is_likelihood(value: Any) -> bool:
+    """Nats, tokens, tokens right and bytes, as a model may have them."""
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        return False
+    nats, *counts = value
+    if type(nats) not in (int, float) or any(type(count) is not int for count in counts):
+        return False
+    num_tokens, num_right, num_bytes = counts
+    return (
+        abs(nats) < _MOST
+        and math.isfinite(nats)
+        and 0 <= num_right <= num_tokens < _MOST
+        and 0 < num_bytes < _MOST
+    )
 
 
 @contextlib.contextmanager

@@ -176,9 +176,7 @@ def occlusion(
         UsageError: The fill is unknown, or a size is not from 1 to the side of the window.
     """
     _, _, height, width = window.fields.shape
-    sizes = _sizes(sizes, height, width)
-    if fill not in FILLS:
-        raise UsageError("fill", expected=" or ".join(FILLS), received=fill, remedy="Choose one of these.")
+    sizes = check_hiding(window, fill, sizes)
     tokens, words = value_tokens(reader.processor, prompt, answer, fact)
     names = reader.model.config.variables
     steps, variables = len(window.time), len(names)
@@ -213,8 +211,23 @@ def occlusion(
     )
 
 
-def _sizes(sizes: Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
-    shorter = min(height, width)
+def check_hiding(window: Window, fill: str, sizes: Sequence[int] | None) -> tuple[int, ...]:
+    """How a window shall be hidden, checked.
+
+    Args:
+        window: The fields.
+        fill: See `occlusion`.
+        sizes: See `occlusion`.
+
+    Returns:
+        Sides of regions, each once.
+
+    Raises:
+        UsageError: The fill is unknown, or a size is not from 1 to the side of the window.
+    """
+    if fill not in FILLS:
+        raise UsageError("fill", expected=" or ".join(FILLS), received=fill, remedy="Choose one of these.")
+    shorter = min(window.fields.shape[-2:])
     if sizes is None:
         sizes = (max(shorter // 2, 1), max(shorter // 4, 1))
     if not sizes or any(not 1 <= size <= shorter for size in sizes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +19,12 @@ from climafuse.data.times import format_time
 from climafuse.data.window import Window
 from climafuse.errors import ConfigurationError
 from climafuse.evaluation.asking import Progress, ReadsClimate, Transcript
-from climafuse.evaluation.controls import CONTROLS, model_folder, train_controls
+from climafuse.evaluation.controls import CONTROLS, model_folder, own_folder, train_controls
 from climafuse.evaluation.grounding import Grounding, Sample, evaluate_grounding
 from climafuse.evaluation.questions import Question, questions_of
 from climafuse.facts import window_box
-from climafuse.json_file import read_object
+from climafuse.json_file import read_record
+from climafuse.json_values import number
 from climafuse.manifest import machine, sha256, versions
 from climafuse.model.card import add_grounding
 from climafuse.model.folder import WEIGHTS_FILE
@@ -34,7 +35,7 @@ from climafuse.training.pipeline import RECORD_FILE
 from climafuse.training.trainer import CONFIG_FILE
 
 FORMAT = 1  # of the record; raise it when transcripts must be made anew
-FOLDER, RECORD = "evaluation", "evaluation.json"
+RECORD = "evaluation.json"
 HABITS = 200  # training windows looked at for how frequent events are
 Say = Callable[[str], None]
 
@@ -85,13 +86,19 @@ def evaluate_checkpoint(
         progress: As of `evaluate_grounding`.
 
     Raises:
-        CheckpointError: The folder holds no model of a run.
+        CheckpointError: The folder holds no model of a run, or its record is damaged.
         ClimafuseError: The data are at fault, or a control cannot be trained.
     """
     begin = time.perf_counter()
     folder = model_folder(checkpoint)
+    place = own_folder(folder)
     trained = load_config(folder / CONFIG_FILE)
-    data = replace(trained.data, source=climate or trained.data.source, pairs=pairs or trained.data.pairs)
+    run = read_record(folder.parent / RECORD_FILE)
+    data = replace(
+        trained.data,
+        source=trained.data.source if climate is None else climate,
+        pairs=trained.data.pairs if pairs is None else pairs,
+    )
     config = replace(trained, data=data)
     reader = load_model(folder, max_new_tokens=config.evaluation.max_new_tokens)
     store = open_store(config)
@@ -109,8 +116,6 @@ def evaluate_checkpoint(
         "model": sha256(folder / WEIGHTS_FILE),
         **{name: sha256(control.model / WEIGHTS_FILE) for name, control in trained_controls.items()},
     }
-    place = folder.parent / FOLDER
-    place.mkdir(parents=True, exist_ok=True)
     asked = time.perf_counter()
 
     def transcript(name: str) -> Transcript:
@@ -147,7 +152,7 @@ def evaluate_checkpoint(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(("climafuse", "torch", "transformers")),
-        "training": _training(folder, trained, reader),
+        "training": _training(run, trained, reader),
         "data": {
             "source": config.data.source,
             "license": store.license,
@@ -226,12 +231,10 @@ def _some(examples: Examples) -> Iterator[Window]:
     return (examples[index].window for index in chosen.tolist())
 
 
-def _training(folder: Path, config: RunConfig, reader: Reader) -> dict[str, Any]:
-    path = folder.parent / RECORD_FILE
-    run = read_object(path) if path.is_file() else {}
+def _training(run: Mapping[str, Any], config: RunConfig, reader: Reader) -> dict[str, Any]:
     return {
-        "steps": run.get("steps"),
-        "seconds": run.get("train_seconds"),
+        "steps": run.get("steps") if number(run.get("steps")) is not None else None,
+        "seconds": number(run.get("train_seconds")),
         "trainable_parameters": sum(p.numel() for p in reader.model.parameters() if p.requires_grad),
         "backbone": dict(reader.model.backbone_identity),
         "encoder": config.encoder.name,

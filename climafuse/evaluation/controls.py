@@ -22,10 +22,11 @@ from typing import Any
 
 from climafuse.backbones import LoadedBackbone, check_identity, load_backbone
 from climafuse.data.files import whole_file
-from climafuse.errors import CheckpointError, ConfigurationError, UsageError
+from climafuse.errors import CheckpointError, ConfigurationError, OutputError, UsageError
 from climafuse.evaluation.asking import ReadsClimate
 from climafuse.evaluation.regressor import Regressor, train_regressor
 from climafuse.json_file import read_object
+from climafuse.json_values import number, table
 from climafuse.manifest import verify_folder
 from climafuse.model import channels_of
 from climafuse.model.folder import check_folder
@@ -40,7 +41,7 @@ from climafuse.training.state import read_state
 from climafuse.training.trainer import CONFIG_FILE, flat_settings
 
 FORMAT = 1  # of what is kept; raise it when controls must be made anew
-RECORD = "control.json"
+FOLDER, RECORD = "evaluation", "control.json"
 # Settings that change neither what a control learns nor for how long.
 _OF_NO_ACCOUNT = frozenset(
     {
@@ -170,6 +171,13 @@ def train_controls(
     folder = model_folder(checkpoint)
     identity_of_backbone, steps = _trained(folder)
     config = load_config(folder / CONFIG_FILE) if config is None else config
+    if steps > config.training.steps:
+        raise CheckpointError(
+            str(folder),
+            expected=f"a model of at most {config.training.steps:,} steps, as its run was set to take",
+            received=f"a manifest that tells of {steps:,}",
+            remedy="The folder was altered: copy it again from its source, or evaluate without controls.",
+        )
     store = open_store(config)
     data = identify(store, [make_examples(store, split, config) for split in ("train", "validation")])
     _check_data(folder, data)
@@ -182,7 +190,7 @@ def train_controls(
     shared = Shared(backbone)
     controls = {}
     for name in names:
-        recipe, place = CONTROLS[name], folder.parent / "evaluation" / "controls" / name
+        recipe, place = CONTROLS[name], own_folder(folder, "controls", name)
         encoder = config.encoder if recipe.encoder is None else recipe.encoder(width)
         own = control_config(replace(config, encoder=encoder), steps=steps, folder=place)
         identity = {
@@ -257,12 +265,35 @@ def model_folder(checkpoint: str | Path) -> Path:
     )
 
 
+def own_folder(folder: Path, *names: str) -> Path:
+    """A folder beside the model that is written to, below `evaluation/`.
+
+    Args:
+        folder: Of the model.
+        names: Below it.
+
+    Raises:
+        OutputError: It is a link: a run that somebody else made may lead anywhere.
+    """
+    place = folder.parent
+    for name in (FOLDER, *names):
+        place /= name
+        if place.is_symlink():
+            raise OutputError(
+                str(place),
+                expected="a folder of the run itself, or none",
+                received="a link",
+                remedy="Remove the link, or put what it leads to in its place.",
+            )
+    return place
+
+
 def _trained(folder: Path) -> tuple[dict[str, Any], int]:
     """Identity of the language model of a trained model, and for how many steps it was trained."""
     identity = check_folder(folder).backbone
     assert identity is not None  # check_folder has looked
-    steps = verify_folder(folder)["details"].get("step")
-    if not isinstance(steps, int) or steps < 1:
+    steps = table(verify_folder(folder), "details").get("step")
+    if type(steps) is not int or steps < 1:
         raise CheckpointError(
             str(folder),
             expected="a manifest that tells the steps of training",
@@ -300,6 +331,8 @@ def _record(place: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         if record["identity"] != identity or record.keys() != {"identity", "steps", "seconds"}:
             return None
         if record["seconds"] is not None:
+            if number(record["seconds"]) is None or number(record["steps"]) is None:
+                return None
             verify_folder(place / "model")
     except (OSError, ValueError, KeyError, CheckpointError):
         return None
@@ -311,8 +344,7 @@ def _train(
 ) -> dict[str, Any]:
     place = Path(config.output.directory)
     if not resume:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        _make_room(place)
         _write(place, {"identity": identity, "steps": config.training.steps, "seconds": None})
     begin = time.perf_counter()
     result = recipe.train(config, resume=resume, say=say, shared=shared)
@@ -332,6 +364,21 @@ def _train(
     for _, path in list_checkpoints(place):  # nothing is left to go on with
         shutil.rmtree(path)
     return record
+
+
+def _make_room(place: Path) -> None:
+    """An empty folder: what was there is of another control, or damaged."""
+    try:
+        if place.exists():
+            shutil.rmtree(place)
+        place.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(
+            str(place),
+            expected="a place where a control can be kept",
+            received=error.strerror or str(error),
+            remedy="Make room there, or evaluate without controls.",
+        ) from error
 
 
 def _write(place: Path, record: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from climafuse.evaluation.attribution import attention, occlusion
+from climafuse.evaluation.attribution import attention, check_hiding, occlusion
 from climafuse.evaluation.planting import Planted
 from climafuse.facts import agrees, parse
 from climafuse.model.inference import Reader
@@ -128,7 +128,12 @@ def pointing_game(
 
     Returns:
         The game.
+
+    Raises:
+        UsageError: The fill is unknown, or a size is not from 1 to the side of the windows.
     """
+    for one in planted:  # also where no answer turns out to be right
+        check_hiding(one.window, fill, sizes)
     answers = [one.answer for one in planted]
     if only_right:
         answers = []

@@ -7,6 +7,7 @@ it is ever taken for a path.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time as clock
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,7 @@ class Fields:
         Raises:
             ClimafuseError: They cannot be opened, or do not hold the variables of the model.
         """
-        if (Path(source) / MANIFEST).is_file():
+        if os.path.isfile(Path(source) / MANIFEST):  # False, too, for what cannot be a name
             store = TrainingStore.open(source)
             if list(store.variables) != list(config.variables):
                 raise ConfigurationError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from climafuse.errors import CheckpointError
-from climafuse.json_file import read_object
+from climafuse.json_file import read_object, read_record
 from climafuse.manifest import MANIFEST_NAME, read_manifest
 from climafuse.model.folder import check_folder
 from climafuse.training.callbacks import LOG_FILE, read_log
@@ -75,7 +75,7 @@ def read_run(folder: str | Path) -> RunRecord:
     model = _model_of(folder)
     check_folder(model)
     config = read_object(model / "config.json")
-    evaluation = _read(folder / EVALUATION_FILE)
+    evaluation = read_record(folder / EVALUATION_FILE)
     if evaluation and evaluation.get("format") != EVALUATION_FORMAT:
         raise CheckpointError(
             str(folder / EVALUATION_FILE),
@@ -90,7 +90,7 @@ def read_run(folder: str | Path) -> RunRecord:
         config=config,
         manifest=read_manifest(model),
         log=read_log(folder / LOG_FILE),
-        record=_read(folder / RECORD_FILE),
+        record=read_record(folder / RECORD_FILE),
         evaluation=evaluation,
         stale=bool(evaluation) and _is_stale(folder, model, config, evaluation),
     )
@@ -123,18 +123,3 @@ def _is_stale(folder: Path, model: Path, config: Mapping[str, Any], evaluation: 
     if evaluated is not None:
         return bool(evaluated != config.get("weights_sha256"))
     return (folder / EVALUATION_FILE).stat().st_mtime < (model / MANIFEST_NAME).stat().st_mtime
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        return read_object(path)
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            str(path),
-            expected="a JSON object",
-            received=f"{type(error).__name__}: {error}",
-            remedy="Write it anew, or delete it: the report then says what was not measured.",
-        ) from error

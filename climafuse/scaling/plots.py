@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from climafuse.data.files import whole_file
-from climafuse.errors import UsageError
+from climafuse.errors import UsageError, spelled_out
 from climafuse.scaling.table import Row, notes, rows_of, spelled, winner
 
 TRUE, SHUFFLED, GUESSER = "test.fact_f1.true", "test.fact_f1.shuffled", "test.fact_f1.prior"
@@ -62,8 +62,9 @@ def plot_study(
     others = _usual(rows, {color, marker})
     colors = dict(zip(_values(rows, color), COLORS * 9, strict=False))
     markers = dict(zip(_values(rows, marker), MARKERS * 9, strict=False))
-    small = ", ".join(f"{_plainly(key)} other than {value}" for key, value in others.items())
-    remarks = [*_alike(rows), *([f"Figures beside marks: {small}."] if small else []), *notes(results)[:1]]
+    small = ", ".join(f"{_short(_plainly(key))} other than {_short(value)}" for key, value in others.items())
+    remarks = [*_alike(rows), *([f"Figures beside marks: {small}."] if small else [])]
+    remarks += [_short(note, 400) for note in notes(results)[:1]]
     lines = [part for remark in remarks for part in textwrap.wrap(remark, 46 * len(costs))]
     foot = 0.75 + 0.17 * len(lines)
     height = 4.2 + foot
@@ -79,13 +80,19 @@ def plot_study(
             _name(axes, row, path, others)
         _dress(axes, rows, path, name, first=number == 0)
     _legend(picture, colors, markers)
-    title = f"{results['study']['name']}: facts that are right, and what they cost"
+    title = f"{_short(results['study']['name'])}: facts that are right, and what they cost"
     picture.text(
-        0.75 / picture.get_figwidth(), 1 - 0.27 / height, title, color=INK, fontsize=11.5, va="center"
+        0.75 / picture.get_figwidth(),
+        1 - 0.27 / height,
+        title,
+        color=INK,
+        fontsize=11.5,
+        va="center",
+        parse_math=False,
     )
     picture.text(
         0.75 / picture.get_figwidth(), 0.12 / height, "\n".join(lines), color=FAINT, fontsize=7.5, va="bottom",
-        linespacing=1.35,
+        linespacing=1.35, parse_math=False,
     )  # fmt: skip
     for file in map(Path, paths):
         with whole_file(file) as temporary:
@@ -113,14 +120,15 @@ def _name(axes: Axes, row: Row, path: str, usual: Mapping[str, str]) -> None:
     """What neither color nor mark tells, where it is not as usual."""
     x, y = row.mean(path), row.mean(TRUE)
     told = [
-        spelled(row.settings[key])
+        _short(spelled(row.settings[key]))
         for key, value in usual.items()
         if key in row.settings and _key(row, key) != value
     ]
     if told and x is not None and y is not None:
         axes.annotate(
-            ", ".join(told), (x, y), (6, -2.5), textcoords="offset points", fontsize=6.5, color=INK, zorder=6
-        )
+            ", ".join(told), (x, y), (6, -2.5), textcoords="offset points", fontsize=6.5, color=INK, zorder=6,
+            parse_math=False,
+        )  # fmt: skip
 
 
 def _usual(rows: Sequence[Row], told: set[str]) -> dict[str, str]:
@@ -175,7 +183,7 @@ def _legend(picture: Figure, colors: Mapping[str, str], markers: Mapping[str, st
         dot("chosen", marker="o", color=INK, markerfacecolor="none", markeredgewidth=1.2),
         Line2D([], [], color=INK, linewidth=1.6, label="range over seeds"),
     ]
-    picture.legend(
+    legend = picture.legend(
         handles=told,
         loc="center right",
         frameon=False,
@@ -183,6 +191,8 @@ def _legend(picture: Figure, colors: Mapping[str, str], markers: Mapping[str, st
         labelcolor=INK,
         bbox_to_anchor=(0.995, 0.55),
     )
+    for text in legend.get_texts():  # a setting may hold a dollar sign
+        text.set_parse_math(False)
 
 
 def _alike(rows: Sequence[Row]) -> list[str]:
@@ -215,7 +225,13 @@ def _values(rows: Sequence[Row], setting: str) -> list[str]:
 
 
 def _words(value: str) -> str:
-    return f"at block {value}" if value.isdigit() else value.replace("_", " ") or "–"
+    return f"at block {value}" if value.isdigit() else _short(value.replace("_", " ")) or "–"
+
+
+def _short(text: str, most: int = 60) -> str:
+    """One printable line of bounded length: a picture with more of it takes minutes to draw."""
+    line = " ".join(spelled_out(text[: 2 * most]).split())
+    return line if len(line) <= most and len(text) <= 2 * most else f"{line[:most]}…"
 
 
 def _plainly(key: str) -> str:

@@ -23,14 +23,15 @@ from typing import Any
 
 from climafuse.data.files import whole_file
 from climafuse.data.lock import alone
-from climafuse.errors import CheckpointError, OutputError, RunInterruptedError
+from climafuse.errors import OutputError, RunInterruptedError
 from climafuse.json_file import read_object
 from climafuse.manifest import machine, versions
+from climafuse.scaling.records import RESULT_FILE, RESULTS_FILE, read_result, read_results
 from climafuse.scaling.study import FORMAT, PlannedRun, Study, figure, most_runs, plan
 from climafuse.scaling.worker import ATTENDED, CONFIG_FILE, FIGURES_FILE
 
 WORKER = (sys.executable, "-m", "climafuse.scaling.worker")
-RESULT_FILE, RESULTS_FILE, LOG_FILE = "result.json", "results.json", "worker.log"
+LOG_FILE = "worker.log"
 GRACE = 90.0  # seconds in which a run that is told to end may save
 Say = Callable[[str], None]
 
@@ -79,6 +80,7 @@ def run_study(
     Raises:
         UsageError: Another process runs a study in that folder.
         OutputError: The folder holds another study.
+        CheckpointError: What an earlier call left in it is damaged.
         RunInterruptedError: SIGTERM; the run that was going on has saved, and goes on when the study does.
         KeyboardInterrupt: Ctrl-C; the same.
     """
@@ -99,27 +101,6 @@ def _check_output(folder: Path, study: Study) -> None:
                 received=f"that of study {name!r}",
                 remedy="Choose another folder with --output.",
             )
-
-
-def read_results(folder: str | Path) -> dict[str, Any]:
-    """Read what a study has found so far.
-
-    Raises:
-        CheckpointError: The folder holds no results, or others than this version writes.
-    """
-    path = Path(folder) / RESULTS_FILE
-    try:
-        results = read_object(path)
-        if results.get("format") != FORMAT:
-            raise ValueError(f"format {results.get('format')}")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            str(path),
-            expected=f"results of a study, format {FORMAT}",
-            received=str(error),
-            remedy="Run the study first: climafuse scale run STUDY.yaml.",
-        ) from error
-    return results
 
 
 class _Runner:
@@ -161,8 +142,8 @@ class _Runner:
         """What is done, of this study or of an earlier form of it."""
         found = {}
         for path in sorted((self.folder / "runs").glob(f"*/{RESULT_FILE}")):
-            record = read_object(path)
-            if (record["format"], record["id"]) == (FORMAT, path.parent.name):
+            record = read_result(path)
+            if record is not None:
                 found[path.parent.name] = record
         return found
 

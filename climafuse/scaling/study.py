@@ -18,17 +18,22 @@ import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from climafuse.errors import ConfigurationError
+from climafuse.errors import ConfigurationError, spelled_out
+from climafuse.json_values import number as finite
+from climafuse.text_file import read_text
 from climafuse.training.config import RunConfig, read_dataclass, read_yaml, setting
 
 FORMAT = 1  # of a run and its figures; raise it when finished runs must be made anew
 UNBOUNDED = 1_000_000  # steps, where seconds are the budget
+MOST_RUNS = 2000  # of a study: at five minutes each, a week
 FIGURES = ("training", "validation", "test", "generation")
 SEED = "training.seed"
+DIRECTORY = "output.directory"  # each run has its own
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,14 @@ class Study:
                 raise ConfigurationError(
                     key, expected="at least one value", received="none", remedy="Remove the key."
                 )
+        for number, stage in enumerate(self.stages):
+            if not stage.grid:
+                raise ConfigurationError(
+                    f"stages[{number}].grid",
+                    expected="at least one setting that is changed",
+                    received="none",
+                    remedy="Give `grid:` with values by key, or remove the stage.",
+                )
         if not self.runs and not self.grid:
             raise ConfigurationError(
                 "runs",
@@ -106,6 +119,33 @@ class Study:
                 received="neither",
                 remedy="Give `grid:` with values by key.",
             )
+        # Counted without making them: there may be a million.
+        num = len(self.runs) + math.prod(map(len, self.grid.values())) * bool(self.grid)
+        if (num := _with_stages(self, num)) > MOST_RUNS:
+            raise ConfigurationError(
+                "grid",
+                expected=f"at most {MOST_RUNS:,} runs in all",
+                received=f"{num:,}",
+                remedy="Give fewer values, or make several studies of it.",
+            )
+        if DIRECTORY in self.told:
+            raise ConfigurationError(
+                DIRECTORY,
+                expected="nothing: every run has its own folder in that of the study",
+                received="values that runs differ in",
+                remedy="Remove it; `climafuse scale run --output` chooses where the study is.",
+            )
+
+    @cached_property
+    def told(self) -> tuple[str, ...]:
+        """Keys in which runs differ, anywhere in the study."""
+        points = [*self.runs, *({key: value} for key, values in self._grids() for value in values)]
+        return tuple(dict.fromkeys(key for point in points for key in opened(point)))
+
+    def _grids(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        yield from self.grid.items()
+        for stage in self.stages:
+            yield from stage.grid.items()
 
     def _axes(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for key, values in self.grid.items():
@@ -139,7 +179,7 @@ class PlannedRun:
             for key, value in self.settings.items()
             if not isinstance(value, Mapping)
         ]
-        return ", ".join(words) or self.id
+        return spelled_out(", ".join(words)) or self.id
 
 
 def load_study(path: str | Path) -> Study:
@@ -154,8 +194,8 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
             str(path),
             expected="a YAML file of a study",
@@ -196,7 +236,10 @@ def plan(study: Study, figures: Mapping[str, Mapping[str, Any] | None]) -> list[
 
 def most_runs(study: Study) -> int:
     """How many runs there will be, at most."""
-    num = len(first_runs(study))
+    return _with_stages(study, len(first_runs(study)))
+
+
+def _with_stages(study: Study, num: int) -> int:
     for stage in study.stages:
         num += min(stage.best, num) * math.prod(len(values) for values in stage.grid.values())
     return num
@@ -237,7 +280,7 @@ def figure(figures: Mapping[str, Any] | None, path: str) -> float | None:
     value: Any = figures
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return finite(value)
 
 
 def value_of(config: Any, key: str) -> Any:
@@ -285,15 +328,8 @@ def _run(study: Study, settings: Mapping[str, Any], stage: int) -> PlannedRun:
     config = read_dataclass(RunConfig, content)
     computed = {name: value for name, value in dataclasses.asdict(config).items() if name != "output"}
     identity = _spelled({"format": FORMAT, **_plain(computed)})
-    told = {key: _plain(value_of(config, key)) for key in _keys(study) if _has(config, key)}
+    told = {key: _plain(value_of(config, key)) for key in study.told if _has(config, key)}
     return PlannedRun(hashlib.sha256(identity.encode()).hexdigest()[:12], config, told, stage)
-
-
-def _keys(study: Study) -> list[str]:
-    """What differs between runs, anywhere in the study."""
-    grids = [study.grid, *(stage.grid for stage in study.stages)]
-    points = [*study.runs, *(point for grid in grids for point in _combinations(grid))]
-    return list(dict.fromkeys(key for point in points for key in opened(point)))
 
 
 def _has(config: Any, key: str) -> bool:
@@ -307,9 +343,16 @@ def _has(config: Any, key: str) -> bool:
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:
     *sections, name = key.split(".")
-    for section in sections:
+    for number, section in enumerate(sections):
         inner = content.get(section)
-        content[section] = content = dict(inner) if isinstance(inner, Mapping) else {}
+        if inner is not None and not isinstance(inner, Mapping):
+            raise ConfigurationError(
+                ".".join(sections[: number + 1]),
+                expected=f"a section of keys, since {key} is set, too",
+                received=repr(inner),
+                remedy="Correct or remove one of them.",
+            )
+        content[section] = content = dict(inner or {})
     content[name] = value
 
 

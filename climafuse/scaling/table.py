@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from climafuse.errors import spelled_out
 from climafuse.scaling.study import SEED, figure
 
 # Header, figure, decimals. What no run of a study measured is left out.
@@ -108,13 +110,19 @@ SHORT = {"fusion.name": "fusion", "encoder.name": "encoder", "data.source": "dat
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The table in Markdown, with what it is about."""
+    """The table in Markdown, with what it is about; whatever texts it holds, they are no markup."""
     header, cells = table_of(results)
     study = results["study"]
-    lines = [f"# Study: {study['name']}", ""]
+    lines = [f"# Study: {_plain(study['name'])}", ""]
     if study["question"]:
-        lines += [" ".join(study["question"].split()), ""]
-    lines += [_line(header), _line("---" for _ in header), *map(_line, cells), "", *notes(results)]
+        lines += [_plain(study["question"]), ""]
+    lines += [
+        _line(header),
+        _line("---" for _ in header),
+        *map(_line, cells),
+        "",
+        *map(_plain, notes(results)),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -131,7 +139,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         f"Chosen (*) by {study['metric']}, the {study['goal']}; figures of the test split choose nothing. "
         "Where there are several seeds: mean (least to greatest).",
     ]
-    return found + [f"Failed: {record['label']} ({record['id']}): {record['why']}" for record in failed]
+    found += [f"Failed: {record['label']} ({record['id']}): {record['why']}" for record in failed]
+    return [" ".join(spelled_out(line).split()) for line in found]
 
 
 def spelled(value: Any) -> str:
@@ -161,4 +170,8 @@ def _cell(values: Sequence[float], decimals: int) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    return html.escape(" ".join(spelled_out(text).split()), quote=False)

@@ -207,7 +207,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     for text in path.read_bytes().split(b"\n")[:-1]:  # what follows the last line feed is unfinished or empty
         try:
             line = json.loads(text)
-        except ValueError:  # not JSON, or not UTF-8
+        except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
             break
         if not isinstance(line, dict) or "step" not in line:
             break

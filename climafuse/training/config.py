@@ -29,6 +29,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from climafuse.errors import ConfigurationError
+from climafuse.text_file import read_text
+
+MOST_WINDOWS = 10_000_000  # of a split: their places alone take hundreds of megabytes
 
 T = TypeVar("T")
 Sites = str | int | dict[str, int] | tuple[str | int | dict[str, int], ...]
@@ -66,9 +69,13 @@ class DataConfig:
     places: dict[str, float] = setting(
         {}, 'share of the windows around a place, as in {"0,215": 0.5}; the rest are anywhere'
     )
-    train_windows: int = setting(4000, "training windows drawn from the training times", minimum=1)
-    validation_windows: int = setting(128, "windows drawn from the validation times", minimum=1)
-    test_windows: int = setting(96, "windows drawn from the test times", minimum=1)
+    train_windows: int = setting(
+        4000, "training windows drawn from the training times", minimum=1, maximum=MOST_WINDOWS
+    )
+    validation_windows: int = setting(
+        128, "windows drawn from the validation times", minimum=1, maximum=MOST_WINDOWS
+    )
+    test_windows: int = setting(96, "windows drawn from the test times", minimum=1, maximum=MOST_WINDOWS)
     fractions: tuple[float, float, float] = setting(
         (0.6, 0.2, 0.2), "share of the times in training, validation and test, in that order in time"
     )
@@ -347,8 +354,8 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
         return read_yaml(RunConfig, "", overrides=overrides)
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
             str(path),
             expected="a YAML file",
@@ -438,7 +445,7 @@ def _read(hint: Any, value: Any, key: str, places: Mapping[str, str]) -> Any:
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if hint is Any:
-        return _read_anything(value)
+        return _read_anything(value, key, places)
     if origin in (typing.Union, types.UnionType):
         return _read_union(arguments, hint, value, key, places)
     if origin is Literal:
@@ -462,12 +469,19 @@ def _read(hint: Any, value: Any, key: str, places: Mapping[str, str]) -> Any:
     return _read_scalar(hint, value, key, places)
 
 
-def _read_anything(value: Any) -> Any:
-    """A value whose type only its receiver knows; a number that YAML 1.1 left a string is still made one."""
+def _read_anything(value: Any, key: str, places: Mapping[str, str]) -> Any:
+    """A value whose type only its receiver knows; a number that YAML 1.1 left a string is still made one.
+
+    Whatever YAML can say that JSON cannot is refused: records of runs are JSON.
+    """
     if isinstance(value, dict):
-        return {key: _read_anything(entry) for key, entry in value.items()}
+        if not all(isinstance(name, str) for name in value):
+            raise _wrong(key, places, "keys that are text", value, "Put them in quotes.")
+        return {name: _read_anything(entry, f"{key}.{name}", places) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_read_anything(entry) for entry in value]
+        return [_read_anything(entry, f"{key}[{number}]", places) for number, entry in enumerate(value)]
+    if not isinstance(value, str | int | float | None):
+        raise _wrong(key, places, "a number, a text, true, false or null", value, "Put it in quotes.")
     if isinstance(value, str) and "e" in value.lower() and _NUMBER.fullmatch(value.strip()):
         return float(value)
     return value
@@ -542,6 +556,8 @@ def _spell(hint: Any) -> str:
         return f"a list of {len(arguments)}, each {_spell(arguments[0])}"
     if origin is dict:
         return "keys with values"
+    if hint is Any:
+        return "of any type"
     return _SPELLED.get(hint, str(hint))
 
 
@@ -613,14 +629,27 @@ def _check_plain(text: str) -> None:
             problem = f"an alias (*{event.anchor}): write out what it stands for"
         elif depth > MAX_DEPTH:
             problem = f"more than {MAX_DEPTH} levels of nesting"
+        elif isinstance(event, yaml.ScalarEvent) and not _is_unicode(event.value):
+            problem = "half of a character (a surrogate): write the character itself"
         elif isinstance(event, yaml.ScalarEvent) and event.style is None and len(event.value) > MAX_SCALAR:
             problem = f"a value of {len(event.value):,} characters without quotes"
         if problem is not None:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _locate(node: yaml.Node | None, key: str, prefix: str, places: dict[str, str]) -> None:
     """Records the line of every key, and refuses a key given twice (YAML itself would take the last)."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, entry in enumerate(node.value):
+            _locate(entry, f"{key}[{number}]", prefix, places)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, str] = {}
@@ -653,6 +682,7 @@ def _override(content: dict[str, Any], places: dict[str, str], override: str) ->
     try:
         _check_plain(text)
         value = yaml.safe_load(text)
+        _locate(yaml.compose(text, Loader=yaml.SafeLoader), key, f"--set {key}, line", {})
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigurationError(
             f"--set {key}", expected="a YAML value", received=repr(text), remedy="Quote it."

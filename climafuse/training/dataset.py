@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -218,7 +219,7 @@ def open_store(config: RunConfig) -> TrainingStore:
     source: str | Path = data.source
     if data.source in SAMPLES:
         source = sample_path(cast("SampleName", data.source))
-    if (Path(source) / MANIFEST).is_file():
+    if os.path.isfile(Path(source) / MANIFEST):  # False, too, for what cannot be a name
         return _open_prepared(Path(source), config)
     dataset = open_climate(source, variables=data.variables)
     gap = datetime.timedelta(hours=data.gap_hours)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from climafuse.training.config import RunConfig, load_config, read_dataclass
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.pipeline import run
 from climafuse.training.trainer import ClimateTextTrainer
-from tests.training.runs import make_config, save_backbone, settings, write_climate
+from tests.training.runs import save_backbone, settings, write_climate
 
 STEPS = 100
 TIMES = np.datetime64("2026-03-01", "ns") + np.arange(60) * np.timedelta64(12, "h")
@@ -147,26 +148,15 @@ def test_controls_do_as_many_steps_as_the_model_and_are_kept(trained):
 # ---- Kept, interrupted, refused: runs of eight steps
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parts")
-    return write_climate(folder / "fields.nc"), save_backbone(folder / "backbone")
-
-
-@pytest.fixture(scope="module")
-def short(parts, tmp_path_factory):
-    output = tmp_path_factory.mktemp("runs") / "short"
-    config = make_config(*parts, output)
-    run(config, say=_silent)
-    return config, train_controls(output, say=_silent)
+@pytest.fixture
+def short(controlled_run):
+    return load_config(controlled_run / "model" / "run.yaml")
 
 
 @pytest.fixture
-def copy(short, tmp_path):
+def copy(controlled_run, tmp_path):
     """The run with its controls in another place."""
-    config, _ = short
-    shutil.copytree(config.output.directory, tmp_path / "run")
-    return tmp_path / "run"
+    return Path(shutil.copytree(controlled_run, tmp_path / "run"))
 
 
 def _weights(run_folder):
@@ -215,7 +205,7 @@ def test_what_is_damaged_is_made_anew(copy):
     ],
 )
 def test_other_settings_are_another_control(copy, short, section, change, reused):
-    config, _ = short
+    config = short
     other = replace(config, **{section: replace(getattr(config, section), **change)})
     (control,) = train_controls(copy, names=["text_only"], config=other, say=_silent).values()
     assert control.reused is reused
@@ -282,7 +272,7 @@ def test_states_of_texts_are_computed_once_for_both_language_models(copy, monkey
 
 
 def test_the_schedule_is_by_steps_and_for_as_many_as_were_done(short, tmp_path):
-    config, _ = short
+    config = short
     hurried = replace(
         config,
         training=replace(
@@ -295,7 +285,7 @@ def test_the_schedule_is_by_steps_and_for_as_many_as_were_done(short, tmp_path):
     assert own.learning_rate == config.training.learning_rate
 
 
-def test_data_that_the_model_was_not_trained_on_are_refused(copy, parts, tmp_path):
+def test_data_that_the_model_was_not_trained_on_are_refused(copy, tmp_path):
     other = write_climate(tmp_path / "other.nc", seed=5)
     config = load_config(copy / "model" / "run.yaml")
     config = replace(config, data=replace(config.data, source=str(other)))

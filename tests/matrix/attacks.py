@@ -40,6 +40,8 @@ class Ground:
         backbone: A sound backbone, to copy.
         model: A sound saved model, to copy.
         store: A sound training store, to copy.
+        run: A run that was evaluated, to copy.
+        study: A study of two runs, to copy.
     """
 
     folder: Path
@@ -48,6 +50,8 @@ class Ground:
     backbone: Path
     model: Path
     store: Path
+    run: Path
+    study: Path
 
     def copy(self, of: str) -> Path:
         """A copy of a sound folder, to be poisoned."""
@@ -295,7 +299,7 @@ _LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 @attack(
-    "YAML", "config",
+    "YAML", "config", "study",
     apply="data: !!python/object/apply:pathlib.Path.touch [{path}]",
     new="data: !!python/object/new:pathlib.Path [{canary}]",
     name_="encoder: {{name: !!python/name:os.system }}",
@@ -745,6 +749,41 @@ def manifest_of_a_backbone(ground: Ground, content: Any) -> Path:
     return folder
 
 
+@attack(
+    "references", "evaluate",
+    transcript="model.jsonl", folder="", controls="controls", control="controls/text_only",
+)  # fmt: skip
+def link_in_a_run(ground: Ground, name: str) -> Path:
+    """An evaluation would be written to wherever the link leads."""
+    run = ground.copy("run")
+    place = run / "evaluation" / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(ground.secret if name.endswith(".jsonl") else ground.secret.parent)
+    return run
+
+
+@attack("references", "table", "plot", **{name: name for name in ("figure", "table")})
+def link_in_a_study(ground: Ground, name: str) -> Path:
+    """What is drawn and written takes the place of the link, not of what it leads to."""
+    study = ground.copy("study")
+    for path in study.glob(f"{name}.*"):
+        path.unlink()
+    for suffix in ("png", "svg", "md"):
+        (study / f"{name}.{suffix}").symlink_to(ground.secret)
+    return study
+
+
+@attack("references", "table", "plot", "report", "evaluate", results="results.json", run="run.json")
+def secret_for_a_record(ground: Ground, name: str) -> Path:
+    folder = ground.copy("study" if name == "results.json" else "run")
+    (folder / name).unlink()
+    (folder / name).symlink_to(ground.secret)
+    return folder
+
+
 # ---- Text that is more than text ------------------------------------------------------------------------------
 
 _DOCUMENTS = {
@@ -839,3 +878,104 @@ def place(ground: Ground, name: str) -> str:
 )
 def pattern(ground: Ground, name: str) -> str:
     return name
+
+
+# ---- Texts that are shown: on a page, on a model card, in a picture, on a terminal --------------------------------
+
+MARKUP = "</td></title></style></p><script>alert(1)</script><img src=http://127.0.0.1:9/x onerror=alert(1)>\"'{{ 7 * 7 }}"
+_TEXTS = {
+    "markup": MARKUP, "terminal": "\x1b[2J\x1b]0;owned\x07\r\u202e", "comment": "--><script>alert(1)</script><!--",
+    "link": "[click](javascript:alert(1)) ![x](http://127.0.0.1:9/x) `x` | x |\n# x", "formula": "$\\frac{$ _{x",
+    "zero": "a\0b", "long": "x" * 100_000, "many": "x " * 50_000,
+}  # fmt: skip
+
+
+def _put(content: Any, text: str, depth: int = 0) -> Any:
+    """A text in place of all texts of a record but those that tell what is what."""
+    kept = {"condition", "truth", "time", "format", "weights_sha256", "status", "id", "metric", "goal"}
+    if isinstance(content, dict):
+        return {key: value if key in kept else _put(value, text) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_put(entry, text) for entry in content]
+    return text if isinstance(content, str) else content
+
+
+@attack("texts that are shown", "report", **_TEXTS)
+def texts_of_an_evaluation(ground: Ground, text: str) -> Path:
+    run = ground.copy("run")
+    edit(run / "evaluation" / "evaluation.json", lambda content: _put(content, text))
+    edit(run / "run.json", lambda content: _put(content, text) | {"license": text})
+    return run
+
+
+@attack("texts that are shown", "report", **_TEXTS)
+def names_in_an_evaluation(ground: Ground, text: str) -> Path:
+    """Of conditions, variables, kinds and checks: what is asked of a table by name."""
+    run = ground.copy("run")
+
+    def change(content: dict[str, Any]) -> None:
+        for key in ("conditions", "fact_f1", "withheld", "polling", "differences", "controls"):
+            content[key] = content[key] | {f"{text}{name}": entry for name, entry in content[key].items()}
+        for row in content["conditions"].values():
+            for part in ("by_kind", "by_variable", "by_kind_and_variable", "numeric_error"):
+                row[part] = row[part] | {text: 0.5, f"{text}/t2m": 0.5, "mean/" + text: 0.5}
+        content["abstention"]["by_reason"] = {text: {"num_questions": 1, "abstained": 0.5}}
+
+    edit(run / "evaluation" / "evaluation.json", change)
+    return run
+
+
+@attack("texts that are shown", "report", markup=MARKUP, uri="http://127.0.0.1:9/x.nc", device="/dev/zero")
+def source_of_an_evaluation(ground: Ground, source: str) -> Path:
+    run = ground.copy("run")
+    edit(run / "evaluation" / "evaluation.json", lambda content: content["data"].update(source=source))
+    return run
+
+
+@attack(
+    "texts that are shown",
+    "report",
+    "evaluate",
+    markup="<script>alert(1)<",
+    terminal="\x1b[2J",
+    newline="a\nerror: b",
+)
+def name_of_a_run(ground: Ground, name: str) -> Path:
+    return ground.copy("run").rename(ground.folder / name)
+
+
+@attack("texts that are shown", "table", "plot", **_TEXTS)
+def texts_of_a_study(ground: Ground, text: str) -> Path:
+    study = ground.copy("study")
+
+    def change(content: dict[str, Any]) -> None:
+        content["study"] |= {"name": text, "question": text}
+        content["runs"][0] |= {"label": text, "settings": {"fusion.name": text, "fusion.sites": text}}
+        content["runs"].append(
+            content["runs"][0] | {"status": "failed", "why": text, "settings": {"data.source": text}}
+        )
+        content["machine"]["processor"] = content["date"] = text
+
+    edit(study / "results.json", change)
+    return study
+
+
+@attack(
+    "texts that are shown",
+    "study",
+    **{name: text for name, text in _TEXTS.items() if name not in ("zero", "many")},
+)
+def texts_of_a_study_file(ground: Ground, text: str) -> Path:
+    path = ground.folder / "study.yaml"
+    runs = [{"data.source": text}, {"backbone.name": text}]
+    path.write_text(json.dumps({"name": "small", "question": text, "runs": runs}, ensure_ascii=False))
+    return path
+
+
+@attack(
+    "texts that are shown",
+    "attribute",
+    **{name: text for name, text in _TEXTS.items() if name not in ("long", "many")},
+)
+def prompt(ground: Ground, text: str) -> str:
+    return text

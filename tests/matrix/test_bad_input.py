@@ -18,11 +18,14 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from climafuse import manifest
 from climafuse.cli.app import app
 from climafuse.data.store import prepare
 from climafuse.errors import ClimafuseError
 from climafuse.manifest import sha256
 from climafuse.model import ClimateTextForCausalLM
+from climafuse.scaling import study
+from tests.matrix.conftest import STUDY
 from tests.training.runs import TIMES, save_backbone, settings, write_climate
 
 runner = CliRunner()
@@ -206,6 +209,22 @@ def pytest_generate_tests(metafunc):
             ],
             4,
         ),
+        "planned": (list(STUDIES), 9),
+        "results,entry": (
+            [
+                (name, entry)
+                for name in [*DOCUMENTS, *RESULTS]
+                for entry in ("scale table", "scale plot", "scale run")
+            ],
+            17,
+        ),
+        "record": ([*DOCUMENTS, *RECORDS], 7),
+        "transcript": (list(TRANSCRIPTS), 5),
+        "left,entry": (
+            [(name, entry) for name, (_, entries) in RUNS.items() for entry in entries],
+            6,
+        ),
+        "asked": (list(ASKED), 6),
     }
     for names, (cases, step) in tables.items():
         if names.partition(",")[0] in metafunc.fixturenames:
@@ -437,6 +456,433 @@ def test_questions(arguments, sound, tmp_path, cell, monkeypatch):
     options, code = INFER[arguments]
     _refused("infer", sound / "model", "--climate", sound / "fields.nc", *options, code=code)
     assert _listing(tmp_path) == []
+
+
+# ---- Studies --------------------------------------------------------------------------------------------------
+
+_BASE = STUDY.partition("grid")[0]
+_MANY = ", ".join(map(str, range(1, 1001)))
+_TWO = f"{{training.seed: [{_MANY}], training.steps: [{_MANY}]}}"
+_BY_BASE = f"{_BASE}grid: {{training.seed: [1]}}\n".replace
+
+
+def _of_grid(grid: str) -> str:
+    return f"{_BASE}grid: {{{grid}}}\n"
+
+
+STUDIES: dict[str, str | bytes] = {
+    "nothing": "",
+    "bytes": bytes(range(256)),
+    "Latin-1": "name: \u00e9\n".encode("latin-1"),
+    "UTF-16": STUDY.encode("utf-16"),
+    "a list": "[1, 2]\n",
+    "two documents": STUDY + "---\nname: other\n",
+    "a bomb of aliases": "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n",
+    "an alias of itself": "name: small\nruns: &a [*a]\n",
+    "brackets without end": "base: " + "[" * 20_000,
+    "code": "name: !!python/object/apply:os.system ['true']\n",
+    "half a character": _of_grid('data.source: ["\\ud800"]'),
+    "a key twice": STUDY + "name: other\n",
+    "an axis twice": f"{_BASE}grid:\n  training.seed: [1]\n  training.seed: [2]\n",
+    "a key twice in a list": f"{_BASE}runs:\n  - {{training.seed: 1, training.seed: 2}}\n",
+    "a key twice in a bundle": _of_grid("fusion: [{name: film, name: prefix}]"),
+    "an unknown key": STUDY + "budgett: {steps: 2}\n",
+    "an unknown setting": _of_grid("trainig.seed: [1]"),
+    "an unknown setting in a bundle": _of_grid("fusion: [{nmae: film}]"),
+    "an unknown fusion": _of_grid("fusion.name: [nonsense]"),
+    "a fusion of code": _of_grid('fusion.name: ["os:system"]'),
+    "an unknown option": _of_grid("fusion: [{name: film, options: {nonsense: 1}}]"),
+    "no name": "grid: {training.seed: [1]}\n",
+    "a name that leaves": _BY_BASE("small", "../../escaped"),
+    "an absolute name": _BY_BASE("small", "/etc/small"),
+    "a name with a zero byte": _BY_BASE("small", '"a\\0b"'),
+    "no runs": "name: small\n",
+    "an axis without values": _of_grid("training.seed: []"),
+    "an axis of one value": _of_grid("training.seed: 7"),
+    "a number for a key": _of_grid("7: [1]"),
+    "a number for a key in a bundle": _of_grid("fusion: [{7: film}]"),
+    "a number for a key in a run": _BASE + "runs: [{7: 1}]\n",
+    "a number for a section": _BY_BASE("{training: {learning_rate: 1e-3, steps: 2}}", "{training: 7}"),
+    "a date for an option": _of_grid("fusion: [{name: film, options: {queries: 2026-01-01}}]"),
+    "bytes for an option": _of_grid("fusion: [{name: film, options: {queries: !!binary aGk=}}]"),
+    "a set for an option": _of_grid("fusion: [{name: film, options: {queries: !!set {a}}}]"),
+    "NaN": _of_grid("training.learning_rate: [.nan]"),
+    "infinity for an option": _of_grid("fusion: [{name: film, options: {queries: .inf}}]"),
+    "a number of 400 digits": f"{STUDY}budget: {{steps: {'9' * 400}}}\n",
+    "endless seconds": STUDY + "budget: {seconds: .inf}\n",
+    "no seconds": STUDY + "budget: {seconds: 0}\n",
+    "a million runs": _of_grid(f"training.seed: [{_MANY}], training.steps: [{_MANY}]"),
+    "a trillion runs": _of_grid(
+        ", ".join(f"training.{key}: [{_MANY}]" for key in ("seed", "steps", "a", "b"))
+    ),
+    "a million runs of a list": f"{_BASE}runs: [{', '.join(['{training.seed: 1}'] * 5000)}]\n",
+    "a million runs of the best": f"{STUDY}stages: [{{grid: {_TWO}}}]\n",
+    "chosen by the test split": STUDY + "metric: test.fact_f1.true\n",
+    "chosen by nonsense": STUDY + "metric: nonsense\n",
+    "a stage of none": STUDY + "stages: [{best: 0, grid: {training.seed: [1]}}]\n",
+    "a stage that changes nothing": STUDY + "stages: [{best: 2}]\n",
+    "distinct in an unknown key": STUDY + "stages: [{distinct: [nonsense], grid: {training.seed: [1]}}]\n",
+    "runs in folders of their own": _of_grid("output.directory: [a, /etc]"),
+}
+STUDY_FILES = ("nothing there", "a folder", "a pipe", "a link to nothing")
+
+
+def test_studies(planned, tmp_path, cell, monkeypatch):
+    cell("bad input", f"study: {planned}", "scale run")
+    monkeypatch.chdir(tmp_path)
+    content = STUDIES[planned]
+    Path("study.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    for options in ([], ["--dry-run"]):
+        line = _refused("scale", "run", "study.yaml", *options, code=2)
+    if "unknown setting" in planned or planned == "an unknown key":
+        assert "Did you mean " in line
+    assert _listing(tmp_path) == ["study.yaml"]
+
+
+@pytest.mark.parametrize("kind", STUDY_FILES)
+@pytest.mark.parametrize("command", ["scale run", "train"])
+def test_files_of_settings(kind, command, sound, tmp_path, cell):
+    cell("bad input", f"settings: {kind}", command)
+    path = tmp_path / "settings.yaml"
+    OTHER_FILES[kind](path, sound)
+    before = _listing(tmp_path)
+    assert "settings.yaml" in _refused(*command.split(), path, code=2)
+    assert _listing(tmp_path) == before
+
+
+def test_no_run_of_a_study_looks_at_every_other(tmp_path, monkeypatch):
+    """Else as many runs as are allowed would take minutes to be read, again and again."""
+    calls = []
+    monkeypatch.setattr(study, "opened", lambda *a, real=study.opened: calls.append(a) or real(*a))
+    path = tmp_path / "study.yaml"
+    path.write_text(_of_grid("training.seed: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], training.steps: [1, 2, 3, 4]"))
+    runs = study.first_runs(study.load_study(path))
+    assert len({run.id for run in runs}) == 40
+    assert len(calls) < 600  # every run at every other: 3,200 at least
+
+
+# Documents in place of one that a command has written.
+DOCUMENTS: dict[str, bytes] = {
+    "an empty file": b"",
+    "bytes": bytes(range(256)),
+    "half a file": b'{"format": 1, "study": {"na',
+    "a list": b"[]",
+    "a number": b"7",
+    "UTF-16": '{"format": 1}'.encode("utf-16"),
+    "brackets without end": b"[" * 200_000,
+    "a number of 5,000 digits": b'{"format": ' + b"9" * 5000 + b"}",
+    "a format that is NaN": b'{"format": NaN}',
+    "a format of text": b'{"format": "1"}',
+    "nothing but a format": b'{"format": 1}',
+}
+Edit = Callable[[dict[str, Any]], object]
+RECORDS: dict[str, Edit] = {
+    "no status": lambda r: r.pop("status"),
+    "an unknown status": lambda r: r.update(status="lost"),
+    "a failure without a reason": lambda r: r.update(status="failed"),
+    "no figures": lambda r: r.pop("figures"),
+    "figures of a list": lambda r: r.update(figures=[1]),
+    "settings of a list": lambda r: r.update(settings=[1]),
+    "seconds in words": lambda r: r.update(seconds="long"),
+    "endless seconds": lambda r: r.update(seconds=float("inf")),
+    "half a character": lambda r: r.update(label="\ud800"),
+}
+RESULTS: dict[str, Edit] = {
+    "no study": lambda c: c.pop("study"),
+    "no runs": lambda c: c.pop("runs"),
+    "runs of numbers": lambda c: c.update(runs=[7]),
+    "a run without a status": lambda c: RECORDS["no status"](c["runs"][0]),
+    "a budget of words": lambda c: c["study"].update(budget={"seconds": "long", "steps": None}),
+    "no budget": lambda c: c["study"].update(budget=None),
+    "a metric that is none": lambda c: c["study"].update(metric=7),
+    "no machine": lambda c: c.update(machine=None),
+    "a date that is none": lambda c: c.update(date=7),
+    "half a character": lambda c: c["study"].update(question="\ud800"),
+}
+
+
+def _edited(path: Path, edit: Edit) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_results_of_studies(results, entry, proven, tmp_path, cell):
+    cell("bad input", f"results: {results}", entry)
+    folder = Path(shutil.copytree(proven / "study", tmp_path / "study"))
+    path = folder / "results.json"
+    if results in DOCUMENTS:
+        path.write_bytes(DOCUMENTS[results])
+    else:
+        _edited(path, RESULTS[results])
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    command = [proven / "study.yaml", "-o", folder] if entry == "scale run" else [folder]
+    assert "results.json" in _refused(*entry.split(), *command, code=1)
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_records_of_runs_of_studies(record, proven, tmp_path, cell):
+    """A damaged record is no reason to throw away hours: who deletes it has the run taken up again."""
+    cell("bad input", f"record of a run: {record}", "scale run")
+    folder = Path(shutil.copytree(proven / "study", tmp_path / "study"))
+    path = min(folder.glob("runs/*/result.json"))
+    if record in DOCUMENTS:
+        path.write_bytes(DOCUMENTS[record])
+    else:
+        _edited(path, RECORDS[record])
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    line = _refused("scale", "run", proven / "study.yaml", "-o", folder, code=1)
+    assert f"{path}: " in line
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+FIGURES: dict[str, Edit] = {
+    "NaN": lambda f: f.update(true=float("nan")),
+    "a number of 400 digits": lambda f: f.update(true=10**400),
+    "a word": lambda f: f.update(true="high"),
+    "a truth value": lambda f: f.update(true=True),
+}
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_figure_that_is_none_counts_as_not_measured(figure, proven, tmp_path, cell):
+    cell("bad input", f"figure: {figure}", "scale table")
+    folder = Path(shutil.copytree(proven / "study", tmp_path / "study"))
+    _edited(
+        folder / "results.json", lambda c: FIGURES[figure](c["runs"][1]["figures"]["validation"]["fact_f1"])
+    )
+    found = runner.invoke(app, ["scale", "table", str(folder)])
+    assert found.exit_code == 0, found.output
+    first, second = (line for line in found.stdout.splitlines() if "film" in line or "gated" in line)
+    assert first.startswith("*  film")  # which was the worse of the two
+    assert second.split()[2] == "–"
+
+
+# ---- What a run and its evaluation left --------------------------------------------------------------------------
+
+
+def _document(name: str, document: str) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes(DOCUMENTS[document])
+
+
+def _altered_manifest(**keys: Any) -> Callable[[Path], None]:
+    """A manifest with a digest that fits: anybody can write one."""
+
+    def damage(run: Path) -> None:
+        path = run / "model" / "manifest.json"
+        content = json.loads(path.read_text()) | keys
+        path.write_text(manifest._spelled(content | {"digest": manifest._digest(content)}))
+
+    return damage
+
+
+def _in_place_of(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def damage(run: Path) -> None:
+        path = run / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
+
+    return damage
+
+
+_SIX = ("an empty file", "bytes", "half a file", "a list", "brackets without end", "a number of 5,000 digits")
+# What is wrong -> how it is made, and who shall refuse it.
+RUNS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "nothing there": (shutil.rmtree, ("evaluate", "report", "attribute --planted", "demo")),
+    "no model": (lambda run: shutil.rmtree(run / "model"), ("evaluate", "attribute --planted", "demo")),
+    "neither model nor checkpoint": (
+        lambda run: [shutil.rmtree(path) for path in (run / "model", *run.glob("checkpoint-*"))],
+        ("report",),
+    ),
+    "weights cut short": (
+        lambda run: (run / "model" / "model.safetensors").write_bytes(b"\0" * 100),
+        ("evaluate", "report", "attribute --planted", "demo"),
+    ),
+    "no configuration of the run": (
+        _in_place_of("model/run.yaml", lambda path: None), ("evaluate", "report", "attribute --planted", "demo"),
+    ),
+    **{
+        f"record of the run: {name}": (_document("run.json", name), ("evaluate", "report")) for name in _SIX
+    },
+    "record of the run: a pipe": (_in_place_of("run.json", os.mkfifo), ("evaluate", "report")),
+    **{f"evaluation: {name}": (_document("evaluation/evaluation.json", name), ("report",)) for name in _SIX},
+    "evaluation: a pipe": (_in_place_of("evaluation/evaluation.json", os.mkfifo), ("report",)),
+    "evaluation: another format": (
+        lambda run: (run / "evaluation" / "evaluation.json").write_text('{"format": 99}'), ("report",)
+    ),
+    "evaluation: a file for its folder": (
+        _in_place_of("evaluation", Path.touch), ("evaluate", "evaluate --controls")
+    ),
+    "transcript: a folder": (_in_place_of("evaluation/model.jsonl", Path.mkdir), ("evaluate",)),
+    "transcript: a pipe": (_in_place_of("evaluation/model.jsonl", os.mkfifo), ("evaluate",)),
+    "control: a file for its folder": (
+        _in_place_of("evaluation/controls/text_only", Path.touch), ("evaluate --controls",)
+    ),
+    "steps in words": (_altered_manifest(details={"step": "many"}), ("evaluate --controls",)),
+    "steps without end": (_altered_manifest(details={"step": 10**12}), ("evaluate --controls",)),
+    "no details": (_altered_manifest(details=7), ("evaluate --controls",)),
+}  # fmt: skip
+
+
+def _entry(entry: str, run: Path) -> list[Any]:
+    match entry:
+        case "evaluate":
+            return ["evaluate", run, "--no-controls"]
+        case "evaluate --controls":
+            return ["evaluate", run]
+        case "attribute --planted":
+            return ["attribute", run, "--planted", 2]
+        case "demo":
+            return ["demo", run, "--no-browser", "--port", 0]
+    return [entry, run]
+
+
+def test_what_a_run_left(left, entry, proven, tmp_path, cell):
+    cell("bad input", f"run: {left}", entry)
+    if entry == "demo":
+        pytest.importorskip("gradio")
+    run = Path(shutil.copytree(proven / "run", tmp_path / "run"))
+    RUNS[left][0](run)
+    before = _listing(tmp_path)
+    _refused(*_entry(entry, run))
+    assert _listing(tmp_path) == before
+
+
+def _lines(change: Callable[[str, Any], bytes | None]) -> Callable[[list[bytes]], list[bytes]]:
+    """Changes entries of a transcript: from key and value to the line that stands there; None leaves it."""
+
+    def damage(lines: list[bytes]) -> list[bytes]:
+        return [lines[0], *(change(*json.loads(line)) or line for line in lines[1:])]
+
+    return damage
+
+
+def _answers(value: bytes) -> Callable[[list[bytes]], list[bytes]]:
+    return _lines(lambda key, told: b'["%s", %s]' % (key.encode(), value) if isinstance(told, str) else None)
+
+
+def _scores(value: bytes) -> Callable[[list[bytes]], list[bytes]]:
+    return _lines(lambda key, told: b'["%s", %s]' % (key.encode(), value) if isinstance(told, list) else None)
+
+
+TRANSCRIPTS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "nothing": lambda lines: [],
+    "bytes": lambda lines: [lines[0], bytes(range(256)), *lines[1:]],
+    "brackets without end": lambda lines: [lines[0], b"[" * 200_000, *lines[1:]],
+    "a first line of brackets": lambda lines: [b"[" * 200_000, *lines[1:]],
+    "UTF-16": lambda lines: [b"\n".join(lines).decode().encode("utf-16")],
+    "another identity": lambda lines: [b'{"identity": {}}', *lines[1:]],
+    "answers with half a character": _answers(b'"\\ud800"'),
+    "numbers for answers": _answers(b"[1.5, 3, 2, 9]"),
+    "nothing for answers": _answers(b"null"),
+    "text for likelihoods": _scores(b'"text"'),
+    "likelihoods of NaN": _scores(b"[NaN, 3, 2, 9]"),
+    "likelihoods without end": _scores(b"[Infinity, 3, 2, 9]"),
+    "likelihoods that add up to infinity": _scores(b"[1e308, 3, 2, 9]"),
+    "texts of no bytes": _scores(b"[1.5, 3, 2, 0]"),
+    "more tokens right than there are": _scores(b"[1.5, 3, 4, 9]"),
+    "tokens by the half": _scores(b"[1.5, 2.5, 2, 9]"),
+    "likelihoods of 400 digits": _scores(b"[" + b"9" * 400 + b", 3, 2, 9]"),
+}
+
+
+def test_what_is_damaged_of_a_transcript_is_asked_anew(transcript, proven, tmp_path, cell):
+    """Oracle: the figures of the evaluation that nobody has damaged."""
+    cell("bad input", f"transcript: {transcript}", "evaluate")
+    run = Path(shutil.copytree(proven / "run", tmp_path / "run"))
+    path = run / "evaluation" / "model.jsonl"
+    lines = TRANSCRIPTS[transcript](path.read_bytes().splitlines())
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    found = runner.invoke(app, ["evaluate", str(run), "--no-controls"])
+    assert found.exit_code == 3, found.output
+    one, other = (
+        json.loads((folder / "evaluation" / "evaluation.json").read_text())
+        for folder in (proven / "run", run)
+    )
+    apart = {"date", "seconds", "checkpoint"}
+    assert {key: one[key] for key in one.keys() - apart} == {key: other[key] for key in other.keys() - apart}
+
+
+_HERE = ["--time", LAST, "--location", "10,10"]
+_ASK = ["--climate", "{fields}", *_HERE, "--prompt", "What is the mean temperature?"]
+_LONG = "x" * 5000
+ASKED: dict[str, tuple[list[str], int]] = {
+    "attribute: a run for its model": (["attribute", "{run}", *_ASK], 1),
+    "attribute: no question": (["attribute", "{model}", *_ASK[:-2]], 2),
+    "attribute: a region of no cell": (["attribute", "{model}", *_ASK, "--size", "0"], 2),
+    "attribute: a region of a million": (["attribute", "{model}", *_ASK, "--size", "1000000"], 2),
+    "attribute: an unknown fill": (["attribute", "{model}", *_ASK, "--fill", "nonsense"], 2),
+    "attribute: a map of no known kind": (["attribute", "{model}", *_ASK, "--map", "map.doc"], 2),
+    "attribute: a map inside a file": (["attribute", "{model}", *_ASK, "--map", "{fields}/map.png"], 1),
+    "attribute: a prompt without end": (["attribute", "{model}", *_ASK[:-1], "x" * 100_000], 1),
+    "attribute: a time that is not there": (
+        ["attribute", "{model}", *_ASK[:2], "--time", "2027-01-01", *_ASK[4:]], 1
+    ),
+    "attribute: a place of letters": (["attribute", "{model}", *_ASK[:5], "Qwertzuiop", *_ASK[6:]], 2),
+    "attribute: fields that are not there": (["attribute", "{model}", "--climate", "x.nc", *_ASK[2:]], 1),
+    "attribute: a name of 5,000 letters": (["attribute", "{model}", "--climate", _LONG, *_ASK[2:]], 1),
+    "planted: a question, too": (["attribute", "{run}", "--planted", "2", "--prompt", "Warm?"], 2),
+    "planted: an unknown fill": (["attribute", "{run}", "--planted", "2", "--fill", "nonsense"], 2),
+    "planted: a region of no cell": (["attribute", "{run}", "--planted", "2", "--size", "0"], 2),
+    "planted: fields that are not there": (["attribute", "{run}", "--planted", "2", "--climate", "x.nc"], 1),
+    "evaluate: fields that are not there": (["evaluate", "{run}", "--climate", "x.nc"], 1),
+    "evaluate: fields of no name": (["evaluate", "{run}", "--climate", ""], 1),
+    "evaluate: a name of 5,000 letters": (["evaluate", "{run}", "--climate", _LONG], 1),
+    "evaluate: settings for fields": (["evaluate", "{run}", "--climate", "{settings}"], 1),
+    "evaluate: other variables": (["evaluate", "{run}", "--climate", "{less}"], 1),
+    "evaluate: too few times": (["evaluate", "{run}", "--climate", "{one}"], 2),
+    "evaluate: pairs that are not there": (["evaluate", "{run}", "--pairs", "x.jsonl"], 1),
+    "evaluate: pairs of no name": (["evaluate", "{run}", "--pairs", ""], 2),
+    "evaluate: pairs of nothing": (["evaluate", "{run}", "--pairs", "{empty}"], 1),
+    "evaluate: a folder for figures": (["evaluate", "{run}", "--no-controls", "--json", "{folder}"], 1),
+    "report: a folder for the page": (["report", "{run}", "--no-attribution", "-o", "{folder}"], 1),
+    "report: a page inside a file": (["report", "{run}", "--no-attribution", "-o", "{fields}/x.html"], 1),
+    "report: a model for its run": (["report", "{model}"], 1),
+    "report: a study for a run": (["report", "{study}"], 1),
+    "demo: fields that are not there": (["demo", "{run}", "--port", "0", "--climate", "x.nc"], 1),
+    "demo: a name of 5,000 letters": (["demo", "{run}", "--port", "0", "--climate", _LONG], 1),
+    "demo: other variables": (["demo", "{run}", "--port", "0", "--climate", "{less}"], 1),
+    "demo: fewer times than a window has": (["demo", "{run}", "--port", "0", "--climate", "{one}"], 1),
+    "demo: a study for a run": (["demo", "{study}", "--port", "0"], 1),
+    "scale run: a file for the folder": (["scale", "run", "{study}.yaml", "-o", "{fields}"], 1),
+    "scale run: a folder inside a file": (["scale", "run", "{study}.yaml", "-o", "{fields}/x"], 1),
+    "scale run: a name of 5,000 letters": (["scale", "run", "{study}.yaml", "-o", _LONG], 1),
+    "scale run: the folder of another study": (["scale", "run", "{other}", "-o", "{study}"], 1),
+    "scale table: a run for a study": (["scale", "table", "{run}"], 1),
+    "scale table: nothing there": (["scale", "table", "nowhere"], 1),
+    "scale plot: a file for a study": (["scale", "plot", "{fields}"], 1),
+}  # fmt: skip
+
+
+def test_what_is_asked_of_proofs(asked, proven, tmp_path, cell, monkeypatch):
+    cell("bad input", *asked.split(": ")[::-1])
+    monkeypatch.chdir(tmp_path)
+    command, code = ASKED[asked]
+    if command[0] == "demo":
+        pytest.importorskip("gradio")
+    folder = Path(shutil.copytree(proven, tmp_path / "all"))
+    places = {
+        "run": folder / "run", "model": folder / "run" / "model", "fields": folder / "fields.nc",
+        "study": folder / "study", "settings": folder / "run.yaml", "folder": folder,
+        "less": folder / "less.nc", "one": folder / "one.nc", "empty": folder / "empty.jsonl",
+        "other": folder / "other.yaml",
+    }  # fmt: skip
+    with xr.open_dataset(places["fields"]) as dataset:
+        dataset.drop_vars("msl").to_netcdf(places["less"])
+        dataset.isel(time=[0]).to_netcdf(places["one"])
+    places["empty"].touch()
+    places["other"].write_text(STUDY.replace("small", "another"))
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    _refused(*(part.format(**places) for part in command), code=code)
+    after = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    told = "evaluation.json", "README.md"  # an evaluation that cannot write its copy has ended all the same
+    assert {file: text for file, text in before.items() if file.name not in told} == {
+        file: text for file, text in after.items() if file.name not in told
+    }
 
 
 # ---- Places to write, and folders given for others ------------------------------------------------------------

@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 from climafuse.backbones import load_backbone
 from climafuse.cli.app import app
+from climafuse.cli.handler import NOT_GROUNDED
 from climafuse.data.store import TrainingStore, prepare
-from climafuse.errors import ClimafuseError
+from climafuse.errors import ClimafuseError, spelled_out
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor
 from climafuse.model.processing import ClimateFeatureExtractor
 from tests.matrix.attacks import ATTACKS, SECRET, Ground
+from tests.report.pages import Page
 from tests.training.runs import save_backbone, settings, write_climate
 
 SECONDS = 10.0  # for one attack
@@ -41,13 +43,20 @@ HARMLESS = {
     ),
     "backbone import": ("poisoned_backbone_configuration",),
     "pairs": ("parquet_with_a_pickled_type",),
+    # Texts are shown as texts, and what is written takes the place of a link.
+    "report": ("texts_of_", "names_in_", "source_of_", "name_of_a_run"),
+    "evaluate": ("name_of_a_run",),
+    "table": ("texts_of_a_study", "link_in_a_study"),
+    "plot": ("texts_of_a_study", "link_in_a_study"),
+    "study": ("texts_of_a_study_file",),
+    "attribute": ("prompt",),
 }
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _watchdog():
     def bark(*_):
-        raise TimeoutError("an attack goes on and on")
+        pytest.fail("an attack goes on and on")  # an exception that no `except OSError` takes for its own
 
     before = signal.signal(signal.SIGALRM, bark)
     yield
@@ -76,7 +85,8 @@ def _cli(*arguments: Any) -> str | None:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert SECRET not in result.output
-    if result.exit_code == 0:
+    if result.exit_code in (0, NOT_GROUNDED):
+        assert spelled_out(result.output) == result.output  # nothing moves the cursor
         return None
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr
@@ -120,6 +130,24 @@ def _hand(entry: str, path: Path | str, sound: Path, folder: Path) -> str | None
             return _cli("train", small, "--resume", "--dry-run")
         case "pairs":
             return _cli("data", "prepare", sound / "fields.nc", out, "--pairs", path)
+        case "evaluate":
+            controls = [] if "controls" in str(list(Path(path).glob("evaluation/*"))) else ["--no-controls"]
+            return _cli("evaluate", path, *controls)
+        case "report":
+            line = _cli(
+                "report", path, "--no-attribution", "--samples", 2, "-o", folder / "attack" / "page.html"
+            )
+            _check_texts(Path(path))
+            return line
+        case "table" | "plot":
+            line = _cli("scale", entry, path)
+            _check_texts(Path(path))
+            return line
+        case "study":
+            return _cli("scale", "run", path, "--dry-run")
+        case "attribute":
+            where = ("--prompt", path, "--map", folder / "attack" / "map.svg")
+            return _cli("attribute", sound / "model", *climate, *where)
         case "place":
             return _cli("infer", sound / "model", *climate[:4], "--location", path)
         case "data prepare":
@@ -127,6 +155,25 @@ def _hand(entry: str, path: Path | str, sound: Path, folder: Path) -> str | None
         case _:
             return _cli("data", "inspect", path)
     return None
+
+
+def _check_texts(folder: Path) -> None:
+    """What was made of texts of somebody's holds none of their tags, and nothing that a browser or a reader fetches."""
+    pages = [Page(path.read_text(encoding="utf-8")) for path in folder.parent.glob("page.html")]
+    for page in pages:
+        assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
+        for _, attributes in page.tags:
+            assert not [name for name in attributes if name.startswith("on")]
+            assert (attributes.get("src") or "data:").startswith("data:")
+            assert (attributes.get("href") or "#").startswith(("#", "data:,"))
+        assert len(page.text) < 10**6
+    for path in [*folder.glob("table.md"), *folder.glob("model/README.md"), *folder.glob("figure.svg")]:
+        if path.is_symlink():
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert "<script" not in text
+        assert "\x1b" not in text
+        assert "\n# x" not in text
 
 
 CASES = [(name, entry) for name, (_, _, entries) in ATTACKS.items() for entry in entries]
@@ -139,7 +186,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize(("attack", "entry"), cases, ids=[f"{n}-{e}".replace(" ", "-") for n, e in cases])
 
 
-def test_attack(attack, entry, sound, tmp_path, monkeypatch, cell):
+def test_attack(attack, entry, sound, proven, tmp_path, monkeypatch, cell):
     row, build, _ = ATTACKS[attack]
     cell("hostile", row, entry)
     reached: list[Any] = []
@@ -152,7 +199,13 @@ def test_attack(attack, entry, sound, tmp_path, monkeypatch, cell):
     folder.mkdir()
     secret.parent.mkdir()
     secret.write_text(SECRET)
-    ground = Ground(folder, tmp_path / "canary", secret, sound / "backbone", sound / "model", sound / "store")
+    ground = Ground(
+        folder,
+        tmp_path / "canary",
+        secret,
+        *(sound / name for name in ("backbone", "model", "store")),
+        *(proven / name for name in ("run", "study")),
+    )
     path = build(ground)
     before = _outside(tmp_path)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -165,6 +218,8 @@ def test_attack(attack, entry, sound, tmp_path, monkeypatch, cell):
     assert not ground.canary.exists(), "an attack was carried out"
     assert not [address for address in reached if not isinstance(address, str | bytes)], reached
     assert not list((tmp_path / "home").rglob("*.py")), "code was copied along"
+    assert secret.read_text() == SECRET, "a file outside was written to"
+    assert [path.name for path in secret.parent.iterdir() if path.name != "outside"] == ["secret"]
     harmless = attack.startswith(HARMLESS.get(entry, ("-",)))
     if not harmless:
         assert line is not None, "the attack was not refused"

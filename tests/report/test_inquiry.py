@@ -10,12 +10,9 @@ import time as clock
 import numpy as np
 import pytest
 import xarray as xr
-import yaml
 from PIL import Image
 from scipy.ndimage import uniform_filter
-from typer.testing import CliRunner
 
-from climafuse.cli.app import app
 from climafuse.data.window import Box, Window
 from climafuse.errors import CheckpointError, OutOfRangeError, PlaceError, UsageError
 from climafuse.facts import answer_to, extract
@@ -25,22 +22,14 @@ from climafuse.report.inquiry import LONGEST_PROMPT, Inquiry
 from climafuse.report.locator import draw_locator, point_at
 from climafuse.training.config import load_config
 from climafuse.training.dataset import open_store
-from tests.training.runs import save_backbone, settings, write_climate
+from tests.training.runs import write_climate
 
 TIME, PLACE = "2026-03-09T12:00", "10,20"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of eight steps: too few to learn anything."""
-    folder = tmp_path_factory.mktemp("inquiry")
-    content = settings(
-        write_climate(folder / "fields.nc"), save_backbone(folder / "backbone"), folder / "run"
-    )
-    (folder / "run.yaml").write_text(yaml.safe_dump(content))
-    result = CliRunner().invoke(app, ["train", str(folder / "run.yaml")])
-    assert result.exit_code == 0, result.output
-    return folder / "run"
+def run(finished_run):
+    return finished_run / "run"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from climafuse.errors import CheckpointError, OutputError, UsageError
-from climafuse.scaling.runner import Moment, read_results, run_study
+from climafuse.scaling.records import read_results
+from climafuse.scaling.runner import Moment, run_study
 from climafuse.scaling.study import Study
 from climafuse.training.config import TrainingConfig, read_yaml
 

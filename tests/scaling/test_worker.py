@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from climafuse.scaling.runner import read_results, run_study
+from climafuse.scaling.records import read_results
+from climafuse.scaling.runner import run_study
 from climafuse.scaling.study import Study, first_runs
 from climafuse.scaling.worker import CONFIG_FILE, train_and_evaluate
 from climafuse.training.config import read_yaml
