@@ -7,8 +7,6 @@ page that nobody has opened was not tested. Whatever a page asks of the network 
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +16,13 @@ from climafuse.report.html import write_report
 from climafuse.report.maps import Layer
 from climafuse.report.samples import make_card
 from tests.evaluation.stores import random_store
+from tests.matrix.browsers import HARD_TO_READ, SCREENS, browser, note_complaints  # noqa: F401 (a fixture)
 from tests.report.pages import HOSTILE, evaluation, record
 from tests.report.test_html import card, hostile
 from tests.report.test_samples import of_store
 
 pytestmark = pytest.mark.slow
 
-SCREENS = {
-    "desktop": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "phone": {
-        "viewport": {"width": 360, "height": 740},
-        "color_scheme": "light",
-        "is_mobile": True,
-        "has_touch": True,
-    },
-    "dark": {"viewport": {"width": 768, "height": 1024}, "color_scheme": "dark"},
-}
 LARGEST = 5_000_000  # bytes of a report
 
 
@@ -106,25 +95,6 @@ CONTENTS = {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.fail("no Playwright here: run `scripts/matrix report`, which installs it")
-    names = (os.environ.get("CLIMAFUSE_CHROMIUM"), "chromium-headless-shell", "chromium", "google-chrome")
-    path = next((found for name in names if name and (found := shutil.which(name))), None)
-    if path is None:
-        pytest.fail(
-            "no Chromium here: run `scripts/matrix report`, which installs one, or set CLIMAFUSE_CHROMIUM"
-        )
-    with sync_playwright() as playwright:
-        # The sandbox of Chromium wants namespaces, which containers seldom give to root.
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """Each content, written once."""
     folder = tmp_path_factory.mktemp("reports")
@@ -140,7 +110,7 @@ def reports(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, reports):
+def opened(browser, reports):  # noqa: F811
     """Opens a report and returns the page, with what it complained about and asked for."""
     contexts = []
 
@@ -148,10 +118,8 @@ def opened(browser, reports):
         context = browser.new_context(**SCREENS[screen])
         contexts.append(context)
         page = context.new_page()
-        page.complaints, page.requests = [], []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("requestfailed", lambda request: page.complaints.append(f"failed: {request.url[:80]}"))
+        page.requests = []
+        note_complaints(page)
         url = reports(content).as_uri()
 
         def answer(route):
@@ -205,37 +173,7 @@ def test_letters_can_be_read(cell, opened, screen):
     """WCAG 2.2, 1.4.3: contrast of text on its ground at least 4.5; and no letter smaller than 12 pixels."""
     cell("report", "everything", f"{screen}: contrast, size of letters")
     page = opened("everything", screen)
-    found = page.evaluate(
-        """() => {
-            const parse = color => {
-                const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-                canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
-                return [...canvas.getImageData(0, 0, 1, 1).data];
-            };
-            const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 :
-                ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-            const ground = element => {
-                for (; element; element = element.parentElement) {
-                    const color = parse(getComputedStyle(element).backgroundColor);
-                    if (color[3] === 255) return color;
-                }
-                return [255, 255, 255, 255];
-            };
-            const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), bad = [];
-            let seen = 0;
-            for (let node; node = walker.nextNode();) {
-                const element = node.parentElement;
-                if (!node.data.trim() || element.closest('.hidden, .skip') || !element.offsetParent) continue;
-                const style = getComputedStyle(element);
-                const [a, b] = [light(parse(style.color)), light(ground(element))];
-                const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-                seen += 1;
-                if (contrast < 4.5 || parseFloat(style.fontSize) < 12)
-                    bad.push([node.data.trim().slice(0, 40), contrast.toFixed(2), style.fontSize]);
-            }
-            return [seen, bad];
-        }"""
-    )
+    found = page.evaluate(HARD_TO_READ)
     assert found[0] > 300
     assert found[1] == []
 

@@ -9,13 +9,11 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time as clock
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import uvicorn
 from gradio_client import Client
 from typer.testing import CliRunner
 
@@ -24,8 +22,9 @@ from climafuse.errors import OutputError, UsageError
 from climafuse.model.inference import Reader
 from climafuse.report import page as module
 from climafuse.report.inquiry import Inquiry, Told
-from climafuse.report.page import answer, build_page, error_line, load_gradio
-from climafuse.report.serving import HOST, MOST_BYTES, bind, serve
+from climafuse.report.page import answer, error_line, load_gradio
+from climafuse.report.serving import HOST, MOST_BYTES, bind
+from tests.report.serving import serving
 from tests.report.test_inquiry import PLACE, run  # noqa: F401 (a fixture)
 
 HOSTILE = (
@@ -40,35 +39,9 @@ def inquiry(run):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def served(inquiry):
-    """Port of a page that is served while the tests of this file run, in a thread."""
-    listening = bind(0)
-    port = listening.getsockname()[1]
-    started = threading.Event()
-    addresses: list[str] = []
-
-    def note(address):
-        addresses.append(address)
-        started.set()
-
-    servers: list = []
-
-    class Kept(uvicorn.Server):
-        def __init__(self, config):
-            super().__init__(config)
-            servers.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uvicorn, "Server", Kept)
-        thread = threading.Thread(
-            target=serve, args=(build_page(inquiry), listening), kwargs={"started": note}
-        )
-        thread.start()
-        assert started.wait(120)
-    assert addresses == [f"http://{HOST}:{port}"]
-    yield port
-    servers[0].should_exit = True
-    thread.join(30)
-    assert not thread.is_alive()
+    """Port of a page that is served while the tests of this file run."""
+    with serving(inquiry) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
