@@ -476,7 +476,7 @@ def _within(kind: str, rule: Rule) -> str:
             return "one cell"
         case "direction":
             return f"{22.5 + rule.tolerance:g}° of the octant"
-    return f"{rule.tolerance:g} {rule.unit}" + (f" or {rule.relative:.0%}" if rule.relative else "")
+    return f"{rule.tolerance:g} {rule.unit}" + (f" or {100 * rule.relative:g} %" if rule.relative else "")
 
 
 def _error_figure(value: float | None, decimals: int) -> str:

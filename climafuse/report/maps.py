@@ -50,6 +50,7 @@ _LEFT, _RIGHT, _GAP = 0.62, 0.45, 0.85
 _HEADING, _PANEL_TITLE, _PANEL_FOOT, _LINE = 0.5, 0.5, 0.82, 0.2
 _CHARACTER = 0.079  # width of an average character of the caption
 _HEAD_CHARACTER = 0.098  # the same of a panel's heading
+_DETAIL_CHARACTER = 0.068  # and of the line under it
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,15 @@ def draw_map(
     heads = [*map(_long_name, variables), *(layer.title for layer in layers)]
     if shares is not None:
         heads.append("Where the model attended")
-    widest = _HEAD_CHARACTER * max(
-        map(len, heads), default=0
-    )  # of a panel towards a pole, the heading is wider
+    details = [layer.detail for layer in layers]
+    if shares is not None:
+        details.append(_attention_detail(shares[2]))
+    # Of a panel towards a pole, what stands over it is wider.
+    widest = _HEAD_CHARACTER * max(map(len, heads), default=0)
+    widest = max(widest, _DETAIL_CHARACTER * max(map(len, details), default=0)) if headings else 0.0
+    pitch = max(width + _GAP, widest + 0.3)
     panel_title = _PANEL_TITLE if headings else 0.12
-    page_width = _LEFT + (num_columns - 1) * (width + _GAP)
-    page_width += max(width + _RIGHT, widest if headings else 0.0)
+    page_width = _LEFT + (num_columns - 1) * pitch + max(width + _RIGHT, widest + 0.1)
     title, caption = _drawable(title or ""), _drawable(caption or "")
     if title or caption:
         page_width = max(page_width, _MIN_PAGE_WIDTH)
@@ -189,7 +193,7 @@ def draw_map(
 
         def panel(index: int) -> Axes:
             row, column = divmod(index, num_columns)
-            left = _LEFT + column * (width + _GAP)
+            left = _LEFT + column * pitch
             lower = page_height - (_HEADING if title else 0.1) - row * (panel_title + height + _PANEL_FOOT)
             lower -= panel_title + height
             return figure.add_axes(
@@ -508,6 +512,7 @@ def _draw_attention(
             edgecolor=_INK,
             linewidth=0.5,
             zorder=3,
+            clip_on=False,  # as large as its share is, even at an edge
         )
     axes.set_facecolor("white")
     _color_bar(axes, drawn, "%")

@@ -3,12 +3,15 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from climafuse.errors import ModelInputError
 from climafuse.evaluation.attribution import Attention, Occlusion
 from climafuse.facts import Fact, extract
+from climafuse.report import maps
 from climafuse.report.attribution import Marks, draw_attribution, field_of, marks_of
 from climafuse.report.maps import Layer, draw_map
 from tests.report.test_maps import _Drawn, _mesh, _window
@@ -183,3 +186,25 @@ def test_a_fact_is_drawn_on_its_own_field_and_wind_beside_what_it_tells_of():
 def test_without_headings_the_page_names_the_panels(drawn):
     draw_map(_window(), "t2m", path="a.png", headings=False)
     assert not any("temperature" in text or "UTC" in text for text in drawn.texts())
+
+
+def test_what_stands_over_narrow_panels_does_not_meet():
+    """Towards a pole a panel is narrower than the line over it: letters of two panels, measured as drawn."""
+    window = _window(latitude=(70.0, 74.0, 78.0, 82.0))
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maps, "_write", lambda figure, path: figures.append(figure))
+        draw_attribution(
+            window, "t2m", attention=ATTENTION, occlusion=_occlusion(0 * DROP), path="a.png", **WORDS
+        )
+    (figure,) = figures
+    FigureCanvasAgg(figure)
+    starts = ("share of attention", "log-probability lost")
+    boxes = [
+        text.get_window_extent()
+        for start in starts
+        for text in figure.findobj(Text)
+        if text.get_text().startswith(start)
+    ]
+    assert boxes[0].x1 < boxes[1].x0
+    assert boxes[1].x1 <= figure.bbox.x1
