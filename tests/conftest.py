@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -44,6 +45,9 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # All tests are imported by now, and with them most libraries: a million objects that no collection need look at.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -206,7 +206,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for case in CASES
             for number, moment in enumerate(MOMENTS)
         ]
-        some = [(CASES[2], "after the optimizer"), (CASES[2], "half deleted")]
+        some = [(CASES[2], "after the optimizer")]
         names = "{0.fusion}-{0.accumulation}-{0.position}-{1}"
         chosen = every if thorough else some
         metafunc.parametrize(("case", "moment"), chosen, ids=[names.format(*pair) for pair in chosen])
