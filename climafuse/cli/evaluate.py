@@ -12,7 +12,7 @@ from climafuse.cli.handler import NOT_GROUNDED, print_table, progress_line
 from climafuse.errors import spelled_out
 
 # Whose columns the tables have.
-ERRORS = ("true", "shown", "shuffled", "climatology", "persistence", "regressor")
+ERRORS = ("true", "shown", "shuffled", "climatology", "last_training", "persistence", "regressor")
 KINDS = ("true", "shown", "shuffled", "prior_guesser", "text_only", "place_only", "regressor", "oracle")
 
 
@@ -49,7 +49,9 @@ def evaluate(
 ) -> None:
     """Ask a model the same questions under other fields, beside guessers and controls, and judge.
 
-    What was answered is kept in RUN/evaluation: a stopped evaluation goes on. Exit code 3: the model is not grounded.
+    What was answered is kept in RUN/evaluation: a stopped evaluation goes on. RUN/evaluation/evaluation.json is that of
+    all questions about the run's own data; any other is beside it. Exit code 3: the model is not grounded, or it cannot
+    be told.
     """
     from climafuse.evaluation.checkpoint import evaluate_checkpoint, write_json
 
@@ -122,6 +124,8 @@ def _print_trust(trust: Mapping[str, Any]) -> None:
         typer.echo(f"\nintervals: {blocks}; {lengths}")
         if trust["effective_in_time"] < 2:
             typer.echo("They hold for other places at these times; of other times one block tells nothing.")
+        elif trust["effective_in_time"] < 10:
+            typer.echo("They hold for times like these: few blocks of time tell little of others.")
     else:
         typer.echo(f"\nno intervals: {trust['why']} ({blocks}; {lengths})")
 
@@ -209,7 +213,9 @@ def _print_verdict(verdict: Mapping[str, Any]) -> None:
         [
             (
                 row["name"],
-                {True: "passes", False: "FAILS", None: "not measured"}[row["passed"]],
+                {True: "passes", False: "FAILS"}.get(
+                    row["passed"], "not clear" if row["measured"] else "not measured"
+                ),
                 _figure(row["value"]),
                 _interval(row["interval"]),
                 row["meaning"],
@@ -218,7 +224,12 @@ def _print_verdict(verdict: Mapping[str, Any]) -> None:
         ],
         header=("check", "", "difference", "95 %", ""),
     )
-    typer.echo(f"\nverdict: {'grounded' if verdict['grounded'] else 'NOT GROUNDED'}")
+    words = {True: "read", False: "NOT READ", None: "too few questions"}
+    found = verdict["variables"].items()
+    typer.echo("\nby variable: " + ", ".join(f"{name} {words[row['read']]}" for name, row in found))
+    typer.echo(
+        f"\nverdict: {verdict['words']}" if verdict["grounded"] else f"\nVERDICT: {verdict['words'].upper()}"
+    )
 
 
 def _figure(value: float | None, decimals: int = 3) -> str:

@@ -3,6 +3,9 @@
 A model is any object with `answer`: windows and prompts in, texts out. One with `score`, too, tells how likely it
 holds given texts. Answers are taken for a pure function of fields and prompt, so they are kept by the content of both:
 what two conditions ask alike is asked once.
+
+Questions go to the model in portions of about ten seconds: what is asked together shares work, and a portion is what is
+lost where an evaluation is stopped, and how often it tells how far it is.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import errno
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -20,10 +24,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from climafuse.data.window import Window
-from climafuse.errors import OutputError
+from climafuse.errors import OutputError, UsageError
 
 T = TypeVar("T")
 _MOST = 2**40  # nats, tokens or bytes of a text
+_SECONDS = 10.0  # that a portion of questions may take
+_FIRST, _FEWEST, _LARGEST = 64, 8, 1024  # questions in a portion
 Progress = Callable[[int, int], None]
 
 
@@ -134,7 +140,7 @@ class Transcript:
                 self._path.write_text(head + "\n", encoding="utf-8")
 
     def answers(
-        self, model: ReadsClimate, asks: Sequence[Ask], *, batch: int, progress: Progress | None = None
+        self, model: ReadsClimate, asks: Sequence[Ask], *, progress: Progress | None = None
     ) -> list[str]:
         """Answer questions, those that were answered before from the transcript."""
 
@@ -143,10 +149,10 @@ class Transcript:
             return model.answer(windows, [ask.prompt for ask in part], index=index)
 
         keys = [_key("answer", ask.window, ask.prompt) for ask in asks]
-        return self._fill(keys, asks, say, _is_answer, batch, progress)
+        return self._fill(keys, asks, say, _is_answer, progress)
 
     def likelihoods(
-        self, model: ScoresTexts, asks: Sequence[Ask], *, batch: int, progress: Progress | None = None
+        self, model: ScoresTexts, asks: Sequence[Ask], *, progress: Progress | None = None
     ) -> list[TextLikelihood]:
         """Likelihood of the right words of each question."""
 
@@ -161,7 +167,7 @@ class Transcript:
             ]
 
         keys = [_key("score", ask.window, ask.prompt, ask.answer) for ask in asks]
-        found = self._fill(keys, asks, score, _is_likelihood, batch, progress)
+        found = self._fill(keys, asks, score, _is_likelihood, progress)
         return [TextLikelihood(*entry) for entry in found]
 
     def _fill(
@@ -170,7 +176,6 @@ class Transcript:
         asks: Sequence[Ask],
         compute: Callable[[Sequence[Ask]], Sequence[Any]],
         fits: Callable[[Any], bool],
-        batch: int,
         progress: Progress | None,
     ) -> list[Any]:
         missing = {key: ask for key, ask in zip(keys, asks, strict=True) if not fits(self._known.get(key))}
@@ -180,13 +185,17 @@ class Transcript:
         total = done + len(missing)
         if progress is not None:
             progress(done, total)
-        for first in range(0, len(order), batch):
-            part = order[first : first + batch]
+        first, batch = 0, _FIRST
+        while part := order[first : first + batch]:
+            begin = time.monotonic()
             found = compute([missing[key] for key in part])
+            _check(found, len(part), fits)
             self._keep(dict(zip(part, found, strict=True)))
-            done += len(part)
+            first += len(part)
             if progress is not None:
-                progress(done, total)
+                progress(done + first, total)
+            rate = len(part) / max(time.monotonic() - begin, 1e-3)
+            batch = min(max(int(rate * _SECONDS), _FEWEST), 2 * batch, _LARGEST)
         return [self._known[key] for key in keys]
 
     def _keep(self, entries: Mapping[str, Any]) -> None:
@@ -195,6 +204,23 @@ class Transcript:
             lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries.items())
             with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(lines)
+
+
+def _check(found: Any, expected: int, fits: Callable[[Any], bool]) -> None:
+    """Refuse what is no answer of a model."""
+    num = len(found) if isinstance(found, Sequence) and not isinstance(found, str) else None
+    wrong = None if num is None else next((entry for entry in found if not fits(entry)), None)
+    if num != expected or wrong is not None or None in found:
+        raise UsageError(
+            "model",
+            expected=f"{expected} answers to as many questions, in their order, each a text (or its scores)",
+            received=repr(found)[:60]
+            if num is None
+            else f"{num} of them"
+            if num != expected
+            else repr(wrong)[:60],
+            remedy='Return one for each prompt; "" where the model has nothing to say.',
+        )
 
 
 def _entry(line: bytes) -> tuple[str, Any] | None:

@@ -6,7 +6,10 @@ training times at the very place that is asked about.
 - climatology: the facts of the mean of the training fields at the place;
 - prior: for each fact the median (of numbers) or the most frequent value (of classes, octants, positions) over
   the training times at the place;
-- persistence: the facts of the last training time at the place.
+- last_training: the facts of the last training time at the place.
+
+Beside these stands persistence: the facts of the time just before the one that is asked about. It has seen what no
+memory of training holds, so it is no measure of what is learned by heart, but what forecasters compare with.
 
 Of more than a thousand training times, a thousand at even distances are looked at, the last among them: the median
 of so many is known to a twentieth of a standard deviation, and forty years of hours would take days.
@@ -22,12 +25,11 @@ import numpy as np
 
 from climafuse.data.store import TrainingStore
 from climafuse.data.window import Box, Window
-from climafuse.evaluation.questions import Question
+from climafuse.evaluation.questions import Key, Question
 from climafuse.facts import FACT_KINDS, Fact, extract, spoken, window_box
 from climafuse.facts.extract import EXTRACTORS
 
-Key = tuple[str, str, tuple[tuple[str, str], ...]]
-GUESSERS = ("climatology", "prior", "persistence")
+GUESSERS = ("climatology", "prior", "last_training")
 TIMES = 1000  # that are looked at, at most
 
 
@@ -89,6 +91,35 @@ def guesses(
     return answers
 
 
+def persisted(
+    store: TrainingStore, windows: Sequence[Window], questions: Sequence[Question], *, history: int
+) -> list[Fact | None]:
+    """What was true one time before, spoken; None where the fields begin, or a window is none of theirs.
+
+    Args:
+        store: The fields.
+        windows: The windows asked about.
+        questions: The questions.
+        history: Steps of a window.
+    """
+    kinds = sorted({question.key[0] for question in questions} & EXTRACTORS.keys())
+    tables: dict[int, dict[Key, Fact]] = {}
+    answers: list[Fact | None] = []
+    for question in questions:
+        if question.window not in tables:
+            window = windows[question.window]
+            step = int(np.searchsorted(store.time, window.time[-1]))
+            is_of_store = step < len(store.time) and store.time[step] == window.time[-1]
+            before = (
+                store.window(step - 1, window_box(window), history)
+                if is_of_store and step >= history
+                else None
+            )
+            tables[question.window] = {} if before is None else _spoken(extract(before, kinds=kinds))
+        answers.append(tables[question.window].get(question.key))
+    return answers
+
+
 def _memory(store: TrainingStore, box: Box, steps: np.ndarray, history: int, kinds: Sequence[str]) -> Memory:
     told: dict[Key, list[Fact]] = {}
     mean = _Mean()
@@ -105,7 +136,7 @@ def _memory(store: TrainingStore, box: Box, steps: np.ndarray, history: int, kin
         {
             "climatology": _spoken(extract(replace(window, fields=fields), kinds=kinds)),
             "prior": {key: _typical(facts) for key, facts in told.items()},
-            "persistence": last,
+            "last_training": last,
         },
     )
 

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from climafuse.data.files import whole_file
+from climafuse.data.lock import alone
+from climafuse.data.pair_table import PairTable
+from climafuse.data.pairs import Pair
 from climafuse.data.splits import SPLIT_NAMES, SplitName
 from climafuse.data.store import TrainingStore
-from climafuse.data.times import format_time
+from climafuse.data.times import days_since_epoch, format_time, parse_time
 from climafuse.data.window import Window
 from climafuse.errors import ConfigurationError
 from climafuse.evaluation.asking import Progress, ReadsClimate, Transcript
@@ -23,9 +24,9 @@ from climafuse.evaluation.controls import CONTROLS, model_folder, own_folder, tr
 from climafuse.evaluation.grounding import Grounding, Sample, evaluate_grounding
 from climafuse.evaluation.questions import Question, questions_of
 from climafuse.facts import window_box
-from climafuse.json_file import read_record
-from climafuse.json_values import number
-from climafuse.manifest import machine, sha256, versions
+from climafuse.json_file import read_object, read_record
+from climafuse.json_values import number, table
+from climafuse.manifest import machine, sha256, verify_folder, versions
 from climafuse.model.card import add_grounding
 from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.model.inference import Reader, load_model
@@ -72,12 +73,14 @@ def evaluate_checkpoint(
     """Evaluate a trained model on the test split of its data, or of other data.
 
     What was answered is kept in `evaluation/` beside the model, and so are the trained controls: an evaluation that was
-    stopped goes on.
+    stopped goes on. The record of the run, `evaluation/evaluation.json`, and the table in the model's card are of its
+    own model, all questions and its own data; what else is asked goes to a file of its own (`record_name`).
 
     Args:
         checkpoint: Folder of a run, or of the model in it.
-        climate: Other fields than those of training: a sample, a training store, or files.
-        pairs: Other pairs.
+        climate: Other fields than those of training: a sample, a training store, or files. Windows that are not at
+            least the gap of the run away from its training and validation times are left out.
+        pairs: Other pairs; of these windows, too.
         controls: Which controls to train; those of the training data, whatever is asked about.
         num_questions: Ask at most so many; None asks all.
         split: Of whose times; choices between models are made on "validation".
@@ -100,16 +103,21 @@ def evaluate_checkpoint(
         pairs=trained.data.pairs if pairs is None else pairs,
     )
     config = replace(trained, data=data)
-    reader = load_model(folder, max_new_tokens=config.evaluation.max_new_tokens)
     store = open_store(config)
+    examples = _merged(make_examples(store, split, config))
+    if data != trained.data:
+        examples = _unseen(examples, _seen_times(run), gap_hours=data.gap_hours, say=say)
+    groups = [pairs_of for _, pairs_of in examples]
+    everything = questions_of(groups)
+    windows, questions = _first([window for window, _ in examples], everything, num_questions)
+    reader = load_model(folder, max_new_tokens=config.evaluation.max_new_tokens)
     _check_fields(reader, store)
-    examples = make_examples(store, split, config)
     steps = store.splits.valid_times(split, history=config.data.history)
-    groups = [example.pairs for example in examples]
-    windows, questions = _first([example.window for example in examples], questions_of(groups), num_questions)
+    num_texts = sum(map(len, groups))
+    num_left = num_texts - len(everything)
     say(
-        f"evaluation: {len(questions)} questions about {len(windows)} windows of {len(steps)} {split} times, "
-        f"{config.data.source}"
+        f"evaluation: {len(questions)} questions about {len(windows)} windows of {_num_times(windows)} {split} times, "
+        f"{config.data.source}" + (f"; {num_left} texts of several facts are not asked" if num_left else "")
     )
     trained_controls = train_controls(folder, names=controls, say=say) if controls else {}
     weights = {
@@ -124,25 +132,26 @@ def evaluate_checkpoint(
             "weights": weights[name],
             "backbone": reader.model.backbone_identity["content_hash"],
             "max_new_tokens": config.evaluation.max_new_tokens,
-            "versions": versions(("torch", "transformers")),
+            "versions": versions(("climafuse", "torch", "transformers")),
         }
-        return Transcript(place / f"{name}.jsonl", identity)
+        return Transcript(place / f"{name}-{weights[name][:12]}.jsonl", identity)
 
     others: dict[str, ReadsClimate] = {name: control.read() for name, control in trained_controls.items()}
-    grounding = evaluate_grounding(
-        reader,
-        store,
-        windows,
-        questions,
-        history=config.data.history,
-        steps=steps.tolist(),
-        training=_some(make_examples(store, "train", config)),
-        controls=others,
-        transcript=transcript,
-        seed=config.evaluation.seed,
-        thorough=thorough,
-        progress=progress,
-    )
+    with alone(place / ".lock"):
+        grounding = evaluate_grounding(
+            reader,
+            store,
+            windows,
+            questions,
+            history=config.data.history,
+            steps=steps.tolist(),
+            training=_habits(store, config),
+            controls=others,
+            transcript=transcript,
+            seed=config.evaluation.seed,
+            thorough=thorough,
+            progress=progress,
+        )
     splits = {name: store.time[store.splits.indices(name)] for name in SPLIT_NAMES}
     now = time.perf_counter()
     record = {
@@ -152,7 +161,7 @@ def evaluate_checkpoint(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(("climafuse", "torch", "transformers")),
-        "training": _training(run, trained, reader),
+        "training": _training(run, folder, trained, reader),
         "data": {
             "source": config.data.source,
             "license": store.license,
@@ -163,9 +172,10 @@ def evaluate_checkpoint(
                 if len(times)
             },
             "split": split,
-            "num_test_times": len(steps),
+            "num_test_times": _num_times(windows),
             "num_windows": len(windows),
             "num_questions": grounding.score("true").num_referenced,
+            "num_texts_not_asked": num_left,
         },
         "controls": {
             name: {"label": control.label, "steps": control.steps, "seconds": control.seconds}
@@ -175,11 +185,40 @@ def evaluate_checkpoint(
         "samples": [_sample(sample) for sample in grounding.samples],
         "seconds": {"asking": now - asked, "all": now - begin},
     }
-    path = place / (RECORD if split == "test" else f"{split}.json")
+    is_of_run = (
+        data == trained.data and len(questions) == len(everything) and thorough and folder.name == "model"
+    )
+    path = place / record_name(split, is_of_run=is_of_run, record=record, kept=place / RECORD)
     write_json(path, record)
     if path.name == RECORD:
         add_grounding(folder, record)
     return Evaluation(grounding, record, path, reader)
+
+
+def record_name(split: str, *, is_of_run: bool, record: Mapping[str, Any], kept: Path) -> str:
+    """Where figures are written, so that lesser ones replace no others.
+
+    Args:
+        split: Whose times were asked about.
+        is_of_run: Whether all was asked about the run's own data, of its own model.
+        record: The figures.
+        kept: The record of the run, if there is one.
+
+    Returns:
+        "evaluation.json" for the record of the run; "validation.json" or the like for another split of it;
+        "other.json" for anything else, and for a record without controls where there is one of this model with them.
+    """
+    if not is_of_run and split == "test":
+        return "other.json"
+    if split != "test":
+        return f"{split}.json"
+    try:
+        before = read_object(kept)
+        is_same = before["weights_sha256"] == record["weights_sha256"]
+        has_more = is_same and set(before["controls"]) > set(record["controls"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
+        has_more = False
+    return "other.json" if has_more else RECORD
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -225,15 +264,77 @@ def _first(
     return windows[: last + 1], questions
 
 
-def _some(examples: Examples) -> Iterator[Window]:
-    """Windows at even distances."""
-    chosen = np.linspace(0, len(examples) - 1, min(HABITS, len(examples))).round().astype(int)
-    return (examples[index].window for index in chosen.tolist())
+def _habits(store: TrainingStore, config: RunConfig) -> Iterator[Window]:
+    """Windows of the training times; texts about them are not needed, and not asked of the pairs."""
+    data = replace(config.data, train_windows=min(HABITS, config.data.train_windows), pairs=None)
+    plain = replace(store, all_pairs=PairTable(()))
+    return (example.window for example in make_examples(plain, "train", replace(config, data=data)))
 
 
-def _training(run: Mapping[str, Any], config: RunConfig, reader: Reader) -> dict[str, Any]:
+def _merged(examples: Examples) -> list[tuple[Window, list[Pair]]]:
+    """Windows with their texts, each window once: of the same times and cells, two are no two samples."""
+    found: dict[tuple[Any, ...], tuple[Window, list[Pair]]] = {}
+    for example in examples:
+        window = example.window
+        key = (tuple(window.time.tolist()), window.latitude.tobytes(), window.longitude.tobytes())
+        found.setdefault(key, (window, []))[1].extend(example.pairs)
+    return list(found.values())
+
+
+def _num_times(windows: Sequence[Window]) -> int:
+    return len({window.time[-1] for window in windows})
+
+
+def _seen_times(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """First and last of the times that the run learned from or chose its best step by."""
+    spans = [table(run, "splits").get(name) for name in ("train", "validation")]
+    return [(str(span[0]), str(span[1])) for span in spans if isinstance(span, list) and len(span) == 2]
+
+
+def _unseen(
+    examples: list[tuple[Window, list[Pair]]], seen: Sequence[tuple[str, str]], *, gap_hours: float, say: Say
+) -> list[tuple[Window, list[Pair]]]:
+    """Leave out windows that are not a gap away from times that were seen."""
+    if not seen:
+        raise ConfigurationError(
+            "climate",
+            expected=f"a run that tells its training times in {RECORD_FILE}, so that others can be asked about",
+            received="none there",
+            remedy="Evaluate on the data of the run, or give the folder that `climafuse train` wrote.",
+        )
+    if not examples:
+        return examples
+    like = examples[0][0].time
+    ends = [days_since_epoch([parse_time(end, like=like) for end in span]) for span in seen]
+    kept = []
+    for window, pairs in examples:
+        first, last = days_since_epoch(window.time)[[0, -1]]
+        if all(last < begin - gap_hours / 24 or first > end + gap_hours / 24 for begin, end in ends):
+            kept.append((window, pairs))
+    if not kept:
+        raise ConfigurationError(
+            "climate",
+            expected=f"times at least {gap_hours:g} hours from those of the run: {_spans(seen)}",
+            received=f"{len(examples)} windows, none of them such",
+            remedy="Give fields of other times; answers about these may be remembered.",
+        )
+    if len(kept) < len(examples):
+        say(
+            f"{len(examples) - len(kept)} windows left out: less than {gap_hours:g} hours from {_spans(seen)}"
+        )
+    return kept
+
+
+def _spans(seen: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{first} to {last}" for first, last in seen)
+
+
+def _training(run: Mapping[str, Any], folder: Path, config: RunConfig, reader: Reader) -> dict[str, Any]:
+    steps = verify_folder(folder)["details"].get(
+        "step", run.get("steps")
+    )  # a checkpoint has done fewer than its run
     return {
-        "steps": run.get("steps") if number(run.get("steps")) is not None else None,
+        "steps": steps if number(steps) is not None else None,
         "seconds": number(run.get("train_seconds")),
         "trainable_parameters": sum(p.numel() for p in reader.model.parameters() if p.requires_grad),
         "backbone": dict(reader.model.backbone_identity),

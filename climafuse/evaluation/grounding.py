@@ -18,13 +18,13 @@ from climafuse.data.store import TrainingStore
 from climafuse.data.window import Window
 from climafuse.errors import PairsError
 from climafuse.evaluation.asking import Ask, Progress, ReadsClimate, ScoresTexts, TextLikelihood, Transcript
-from climafuse.evaluation.baselines import GUESSERS, guesses, remember
+from climafuse.evaluation.baselines import GUESSERS, guesses, persisted, remember
 from climafuse.evaluation.correlation import SamplePoints, Scales, field_scales
 from climafuse.evaluation.oracle import Oracle
 from climafuse.evaluation.polling import count_poll, make_polls
-from climafuse.evaluation.questions import Question, questions_of, truths
+from climafuse.evaluation.questions import FactTables, Key, Question, questions_of, truths
 from climafuse.evaluation.statistics import NO_FLOOR, Interval, difference, fact_counts, fact_f1, interval
-from climafuse.evaluation.verdict import CHECKS, Difference, verdict
+from climafuse.evaluation.verdict import CHECKS, Difference, Reading, verdict
 from climafuse.evaluation.views import CONDITIONS, View, make_views
 from climafuse.facts import (
     Fact,
@@ -39,14 +39,15 @@ from climafuse.facts import (
     withhold,
 )
 
+REASONS = ("withheld", "unseen", "masked")  # why a question has no answer
 QUICK = ("true", "swapped")  # views of an evaluation that is not thorough
 OTHERS = 100  # questions about what is not withheld, for each variable that is
 UNANSWERABLE = 2  # questions without an answer, for each window
-BATCH = 512  # questions between two lines of progress, and lost at most where an evaluation is stopped
 LABELS = {name: condition.label for name, condition in CONDITIONS.items()} | {
     "climatology": "guesser: mean field of the training times, same place",
     "prior_guesser": "guesser: median or most frequent fact, same place",
-    "persistence": "guesser: last training time, same place",
+    "last_training": "guesser: last training time, same place",
+    "persistence": "forecaster: one time before, same place",
     "oracle": "oracle that writes from the field",
     "text_only": "control: trained alike, sees no field",
     "place_only": "control: trained alike, sees where and when only",
@@ -89,12 +90,17 @@ class Outcome:
         by_window: Counts of the facts of each window's answers; empty where nothing was asked.
         num_asked: Questions asked.
         num_abstained: Of these, answered that the fields do not hold it.
+        num_stated: Facts in the answers.
+        num_invented: Of these, about what the field shown does not tell: a value it does not hold, or that it does
+            not hold what it does.
         likelihood: Of the right words; None where not measured.
     """
 
     by_window: Sequence[Statistic]
     num_asked: int
     num_abstained: int
+    num_stated: int = 0
+    num_invented: int = 0
     likelihood: TextLikelihood | None = None
 
     @cached_property
@@ -115,7 +121,8 @@ class Grounding:
     Args:
         windows: The windows asked about.
         outcomes: Condition, guesser or control → its counts, over the answerable questions.
-        withheld: Variable → (outcome of questions about it, of questions about others), while it is withheld.
+        withheld: Variable, while it is withheld → questions about it and how many of them were answered so; outcome
+            of questions about others.
         abstention: Why there is no answer → questions asked, and how many were answered so.
         polls: Strategy → figures of `count_poll`.
         samples: Answers with the true field.
@@ -124,7 +131,7 @@ class Grounding:
 
     windows: Sequence[Window]
     outcomes: Mapping[str, Outcome]
-    withheld: Mapping[str, tuple[Outcome, Outcome]] = field(default_factory=dict)
+    withheld: Mapping[str, tuple[tuple[int, int], Outcome]] = field(default_factory=dict)
     abstention: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     polls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
@@ -164,8 +171,12 @@ class Grounding:
         pair = [self.outcomes.get(self.prior if name == "prior" else name) for name in (one, other)]
         if any(outcome is None or not outcome.total.total().referenced for outcome in pair):
             return Difference(None)
-        counts = [fact_counts(outcome.by_window) for outcome in pair if outcome is not None]
-        found = difference(self._points, counts[0], counts[1], fact_f1, floor=self.floor)
+        first, second = (fact_counts(outcome.by_window) for outcome in pair if outcome is not None)
+        both = (first[:, -1] > 0) & (second[:, -1] > 0)
+        if not both.any():
+            return Difference(None)
+        points = self._points if both.all() else self._points.subset(both)
+        found = difference(points, first[both], second[both], fact_f1, floor=self.floor)
         if not found.claimed or found.low is None or found.high is None:
             return Difference(found.value)
         return Difference(found.value, (found.low, found.high), found.p)
@@ -173,7 +184,22 @@ class Grounding:
     @property
     def verdict(self) -> dict[str, Any]:
         """Whether the model is grounded, and the checks."""
-        return verdict(self.differences)
+        return verdict(self.differences, num_windows=len(self.windows), variables=self._readings())
+
+    def _readings(self) -> dict[str, Reading]:
+        """How each variable is read: under swapped values, the answers follow these or they do not."""
+        totals = [self.outcomes[name].total for name in ("shown", "shuffled") if name in self.outcomes]
+        if len(totals) < 2:
+            return {}
+        shown, shuffled = totals
+        return {
+            variable: Reading(
+                shown.only(variable=variable).total().referenced,
+                *(metrics(total.only(variable=variable)).f1 for total in (shown, shuffled)),
+            )
+            for variable in dict.fromkeys(variable for _, variable in shown.tallies)
+            if all(total.only(variable=variable).total().referenced for total in (shown, shuffled))
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Figures as JSON types; None where nothing was asked.
@@ -192,12 +218,13 @@ class Grounding:
             "conditions": {shown: self._condition(name) for shown, name in names.items()},
             "withheld": {
                 variable: {
-                    "num_questions": about.num_asked,
-                    "abstained": _share(about.num_abstained, about.num_asked),
+                    "num_questions": asked,
+                    "abstained": _share(abstained, asked),
                     "num_others": others.num_asked,
                     "others_f1": _number(others.score.f1),
+                    "others": self._figures(others),
                 }
-                for variable, (about, others) in self.withheld.items()
+                for variable, ((asked, abstained), others) in self.withheld.items()
             },
             "abstention": {
                 "num_questions": absent[0],
@@ -223,23 +250,29 @@ class Grounding:
         }
 
     def _condition(self, name: str) -> dict[str, Any]:
-        outcome, score = self.outcomes[name], self.score(name)
         found = self.intervals.get(name)
+        return {
+            "label": LABELS.get(_shown(name), name),
+            "interval": [found.low, found.high] if found is not None and found.claimed else None,
+            **self._figures(self.outcomes[name]),
+        }
+
+    @staticmethod
+    def _figures(outcome: Outcome) -> dict[str, Any]:
+        score = outcome.score
         held = [(key, tally) for key, tally in sorted(outcome.total.tallies.items()) if tally.referenced]
         likelihood = outcome.likelihood
         return {
-            "label": LABELS.get(_shown(name), name),
             "precision": _number(score.precision),
             "recall": _number(score.recall),
             "f1": _number(score.f1),
-            "interval": [found.low, found.high] if found is not None and found.claimed else None,
             "num_questions": outcome.num_asked,
             "token_loss": None if likelihood is None else likelihood.nats / likelihood.num_tokens,
             "bits_per_byte": None
             if likelihood is None
             else likelihood.nats / math.log(2) / likelihood.num_bytes,
             "token_accuracy": None if likelihood is None else likelihood.num_right / likelihood.num_tokens,
-            "invented_rate": _number(score.invented_rate),
+            "invented_rate": _share(outcome.num_invented, outcome.num_stated),
             "wrong_rate": _number(score.wrong_rate),
             "abstained": _share(outcome.num_abstained, outcome.num_asked),
             "by_kind": {
@@ -264,7 +297,10 @@ class Grounding:
         }
 
     def _trust(self) -> dict[str, Any]:
-        found = self.intervals["true"]
+        # Blocks differ from figure to figure: those of the first one that has any. Where all answers are right, that of
+        # another condition.
+        figures = [self.intervals[name] for name in ("true", "shown", "shuffled") if name in self.intervals]
+        found = next((figure for figure in figures if figure.claimed), figures[0])
         return {
             "claimed": found.claimed,
             "why": found.why,
@@ -350,46 +386,74 @@ def evaluate_grounding(
         ask.add([*windows], poll)
     ask.all(progress("questions") if progress else None)
 
+    tables = FactTables()
+
+    def count(stated: Stated, asked: Sequence[Question], view: View, reference: View) -> Outcome:
+        return _count(stated, asked, view, reference, tables)
+
+    true: View = [*windows]
     outcomes = {
-        name: _count(
+        name: count(
             ask.stated(views[condition.view], answerable),
-            truths(views[condition.view] if condition.against_shown else windows, answerable),
             answerable,
             views[condition.view],
+            views[condition.view] if condition.against_shown else true,
         )
         for name, condition in conditions.items()
     }
+    real = truths(true, answerable, tables)
+    guessed = guesses(memories, windows, answerable)
+    guessed["persistence"] = persisted(store, windows, answerable, history=history)
+    for name, answers in guessed.items():
+        outcomes[name] = count([[fact] if fact else [] for fact in answers], answerable, true, true)
+    without = {
+        variable: (
+            _abstentions(ask.stated(masked, about), about),
+            count(ask.stated(masked, others), others, masked, masked),
+        )
+        for variable, (masked, about, others) in hidden.items()
+    }
     if isinstance(model, ScoresTexts):
         scored = {
-            name: _worded(answerable, windows, views[condition.view], condition.against_shown)
+            name: _worded(answerable, true, views[condition.view], condition.against_shown, tables)
             for name, condition in conditions.items()
         }
-        likelihoods = ask.likelihoods(scored, progress("right words") if progress else None)
-        outcomes = {
-            name: replace(outcome, likelihood=likelihoods[name]) for name, outcome in outcomes.items()
+        scored |= {
+            f"without {variable}": _worded(others, true, masked, True, tables)
+            for variable, (masked, _, others) in hidden.items()
         }
-    real = truths(windows, answerable)
-    for name, answers in guesses(memories, windows, answerable).items():
-        outcomes[name] = _count([[fact] if fact else [] for fact in answers], real, answerable, windows)
+        likelihoods = ask.likelihoods(scored, progress("right words") if progress else None)
+        outcomes |= {name: replace(outcomes[name], likelihood=likelihoods[name]) for name in conditions}
+        without = {
+            variable: (about, replace(others, likelihood=likelihoods[f"without {variable}"]))
+            for variable, (about, others) in without.items()
+        }
     for name, control in {"oracle": Oracle(), **(controls or {})}.items():
         other = _Interview(control, transcript(name) if transcript and name != "oracle" else Transcript())
-        other.add([*windows], answerable)
+        other.add(true, answerable)
         other.all(progress(f"questions, {name}") if progress else None)
-        outcomes[name] = _count(other.stated([*windows], answerable), real, answerable, windows)
+        outcomes[name] = count(other.stated(true, answerable), answerable, true, true)
+        if isinstance(control, ScoresTexts):
+            scored = {name: _worded(answerable, true, true, False, tables)}
+            likelihood = other.likelihoods(scored, progress(f"right words, {name}") if progress else None)
+            outcomes[name] = replace(outcomes[name], likelihood=likelihood[name])
 
     return Grounding(
         windows=windows,
         outcomes=outcomes,
-        withheld={
-            variable: (
-                _count(ask.stated(masked, about), [None] * len(about), about, masked),
-                _count(ask.stated(masked, others), truths(masked, others), others, masked),
+        withheld=without,
+        abstention={
+            reason: _abstentions(
+                ask.stated(
+                    true, [question for question in unanswerable if _reason(question, windows) == reason]
+                ),
+                [question for question in unanswerable if _reason(question, windows) == reason],
             )
-            for variable, (masked, about, others) in hidden.items()
+            for reason in REASONS
+            if any(_reason(question, windows) == reason for question in unanswerable)
         },
-        abstention=_abstentions(ask.stated([*windows], unanswerable), unanswerable, windows),
         polls={
-            strategy: count_poll(ask.stated([*windows], poll), truths(windows, poll))
+            strategy: count_poll(ask.stated(true, poll), truths(true, poll, tables))
             for strategy, poll in polls.items()
         },
         samples=[
@@ -400,7 +464,7 @@ def evaluate_grounding(
                 _is_right(parse(text, question.prompt), truth),
                 windows[question.window],
             )
-            for question, text, truth in zip(answerable, ask.texts([*windows], answerable), real, strict=True)
+            for question, text, truth in zip(answerable, ask.texts(true, answerable), real, strict=True)
             if truth is not None
         ],
         floor=field_scales(store),
@@ -422,12 +486,12 @@ class _Interview:
 
     def all(self, progress: Progress | None) -> None:
         """Ask."""
-        self._transcript.answers(self._model, self._asks, batch=BATCH, progress=progress)
+        self._transcript.answers(self._model, self._asks, progress=progress)
 
     def texts(self, view: View, questions: Sequence[Question]) -> list[str]:
         """What was answered; "" where the view had nothing to show."""
         asks = self._of(view, questions)
-        answers = iter(self._transcript.answers(self._model, asks, batch=BATCH))
+        answers = iter(self._transcript.answers(self._model, asks))
         return ["" if view[question.window] is None else next(answers) for question in questions]
 
     def stated(self, view: View, questions: Sequence[Question]) -> Stated:
@@ -444,7 +508,7 @@ class _Interview:
         model = self._model
         assert isinstance(model, ScoresTexts)  # the caller has looked
         flat = [ask for asks in scored.values() for ask in asks]
-        found = iter(self._transcript.likelihoods(model, flat, batch=BATCH, progress=progress))
+        found = iter(self._transcript.likelihoods(model, flat, progress=progress))
         sums = {name: sum((next(found) for _ in asks), TextLikelihood()) for name, asks in scored.items()}
         return {name: total if total.num_tokens else None for name, total in sums.items()}
 
@@ -495,24 +559,28 @@ def _is_unseen(question: Question) -> bool:
     return set(question.withheld).isdisjoint(sources(question.key[1]))
 
 
-def _abstentions(
-    stated: Stated, questions: Sequence[Question], windows: Sequence[Window]
-) -> dict[str, tuple[int, int]]:
-    counts = {"withheld": (0, 0), "unseen": (0, 0), "masked": (0, 0)}
+def _reason(question: Question, windows: Sequence[Window]) -> str:
+    """Why a question has no answer."""
+    if _is_unseen(question):
+        return "unseen"
+    return "masked" if set(question.withheld) >= set(windows[question.window].variables) else "withheld"
+
+
+def _abstentions(stated: Stated, questions: Sequence[Question]) -> tuple[int, int]:
+    """Questions without an answer, and how many of them were answered so: that variable, and nothing else of it."""
+    right = 0
     for facts, question in zip(stated, questions, strict=True):
-        everything = set(question.withheld) >= set(windows[question.window].variables)
-        reason = "unseen" if _is_unseen(question) else "masked" if everything else "withheld"
-        asked, right = counts[reason]
-        counts[reason] = asked + 1, right + _abstains(facts)
-    return {reason: count for reason, count in counts.items() if count[0]}
+        about = {fact.kind for fact in facts if fact.variable == question.key[1]}
+        right += about == {"absent"}
+    return len(questions), right
 
 
 def _worded(
-    questions: Sequence[Question], windows: Sequence[Window], view: View, against_shown: bool
+    questions: Sequence[Question], windows: View, view: View, against_shown: bool, tables: FactTables
 ) -> list[Ask]:
     """Each question with the right words: those of its pair, or of the field shown."""
     asks = []
-    for question, fact in zip(questions, truths(view, questions), strict=True):
+    for question, fact in zip(questions, truths(view, questions, tables), strict=True):
         window = view[question.window]
         answer = (answer_to(question.prompt, fact) if fact else None) if against_shown else question.answer
         if window is not None and answer:
@@ -521,17 +589,39 @@ def _worded(
 
 
 def _count(
-    stated: Stated, real: Sequence[Fact | None], questions: Sequence[Question], view: Sequence[Window | None]
+    stated: Stated, questions: Sequence[Question], view: View, reference: View, tables: FactTables
 ) -> Outcome:
-    """Counts by window; a question that has no answer, or was not asked, is left out."""
+    """Counts by window; a question that has no answer, or was not asked, is left out.
+
+    Args:
+        stated: Facts in the answers.
+        questions: What was asked.
+        view: What was shown.
+        reference: What the answers are scored against. A fact that was not asked for is judged by it, too.
+        tables: Facts of both.
+    """
     by_window = [Statistic()] * len(view)
-    for facts, truth, question in zip(stated, real, questions, strict=True):
-        if truth is not None and view[question.window] is not None:
-            by_window[question.window] += statistic(facts, [truth])
-    asked = [
-        facts for facts, question in zip(stated, questions, strict=True) if view[question.window] is not None
-    ]
-    return Outcome(by_window, len(asked), sum(map(_abstains, asked)))
+    num_asked = num_abstained = num_stated = num_invented = 0
+    for facts, truth, question in zip(stated, truths(reference, questions, tables), questions, strict=True):
+        shown = view[question.window]
+        if shown is None:
+            continue
+        num_asked += 1
+        num_abstained += _abstains(facts)
+        num_stated += len(facts)
+        held = tables.of(shown)
+        num_invented += sum(_is_invented(fact, held, shown) for fact in facts)
+        if truth is not None:
+            support = tables.of(reference[question.window]).values()
+            by_window[question.window] += statistic(facts, [truth], support=support)
+    return Outcome(by_window, num_asked, num_abstained, num_stated, num_invented)
+
+
+def _is_invented(fact: Fact, held: Mapping[Key, Fact], window: Window) -> bool:
+    """Whether a field does not tell what a fact is about, or tells what it denies."""
+    if fact.kind == "absent":
+        return not set(window.available()).isdisjoint(sources(fact.variable))
+    return fact.key not in held
 
 
 def _abstains(facts: Sequence[Fact]) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from climafuse.data.pairs import Pair
 from climafuse.data.window import Window
-from climafuse.facts import Fact, extract
+from climafuse.facts import Fact, asked, extract
+
+Key: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,15 @@ class Question:
 
     window: int
     prompt: str
-    key: tuple[str, str, tuple[tuple[str, str], ...]]
+    key: Key
     withheld: tuple[str, ...] = ()
     answer: str = ""
 
 
 def questions_of(groups: Iterable[Sequence[Pair]]) -> list[Question]:
-    """Questions of pairs that state one fact each.
+    """Questions of pairs that state one fact each, or that none is known of and whose prompt asks for one.
+
+    Texts of several facts are no question: which of them ought to be told is not in the prompt.
 
     Args:
         groups: The pairs of each window, in the order of the windows.
@@ -38,28 +43,44 @@ def questions_of(groups: Iterable[Sequence[Pair]]) -> list[Question]:
     questions = []
     for number, pairs in enumerate(groups):
         for pair in pairs:
+            key = asked(pair.prompt) if not pair.facts else None
             if len(pair.facts) == 1:
-                fact = Fact.from_dict(pair.facts[0])
-                questions.append(Question(number, pair.prompt, fact.key, pair.withheld, pair.text))
+                key = Fact.from_dict(pair.facts[0]).key
+            if key is not None:
+                questions.append(Question(number, pair.prompt, key, pair.withheld, pair.text))
     return questions
 
 
-def truths(windows: Sequence[Window | None], questions: Sequence[Question]) -> list[Fact | None]:
+class FactTables:
+    """The exact facts of windows, each extracted once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Window, dict[Key, Fact]]] = {}
+
+    def of(self, window: Window | None) -> dict[Key, Fact]:
+        """Facts by what they are about; none where there is no window."""
+        if window is None:
+            return {}
+        # The window is kept beside its facts: as long as it lives, nothing else has its number.
+        if id(window) not in self._known:
+            self._known[id(window)] = window, {fact.key: fact for fact in extract(window)}
+        return self._known[id(window)][1]
+
+
+def truths(
+    windows: Sequence[Window | None], questions: Sequence[Question], tables: FactTables | None = None
+) -> list[Fact | None]:
     """The exact answer to each question, computed from the fields; None where they have none.
 
     Args:
         windows: The fields; None for what is not shown.
         questions: About them.
+        tables: Facts of windows that were extracted before.
     """
-    tables: dict[int, dict[tuple[str, str, tuple[tuple[str, str], ...]], Fact]] = {}
-    answers: list[Fact | None] = []
-    for question in questions:
-        if question.key[0] == "absent":
-            answers.append(Fact("absent", question.key[1], "absent"))
-            continue
-        if question.window not in tables:
-            window = windows[question.window]
-            facts = [] if window is None else extract(window)
-            tables[question.window] = {fact.key: fact for fact in facts}
-        answers.append(tables[question.window].get(question.key))
-    return answers
+    tables = tables or FactTables()
+    return [
+        Fact("absent", question.key[1], "absent")
+        if question.key[0] == "absent"
+        else tables.of(windows[question.window]).get(question.key)
+        for question in questions
+    ]

@@ -1,16 +1,23 @@
 """The verdict: do the words come from the fields?
 
-Each check compares two scores of the same samples. Where an interval of the difference can be claimed, it must lie
-beyond zero; where none can, the difference must be at least `MARGIN`. A model is called grounded if no check fails.
+Each check compares two scores of the same samples. It passes where an interval of the difference lies beyond zero. It
+fails where the first is no higher, or the whole interval below `MARGIN`. What lies between tells nothing: too few
+samples. Where no interval can be claimed, the difference must be at least `MARGIN`, over `FEWEST` windows.
+
+Beside the checks of all facts together, each variable that is asked about often enough is looked at by itself: a model
+that reads one of them and remembers the others is not grounded.
+
+A model is called grounded if checks were made and all pass, not grounded if one fails; else it cannot be told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 MARGIN = 0.1  # of fact F1
+FEWEST = 10  # windows, and questions about a variable, that tell anything
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,21 @@ class Difference:
     interval: tuple[float, float] | None = None
     p: float | None = None
 
-    def is_positive(self) -> bool | None:
-        """Whether the first is higher; None if not measured."""
+    def is_positive(self, *, num_windows: int) -> bool | None:
+        """Whether the first is higher; None if not measured, or if the samples do not tell.
+
+        Args:
+            num_windows: Of both.
+        """
         if self.value is None:
             return None
-        return self.interval[0] > 0 if self.interval is not None else self.value >= MARGIN
+        if self.value <= 0:
+            return False
+        if self.interval is None:
+            return True if self.value >= MARGIN and num_windows >= FEWEST else None
+        if self.interval[0] > 0:
+            return True
+        return None if self.interval[1] >= MARGIN else False
 
 
 @dataclass(frozen=True)
@@ -83,29 +100,81 @@ CHECKS = (
 )
 
 
-def verdict(differences: Mapping[tuple[str, str], Difference]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reading:
+    """What came of the questions about one variable under swapped values.
+
+    Args:
+        num_questions: Asked.
+        shown: F1 against the field shown.
+        shuffled: F1 against the original.
+    """
+
+    num_questions: int
+    shown: float
+    shuffled: float
+
+
+def verdict(
+    differences: Mapping[tuple[str, str], Difference],
+    *,
+    num_windows: int,
+    variables: Mapping[str, Reading] | None = None,
+) -> dict[str, Any]:
     """Judge by the differences.
 
     Args:
         differences: (one, other) → how much higher the one is.
+        num_windows: That were asked about.
+        variables: Variable → how it is read.
 
     Returns:
-        `grounded`, and `checks`: `name`, `passed` (None where not measured), `value`, `limit`, `interval`,
-        `meaning`.
+        `grounded`: True, False, or None where it cannot be told; `words`: the same in words, with what was not
+        measured; `checks`: `name`, `passed` (None where not measured, or not to be told), `measured`, `value`,
+        `limit`, `interval`, `meaning`; `variables`: name → `num_questions`, `shown`, `shuffled`, `read`.
     """
     rows = []
     for check in CHECKS:
         difference = differences.get(check.name, Difference(None))
-        passed = difference.is_positive()
+        passed = difference.is_positive(num_windows=num_windows)
+        measured = difference.value is not None
+        unclear = "too few samples to tell whether " + check.meaning
         rows.append(
             {
                 "name": " - ".join(check.name),
                 "passed": passed,
+                "measured": measured,
                 "value": difference.value,
                 "limit": MARGIN if difference.interval is None else 0.0,
                 "interval": None if difference.interval is None else list(difference.interval),
-                "meaning": check.failure if passed is False else check.meaning,
+                "meaning": check.failure
+                if passed is False
+                else unclear
+                if measured and not passed
+                else check.meaning,
             }
         )
-    measured = [row["passed"] for row in rows if row["passed"] is not None]
-    return {"grounded": bool(measured) and all(measured), "checks": rows}
+    read = {
+        name: {
+            "num_questions": reading.num_questions,
+            "shown": reading.shown,
+            "shuffled": reading.shuffled,
+            "read": reading.shown - reading.shuffled >= MARGIN if reading.num_questions >= FEWEST else None,
+        }
+        for name, reading in sorted((variables or {}).items())
+    }
+    results = [row["passed"] for row in rows if row["measured"]]
+    results += [row["read"] for row in read.values() if row["read"] is not None]
+    grounded = False if False in results else True if results and None not in results else None
+    return {"grounded": grounded, "words": _in_words(grounded, rows, read), "checks": rows, "variables": read}
+
+
+def _in_words(
+    grounded: bool | None, rows: Sequence[Mapping[str, Any]], read: Mapping[str, Mapping[str, Any]]
+) -> str:
+    words = {True: "grounded", False: "not grounded", None: "cannot be told: too few samples"}[grounded]
+    unread = [name for name, row in read.items() if row["read"] is False]
+    unmeasured = [str(row["name"]) for row in rows if not row["measured"]]
+    notes = [f"not read: {', '.join(unread)}"] if unread else []
+    notes += [f"not measured: {', '.join(unmeasured)}"] if unmeasured else []
+    return f"{words} ({'; '.join(notes)})" if notes else words

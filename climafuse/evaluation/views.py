@@ -92,8 +92,8 @@ def swap_values(windows: Sequence[Window], *, seed: int) -> tuple[list[Window], 
         seed: Of who gets whose.
 
     Returns:
-        Windows in the same order; whose values each has, None (and its own) where no other window has its
-        shape.
+        Windows in the same order; whose values each has, None (and its own) where no other window of its shape is of
+        another time or lies elsewhere.
     """
     shapes: dict[tuple[int, ...], list[int]] = {}
     for number, window in enumerate(windows):
@@ -101,15 +101,26 @@ def swap_values(windows: Sequence[Window], *, seed: int) -> tuple[list[Window], 
     donor: list[int | None] = [None] * len(windows)
     random = np.random.default_rng(seed)
     for members in shapes.values():
-        if len(members) > 1:
-            ring = random.permutation(members)  # each takes from the next: nobody keeps its own
-            for here, there in zip(ring.tolist(), np.roll(ring, -1).tolist(), strict=True):
-                donor[here] = there
+        ring = random.permutation(members)  # each takes from the next: nobody keeps its own
+        for here, there in zip(ring.tolist(), np.roll(ring, -1).tolist(), strict=True):
+            others = [there] if _are_apart(windows[here], windows[there]) else []
+            others = others or [number for number in members if _are_apart(windows[here], windows[number])]
+            if others:
+                donor[here] = others[int(random.integers(len(others)))]
     swapped = [
         window if source is None else replace(window, fields=windows[source].fields)
         for window, source in zip(windows, donor, strict=True)
     ]
     return swapped, donor
+
+
+def _are_apart(one: Window, other: Window) -> bool:
+    """Whether two windows are of other times, or share no cell."""
+    if set(one.time.tolist()).isdisjoint(other.time.tolist()):
+        return True
+    rows = np.intersect1d(one.latitude, other.latitude)
+    columns = np.intersect1d(one.longitude % 360.0, other.longitude % 360.0)
+    return not (rows.size and columns.size)
 
 
 def _mean_field(window: Window, memories: Mapping[Box, Memory]) -> Window | None:

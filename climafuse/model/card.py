@@ -143,10 +143,14 @@ def grounding_section(evaluation: Mapping[str, Any]) -> str:
         if (found := number(data.get(key))) is not None
     ]
     grounded = table(evaluation, "verdict").get("grounded")
-    verdict = (
-        "**Grounded.**" if grounded is True else "**Not grounded.**" if grounded is False else "No verdict."
-    )
-    source = _cell(data.get("source"))
+    verdict = "No verdict: it cannot be told."
+    if isinstance(grounded, bool):
+        verdict = "**Grounded.**" if grounded else "**Not grounded.**"
+    words = _cell(table(evaluation, "verdict").get("words"))
+    verdict += f" The verdict in full: {words}." if words else ""
+    source = (
+        _cell(PurePath(str(data["source"])).name) if data.get("source") else ""
+    )  # no place of this machine
     lines = [
         "## Do the words come from the fields?",
         "",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from climafuse.errors import CheckpointError, ConfigurationError
-from climafuse.model.card import CARD_FILE, model_card
+from climafuse.model.card import CARD_FILE, add_grounding, model_card
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.processing import ClimateTextProcessor
 
@@ -41,6 +41,7 @@ def push_to_hub(
     repo_id: str,
     *,
     license: str = "unknown",
+    evaluation: Mapping[str, Any] | None = None,
     commit_message: str = "Upload climate-text model",
     commit_description: str | None = None,
     private: bool | None = None,
@@ -56,6 +57,7 @@ def push_to_hub(
         processor: Its processor.
         repo_id: Name of the repository on the hub, `user/name`; made if need be.
         license: Of the trained weights, as the hub spells it, for the card.
+        evaluation: What `climafuse evaluate` wrote to `evaluation.json`, for the grounding table of the card.
         commit_message: Of the commit.
         commit_description: Of the commit.
         private: Whether a new repository is private.
@@ -86,6 +88,8 @@ def push_to_hub(
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / CARD_FILE).write_text(model_card(config, {}, license=license), encoding="utf-8")
+        if evaluation is not None:
+            add_grounding(folder, evaluation)
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

@@ -65,7 +65,8 @@ CONDITIONS = (
     Condition(
         "prior_guesser", GUESSERS, "Typical fact", "median or most frequent fact of the training times"
     ),
-    Condition("persistence", GUESSERS, "Persistence", "facts of the last training time"),
+    Condition("last_training", GUESSERS, "Last training time", "its facts"),
+    Condition("persistence", CONTROLS, "Persistence", "facts of the time just before the one asked about"),
     Condition("text_only", CONTROLS, "Text only", "a model that sees no climate, trained as long"),
     Condition("place_only", CONTROLS, "Place only", "a model that knows where and when, but no values"),
     Condition("regressor", CONTROLS, "Regressor", "the same encoder without a language model"),
@@ -74,7 +75,7 @@ CONDITIONS = (
 GUESSER_NAMES = tuple(entry.name for entry in CONDITIONS if entry.group == GUESSERS)
 # Shuffled stands beside true wherever figures are told.
 COMPARED = ("true", "shuffled", "shown")
-ERRORS = (*COMPARED, "climatology", "prior_guesser", "persistence", "regressor")
+ERRORS = (*COMPARED, "climatology", "prior_guesser", "last_training", "persistence", "regressor")
 
 
 def write_report(
@@ -167,11 +168,12 @@ def figure(value: float | None, decimals: int = 3) -> str:
 
 def _verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     verdict, f1 = table(evaluation, "verdict"), table(evaluation, "fact_f1")
-    grounded = verdict.get("grounded")
+    grounded, variables = verdict.get("grounded"), table(verdict, "variables")
     checks = [
         {
             "name": _compared(check.get("name")),
             "passed": check.get("passed") if isinstance(check.get("passed"), bool) else None,
+            "measured": number(check.get("value")) is not None,
             "value": _value(check.get("value"), "+.3f"),
             "limit": _value(check.get("limit"), "g"),
             "interval": interval(check.get("interval")),
@@ -209,6 +211,15 @@ def _verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "grounded": grounded if isinstance(grounded, bool) else None,
+        "judged": bool(verdict.get("words")),
+        "read": {
+            answer: [
+                text(name, 40)
+                for name, row in list(variables.items())[:MOST_ROWS]
+                if table(row).get("read") is answer
+            ]
+            for answer in (True, False)
+        },
         "checks": checks[:MOST_ROWS],
         "tiles": tiles if any(tile["value"] is not None for tile in tiles) else [],
     }
@@ -327,7 +338,13 @@ def _intervals(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "why": _sentence(text(found.get("why"), 500)),
         **{
             key: number(found.get(key))
-            for key in ("num_blocks", "effective_blocks", "effective_in_time", "effective_in_space")
+            for key in (
+                "num_blocks",
+                "effective_blocks",
+                "effective_in_time",
+                "effective_in_space",
+                "field_kilometers",
+            )
         },
         "size": _block_size(found),
     }
@@ -335,8 +352,7 @@ def _intervals(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _block_size(found: Mapping[str, Any]) -> str:
     """How large blocks are; "" where each window is one."""
-    hours = _first(found, "block_hours", "hours")
-    kilometers = _first(found, "block_kilometers", "kilometers")
+    hours, kilometers = number(found.get("block_hours")), number(found.get("block_kilometers"))
     sides = [f"{hours:,.3g} hours"] if hours else []
     return " by ".join(sides + ([f"{kilometers:,.0f} km"] if kilometers else []))
 
@@ -345,10 +361,6 @@ def _sentence(words: str) -> str:
     """With a capital and a full stop."""
     stop = "" if not words or words.endswith((".", "!", "?")) else "."
     return f"{words[:1].upper()}{words[1:]}{stop}"
-
-
-def _first(found: Mapping[str, Any], *keys: str) -> float | None:
-    return next((value for key in keys if (value := number(found.get(key))) is not None), None)
 
 
 # ---- Facts by kind and variable ------------------------------------------------------------------------------

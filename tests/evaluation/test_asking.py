@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from climafuse.errors import OutputError
-from climafuse.evaluation import Ask, TextLikelihood, Transcript
+from climafuse.errors import OutputError, UsageError
+from climafuse.evaluation import Ask, TextLikelihood, Transcript, asking
 from tests.facts.windows import window
 
 
@@ -47,42 +47,44 @@ SAID = ["b 1", "a 2", "b 1", "a 1"]
 
 def test_answers_come_in_the_order_of_the_asks_and_what_is_alike_is_asked_once():
     model = Echo()
-    assert Transcript().answers(model, ASKS, batch=10) == SAID
+    assert Transcript().answers(model, ASKS) == SAID
     assert sorted(model.asked) == [("a", 1), ("a", 2), ("b", 1)]
     assert [prompt for prompt, _ in model.asked] == ["a", "a", "b"]  # alike prompts side by side
 
 
 @pytest.mark.parametrize("batch", [1, 2, 100])
-def test_a_file_remembers(tmp_path, batch):
+def test_a_file_remembers(tmp_path, batch, monkeypatch):
+    monkeypatch.setattr(asking, "_FIRST", batch)
+    monkeypatch.setattr(asking, "_LARGEST", batch)
     path = tmp_path / "new" / "model.jsonl"
-    Transcript(path, {"weights": 1}).answers(Echo(), ASKS[:2], batch=batch)
+    Transcript(path, {"weights": 1}).answers(Echo(), ASKS[:2])
     model = Echo()
-    assert Transcript(path, {"weights": 1}).answers(model, ASKS, batch=batch) == SAID
+    assert Transcript(path, {"weights": 1}).answers(model, ASKS) == SAID
     assert model.asked == [("a", 1)]
     again = Echo()
-    assert Transcript(path, {"weights": 1}).answers(again, ASKS, batch=batch) == SAID
+    assert Transcript(path, {"weights": 1}).answers(again, ASKS) == SAID
     assert not again.asked
 
 
 def test_of_another_model_nothing_is_remembered(tmp_path):
     path = tmp_path / "model.jsonl"
-    Transcript(path, {"weights": 1}).answers(Echo(), ASKS, batch=9)
+    Transcript(path, {"weights": 1}).answers(Echo(), ASKS)
     model = Echo()
-    assert Transcript(path, {"weights": 2}).answers(model, ASKS, batch=9) == SAID
+    assert Transcript(path, {"weights": 2}).answers(model, ASKS) == SAID
     assert len(model.asked) == 3
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30])
 def test_a_line_that_was_cut_off_is_asked_anew(tmp_path, cut):
     path = tmp_path / "model.jsonl"
-    Transcript(path, {}).answers(Echo(), ASKS, batch=9)
+    Transcript(path, {}).answers(Echo(), ASKS)
     path.write_bytes(path.read_bytes()[:-cut])
     model = Echo()
-    assert Transcript(path, {}).answers(model, ASKS, batch=9) == SAID
+    assert Transcript(path, {}).answers(model, ASKS) == SAID
     assert len(model.asked) == 1
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     again = Echo()
-    Transcript(path, {}).answers(again, ASKS, batch=9)
+    Transcript(path, {}).answers(again, ASKS)
     assert not again.asked
 
 
@@ -92,22 +94,22 @@ def test_a_line_that_was_cut_off_is_asked_anew(tmp_path, cut):
 )
 def test_what_comes_after_a_damaged_line_is_asked_anew(tmp_path, damage):
     path = tmp_path / "model.jsonl"
-    Transcript(path, {}).answers(Echo(), ASKS, batch=9)
+    Transcript(path, {}).answers(Echo(), ASKS)
     lines = path.read_bytes().split(b"\n")
     lines[2] = damage  # of three answers the second
     path.write_bytes(b"\n".join(lines))
     model = Echo()
-    assert Transcript(path, {}).answers(model, ASKS, batch=9) == SAID
+    assert Transcript(path, {}).answers(model, ASKS) == SAID
     assert len(model.asked) == 2
     again = Echo()
-    assert Transcript(path, {}).answers(again, ASKS, batch=9) == SAID
+    assert Transcript(path, {}).answers(again, ASKS) == SAID
     assert not again.asked
 
 
 def test_a_full_disk_is_told_and_what_was_kept_before_is_there(tmp_path, monkeypatch):
     path = tmp_path / "model.jsonl"
     transcript = Transcript(path, {})
-    transcript.answers(Echo(), ASKS[:1], batch=1)
+    transcript.answers(Echo(), ASKS[:1])
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -115,9 +117,9 @@ def test_a_full_disk_is_told_and_what_was_kept_before_is_there(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.open", full)
         with pytest.raises(OutputError, match="No space left on device"):
-            transcript.answers(Echo(), ASKS, batch=1)
+            transcript.answers(Echo(), ASKS)
     model = Echo()
-    assert Transcript(path, {}).answers(model, ASKS, batch=9) == SAID
+    assert Transcript(path, {}).answers(model, ASKS) == SAID
     assert len(model.asked) == 2
 
 
@@ -135,13 +137,13 @@ def test_a_full_disk_is_told_and_what_was_kept_before_is_there(tmp_path, monkeyp
 def test_every_part_of_a_window_counts(change):
     transcript, model = Transcript(), Echo()
     other = dataclasses.replace(field(1), **change)
-    transcript.answers(model, [Ask(field(1), "a"), Ask(other, "a")], batch=9)
+    transcript.answers(model, [Ask(field(1), "a"), Ask(other, "a")])
     assert len(model.asked) == 2
 
 
 def test_missing_values_are_alike():
     model = Echo()
-    Transcript().answers(model, [Ask(field(np.nan), "a"), Ask(field(np.nan), "a")], batch=9)
+    Transcript().answers(model, [Ask(field(np.nan), "a"), Ask(field(np.nan), "a")])
     assert len(model.asked) == 1
 
 
@@ -149,18 +151,53 @@ def test_likelihoods_add_up(tmp_path):
     asks = [Ask(field(1), "a", "yes"), Ask(field(1), "a", "never")]
     transcript = Transcript(tmp_path / "t.jsonl", {})
     model = Echo()
-    transcript.answers(model, asks, batch=9)  # an answer is no score
-    found = transcript.likelihoods(model, asks, batch=9)
+    transcript.answers(model, asks)  # an answer is no score
+    found = transcript.likelihoods(model, asks)
     assert sum(found, TextLikelihood()) == TextLikelihood(3.0, 6, 4, 8)
     again = Echo()
-    assert Transcript(tmp_path / "t.jsonl", {}).likelihoods(again, asks, batch=9) == found
+    assert Transcript(tmp_path / "t.jsonl", {}).likelihoods(again, asks) == found
     assert not again.asked
 
 
-def test_progress_counts_what_was_said_before(tmp_path):
+def test_portions_grow_until_they_take_long_enough(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(asking.time, "monotonic", lambda: clock[0])
+
+    class Slow(Echo):
+        def answer(self, windows, prompts, *, index=None):
+            clock[0] += len(prompts) / 16  # sixteen a second: 160 in ten
+            return super().answer(windows, prompts, index=index)
+
     told = []
-    Transcript(tmp_path / "t.jsonl", {}).answers(Echo(), ASKS[:1], batch=1)
+    asks = [Ask(field(1), str(number)) for number in range(600)]
+    Transcript().answers(Slow(), asks, progress=lambda done, total: told.append(done))
+    assert told == [0, 64, 192, 352, 512, 600]
+
+
+@pytest.mark.parametrize(
+    ("given", "received"),
+    [
+        (["a"], "1 of them"),
+        (["a", None], "None"),
+        (["a", 3], "3"),
+        (None, "None"),
+        ("ab", "'ab'"),
+        (["a", "\ud800"], "ud800"),
+    ],
+)
+def test_a_model_that_gives_no_answers_is_refused(given, received):
+    model = SimpleNamespace(answer=lambda windows, prompts, *, index=None: given)
+    with pytest.raises(UsageError, match="expected 2 answers") as caught:
+        Transcript().answers(model, [Ask(field(1), "a"), Ask(field(1), "b")])
+    assert received in caught.value.received
+
+
+def test_progress_counts_what_was_said_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "_FIRST", 1)
+    monkeypatch.setattr(asking, "_LARGEST", 1)
+    told = []
+    Transcript(tmp_path / "t.jsonl", {}).answers(Echo(), ASKS[:1])
     Transcript(tmp_path / "t.jsonl", {}).answers(
-        Echo(), ASKS, batch=1, progress=lambda done, total: told.append((done, total))
+        Echo(), ASKS, progress=lambda done, total: told.append((done, total))
     )
     assert told == [(1, 3), (2, 3), (3, 3)]

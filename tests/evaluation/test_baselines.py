@@ -34,7 +34,7 @@ def _steps(*train):
 def test_numbers():
     store = make_store({"t2m": KELVIN + _steps(0, 1, 1, 3, 9, 12)})
     # Mean 26 / 6 = 4.33; median of 0 1 1 3 9 12 is 2; the last is 12. All as spoken, without decimals.
-    assert _guess(store, ("mean", "t2m", ())) == {"climatology": 4.0, "prior": 2.0, "persistence": 12.0}
+    assert _guess(store, ("mean", "t2m", ())) == {"climatology": 4.0, "prior": 2.0, "last_training": 12.0}
 
 
 def test_the_training_times_with_their_whole_history():
@@ -43,13 +43,13 @@ def test_the_training_times_with_their_whole_history():
     assert _guess(store, ("change", "t2m", ()), history=2) == {
         "climatology": 3.0,
         "prior": 3.0,
-        "persistence": 5.0,
+        "last_training": 5.0,
     }
     # Valid times are the last five: mean 35 / 5 = 7, median 6.
     assert _guess(store, ("mean", "t2m", ()), history=2) == {
         "climatology": 7.0,
         "prior": 6.0,
-        "persistence": 15.0,
+        "last_training": 15.0,
     }
 
 
@@ -60,10 +60,10 @@ def test_directions():
     assert _guess(store, ("direction", "wd10", ())) == {
         "climatology": "southwest",
         "prior": "west",
-        "persistence": "south",
+        "last_training": "south",
     }
     # Mean of the speeds 5 5 5 5 0 5 is 4.17, of the mean vector's cells √(2.5² + 1.67²) = 3.0.
-    assert _guess(store, ("mean", "ws10", ())) == {"climatology": 3.0, "prior": 5.0, "persistence": 5.0}
+    assert _guess(store, ("mean", "ws10", ())) == {"climatology": 3.0, "prior": 5.0, "last_training": 5.0}
 
 
 def test_classes():
@@ -72,7 +72,7 @@ def test_classes():
     assert _guess(store, ("event", "t2m", (("event", "freezing"),))) == {
         "climatology": "no",
         "prior": "yes",
-        "persistence": "yes",
+        "last_training": "yes",
     }
 
 
@@ -86,7 +86,7 @@ def test_a_fact_that_the_last_training_time_does_not_tell():
     assert _guess(store, ("maximum_position", "t2m", ())) == {
         "climatology": (3.0, 21.0),  # 13/6 K warmer on average, (1, 22) only 5/6
         "prior": (3.0, 21.0),
-        "persistence": None,
+        "last_training": None,
     }
 
 
@@ -139,4 +139,4 @@ def test_of_many_training_times_some_at_even_distances_are_looked_at(monkeypatch
     monkeypatch.setattr(baselines, "TIMES", 3)
     store = make_store({"t2m": KELVIN + _steps(0, 90, 4, 91, 92, 11)})
     # Of steps 0 to 5 the first, the one at 2.5, which rounds to 2, and the last: 0 4 11, mean 5, median 4.
-    assert _guess(store, ("mean", "t2m", ())) == {"climatology": 5.0, "prior": 4.0, "persistence": 11.0}
+    assert _guess(store, ("mean", "t2m", ())) == {"climatology": 5.0, "prior": 4.0, "last_training": 11.0}

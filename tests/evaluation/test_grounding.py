@@ -20,12 +20,24 @@ from climafuse.evaluation import (
     Outcome,
     Question,
     Transcript,
+    asking,
     evaluate_grounding,
-    grounding,
     questions_of,
 )
+from climafuse.evaluation.baselines import persisted
 from climafuse.evaluation.correlation import Scales, field_scales
-from climafuse.facts import Fact, abstention, asked, describe, extract, question_answer, sources
+from climafuse.facts import (
+    Fact,
+    Statistic,
+    abstention,
+    asked,
+    describe,
+    extract,
+    question_answer,
+    sources,
+    spoken,
+    window_box,
+)
 from climafuse.facts import statistic as count
 from climafuse.facts.kinds import UNSEEN_NAMES
 from tests.evaluation.stores import make_store, random_store
@@ -169,7 +181,7 @@ def test_blank_fields_tell_nothing(asked_about):
     blank = _evaluate(Reader(), asked_about).to_dict()["conditions"]["blank"]
     assert blank["abstained"] == 1.0
     assert blank["f1"] == 0.0
-    assert blank["invented_rate"] == 1.0  # "no temperature" is no fact of the field that was asked about
+    assert blank["invented_rate"] == 0.0  # "no temperature" is true of what was shown
 
 
 def test_the_mean_field_of_training_is_what_one_guesser_knows(asked_about):
@@ -229,7 +241,9 @@ def test_differences_are_of_the_scores(asked_about):
     low, high = row["interval"]
     assert low < row["difference"] < high
     assert result["conditions"]["shuffled"]["interval"][0] < f1["shuffled"]
-    assert result["intervals"]["why"] == "all samples say the same"  # all are right
+    # All are right, so that blocks are those of another condition.
+    assert result["conditions"]["true"]["interval"] is None
+    assert result["intervals"]["claimed"]
 
 
 def test_blocks_are_as_long_as_the_fields_are_correlated(asked_about):
@@ -285,7 +299,8 @@ def test_an_evaluation_that_was_stopped_goes_on(asked_about, tmp_path):
     whole = Reader()
     expected = _evaluate(whole, asked_about).to_dict()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grounding, "BATCH", 50)
+        patch.setattr(asking, "_FIRST", 50)
+        patch.setattr(asking, "_LARGEST", 50)
         with pytest.raises(KeyboardInterrupt):
             _evaluate(Stops(), asked_about, transcript=transcript)
     rest = Reader()
@@ -400,3 +415,89 @@ def test_windows_are_not_changed(asked_about):
     before = [dataclasses.replace(window, fields=window.fields.copy()) for window in windows]
     _evaluate(Reader(), asked_about)
     assert all(np.array_equal(one.fields, other.fields) for one, other in zip(before, windows, strict=True))
+
+
+class Abstains(Reader):
+    """Says of whatever it is asked that the fields do not hold it; of ozone, if told so."""
+
+    def __init__(self, variable=None):
+        super().__init__()
+        self.variable = variable
+
+    def answer(self, windows, prompts, *, index=None):
+        rng = np.random.default_rng(0)
+        return [
+            abstention(self.variable or (asked(prompt) or (None, _never_held(prompt)))[1], rng)[1]
+            for prompt in prompts
+        ]
+
+
+def test_who_abstains_must_name_what_is_missing(asked_about):
+    right, wrong = (_evaluate(Abstains(name), asked_about).to_dict() for name in (None, "ozone"))
+    assert right["abstention"]["abstained"] == 1.0
+    assert wrong["abstention"]["by_reason"]["withheld"]["abstained"] == 0.0
+    assert wrong["abstention"]["by_reason"]["masked"]["abstained"] == 0.0
+    assert all(row["abstained"] == 1.0 for row in right["withheld"].values())
+    assert all(row["abstained"] == 0.0 for row in wrong["withheld"].values())
+    for result in (right, wrong):  # where there is an answer, it is not given, whatever is named
+        assert result["abstention"]["false_abstentions"] == 1.0
+
+
+def test_invented_is_what_the_field_shown_does_not_tell(asked_about):
+    """To deny what is there is to invent; so is a value where there is nothing; another true fact is not."""
+    denies = _evaluate(Abstains(), asked_about).to_dict()["conditions"]
+    assert denies["true"]["invented_rate"] == 1.0
+    assert denies["blank"]["invented_rate"] == 0.0
+    _, windows, _ = asked_about
+    makes_up = _evaluate(Constant(windows[0]), asked_about).to_dict()["conditions"]
+    assert makes_up["blank"]["invented_rate"] == 1.0
+    assert makes_up["true"]["invented_rate"] == 0.0  # wrong, but about what is there
+
+    class Chatty(Reader):
+        def answer(self, windows, prompts, *, index=None):
+            texts = super().answer(windows, prompts, index=index)
+            numbers = range(len(prompts)) if index is None else index
+            rng = np.random.default_rng(0)
+            return [
+                " ".join([text, *(question_answer(fact, rng)[1] for fact in _first_facts(windows[number]))])
+                for text, number in zip(texts, numbers, strict=True)
+            ]
+
+    chatty = _evaluate(Chatty(), asked_about).to_dict()["conditions"]["true"]
+    assert chatty["invented_rate"] == 0.0
+    assert chatty["precision"] == 1.0
+
+
+def _first_facts(window):
+    return [fact for fact in extract(window) if fact.kind == "mean"][:1]
+
+
+def test_differences_are_over_windows_that_both_were_asked_about():
+    """The third window has no donor: it was asked about with the true field only."""
+    windows = random_store(num_times=12, splits=Splits(np.arange(4), np.arange(5, 6), np.arange(7, 12)))
+    some = [windows.window(step, Box(5, 26, 4, 4), 1) for step in (8, 9, 10)]
+    good, bad, none = Fact("mean", "t2m", 10.0), Fact("mean", "t2m", 30.0), Statistic()
+    true = [count([good], [good]), count([bad], [good]), count([good], [good])]
+    shuffled = [count([bad], [good]), count([bad], [good]), none]
+    guess = [count([bad], [good])] * 3
+    outcomes = {"true": Outcome(true, 3, 0), "shuffled": Outcome(shuffled, 2, 0)}
+    outcomes |= {name: Outcome(guess, 3, 0) for name in GUESSERS}
+    found = Grounding(some, outcomes).differences
+    assert found["true", "shuffled"].value == pytest.approx(1 / 2)  # of the first two windows
+    assert found["true", "prior"].value == pytest.approx(2 / 3)
+
+
+def test_persistence_is_the_time_before_and_no_memory_of_training(asked_about):
+    store, windows, questions = asked_about
+    outcomes = _evaluate(Reader(), asked_about)
+    figures = outcomes.to_dict()
+    assert "persistence" in figures["fact_f1"]
+    assert "persistence" not in GUESSERS  # it has seen more than training
+    one = next(q for q in questions if q.key[:2] == ("mean", "t2m"))
+    step = int(np.searchsorted(store.time, windows[one.window].time[-1]))
+    box = window_box(windows[one.window])
+    before = {fact.key: fact for fact in extract(store.window(step - 1, box, HISTORY))}
+    told = persisted(store, windows, [one], history=HISTORY)[0]
+    assert told == spoken(before[one.key])
+    early = store.window(1, box, HISTORY)
+    assert persisted(store, [early], [dataclasses.replace(one, window=0)], history=HISTORY) == [None]

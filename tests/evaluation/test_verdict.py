@@ -1,42 +1,86 @@
-"""The verdict: what passes, what fails, and what was not measured."""
+"""The verdict: what passes, what fails, what cannot be told, and what was not measured."""
 
 from __future__ import annotations
 
 import pytest
 
-from climafuse.evaluation import Difference, verdict
-from climafuse.evaluation.verdict import CHECKS, MARGIN
+from climafuse.evaluation import Difference
+from climafuse.evaluation import verdict as judge
+from climafuse.evaluation.verdict import CHECKS, FEWEST, MARGIN, Reading
 
 ALL = {check.name: Difference(0.5, (0.4, 0.6), 0.001) for check in CHECKS}
 
 
+def verdict(differences, *, num_windows=96, **options):
+    return judge(differences, num_windows=num_windows, **options)
+
+
 def test_all_differences_beyond_zero():
     found = verdict(ALL)
-    assert found["grounded"]
+    assert found["grounded"] is True
+    assert found["words"] == "grounded"
     assert all(row["passed"] for row in found["checks"])
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: " - ".join(check.name))
-def test_one_that_is_not_is_enough(check):
-    found = verdict({**ALL, check.name: Difference(0.2, (-0.01, 0.4), 0.06)})
-    assert not found["grounded"]
+@pytest.mark.parametrize(
+    "difference", [Difference(0.02, (-0.03, 0.07), 0.4), Difference(-0.1, (-0.3, 0.2), 0.5)]
+)
+def test_one_that_is_not_is_enough(check, difference):
+    found = verdict({**ALL, check.name: difference})
+    assert found["grounded"] is False
     failed = [row for row in found["checks"] if not row["passed"]]
     assert [row["name"] for row in failed] == [" - ".join(check.name)]
     assert failed[0]["meaning"] == check.failure
 
 
-@pytest.mark.parametrize(("value", "grounded"), [(MARGIN, True), (MARGIN - 1e-9, False), (-0.5, False)])
-def test_without_an_interval_the_difference_must_be_large(value, grounded):
-    found = verdict({CHECKS[0].name: Difference(value)})
-    assert found["grounded"] == grounded
+def test_too_few_samples_tell_nothing():
+    """Neither that there is a difference nor that there is none: the oracle against a guesser on easy questions."""
+    found = verdict({**ALL, CHECKS[0].name: Difference(0.056, (-0.009, 0.12), 0.09)})
+    assert found["grounded"] is None
+    assert found["checks"][0]["passed"] is None
+    assert "too few samples" in found["checks"][0]["meaning"]
+    assert "cannot be told" in found["words"]
+    failed = verdict({CHECKS[0].name: Difference(0.2, (-0.1, 0.5), 0.2), CHECKS[1].name: Difference(-0.1)})
+    assert failed["grounded"] is False  # one failure is enough, whatever else cannot be told
+
+
+@pytest.mark.parametrize(
+    ("value", "num_windows", "grounded"),
+    [
+        (MARGIN, FEWEST, True),
+        (MARGIN - 1e-9, FEWEST, None),
+        (1.0, FEWEST - 1, None),
+        (0.0, 1, False),
+        (-0.5, FEWEST, False),
+    ],
+)
+def test_without_an_interval_the_difference_must_be_large(value, num_windows, grounded):
+    found = verdict({CHECKS[0].name: Difference(value)}, num_windows=num_windows)
+    assert found["grounded"] is grounded
     assert found["checks"][0]["limit"] == MARGIN
 
 
-def test_what_was_not_measured_neither_passes_nor_fails():
-    found = verdict({CHECKS[0].name: Difference(0.5), CHECKS[1].name: Difference(None)})
-    assert found["grounded"]
-    assert [row["passed"] for row in found["checks"]] == [True, *[None] * (len(CHECKS) - 1)]
+def test_what_was_not_measured_neither_passes_nor_fails_and_is_named():
+    found = verdict({**ALL, CHECKS[-1].name: Difference(None)})
+    assert found["grounded"] is True
+    assert found["words"] == "grounded (not measured: true - place_only)"
+    assert [row["passed"] for row in found["checks"]] == [*[True] * (len(CHECKS) - 1), None]
 
 
 def test_nothing_measured_is_nothing_shown():
-    assert not verdict({})["grounded"]
+    assert verdict({})["grounded"] is None
+
+
+def test_a_variable_that_is_remembered_is_not_hidden_by_one_that_is_read():
+    variables = {
+        "t2m": Reading(100, 0.97, 0.2),
+        "msl": Reading(100, 0.45, 0.4),
+        "tp": Reading(FEWEST - 1, 0.0, 0.9),  # too few to tell
+    }
+    found = verdict(ALL, variables=variables)
+    assert found["grounded"] is False
+    assert found["words"] == "not grounded (not read: msl)"
+    assert {name: row["read"] for name, row in found["variables"].items()} == {
+        "msl": False, "t2m": True, "tp": None,
+    }  # fmt: skip

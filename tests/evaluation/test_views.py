@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,9 +50,25 @@ def test_swapping_gives_everyone_the_values_of_another_of_its_shape(shapes, seed
 
 
 def test_the_swap_depends_on_the_seed_only():
-    windows = [window({"t2m": np.full((2, 2), n)}, [0, 1], [0, 1]) for n in range(8)]
+    windows = [window({"t2m": np.full((2, 2), n)}, [2 * n, 2 * n + 1], [0, 1]) for n in range(8)]
     assert swap_values(windows, seed=3)[1] == swap_values(windows, seed=3)[1]
     assert len({tuple(swap_values(windows, seed=seed)[1]) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nobody_is_given_its_own_values_or_those_of_a_neighbor(seed):
+    """Three windows of one hour that overlap, one of them twice, and two elsewhere or at another time."""
+    noon, evening = "2026-03-25T12:00", "2026-03-25T18:00"
+    windows = [
+        window({"t2m": np.full((2, 2), n)}, [south, south + 1], [359, 0], [time])
+        for n, (south, time) in enumerate([(0, noon), (0, noon), (1, noon), (2, noon), (0, evening)])
+    ]
+    apart = {0: {3, 4}, 1: {3, 4}, 2: {4}, 3: {0, 1, 4}, 4: {0, 1, 2, 3}}
+    swapped, donor = swap_values(windows, seed=seed)
+    for number, (source, after) in enumerate(zip(donor, swapped, strict=True)):
+        assert source in apart[number]
+        assert (after.fields == source).all()
+    assert swap_values(windows[:3], seed=seed)[1] == [None, None, None]
 
 
 def views_of(store, windows, steps=None, seed=0):
