@@ -97,10 +97,61 @@ def test_other_fields_and_fewer_questions(place, tmp_path):
     shutil.copytree(place / "run", run)
     result = _evaluate(run, "--no-controls", "--climate", other, "--questions", 5)
     assert result.exit_code == 3, result.output
-    figures = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    figures = json.loads((run / "evaluation" / "other.json").read_text(encoding="utf-8"))
     assert figures["data"]["source"] == str(other)
     assert len(figures["samples"]) <= 5
     assert figures["data"]["num_windows"] < 6
+    assert figures["data"]["num_test_times"] <= figures["data"]["num_windows"]
+
+
+def test_lesser_evaluations_replace_no_others(place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    assert _evaluate(run, "--no-controls").exit_code == 3
+    record, card = run / "evaluation" / "evaluation.json", run / "model" / "README.md"
+    kept = {path: path.read_bytes() for path in (record, card, *(run / "evaluation").glob("*.jsonl"))}
+    assert len(kept) == 3
+    (checkpoint,) = sorted(run.glob("checkpoint-*"))[:1]
+    assert _evaluate(run, "--no-controls", "--questions", 3).exit_code == 3
+    assert _evaluate(checkpoint, "--no-controls").exit_code == 3
+    for path, content in kept.items():
+        assert path.read_bytes().startswith(content), path  # what was asked besides is put after it
+    assert record.read_bytes() == kept[record]
+    other = json.loads((run / "evaluation" / "other.json").read_text(encoding="utf-8"))
+    assert other["training"]["steps"] == int(checkpoint.name.partition("-")[2])
+
+
+def test_times_of_training_are_not_asked_about_in_other_files(place, tmp_path):
+    """The same fields, cut so that their last times, which would be for testing, are those of training."""
+    with xr.open_dataset(place / "fields.nc") as fields:
+        fields.load()
+    splits = json.loads((place / "run" / "run.json").read_text(encoding="utf-8"))["splits"]
+    seen = fields.sel(time=slice(None, splits["validation"][1]))
+    early = seen.assign_coords(time=seen["time"] - (seen["time"][-1] - fields["time"][0]))
+    both = xr.concat([early.isel(time=slice(None, -1)), seen], "time")
+    both.to_netcdf(tmp_path / "seen.nc")
+    result = _evaluate(place / "run", "--no-controls", "--climate", tmp_path / "seen.nc")
+    assert result.exit_code == 2, result.output
+    assert "none of them such" in result.stderr
+    assert splits["train"][0] in result.stderr
+
+
+def test_pairs_need_neither_training_times_nor_facts(place, tmp_path):
+    """Two questions in our wording about test times, one of them without facts."""
+    figures = json.loads((place / "run" / "run.json").read_text(encoding="utf-8"))
+    time = figures["splits"]["test"][1]
+    rows = [
+        {"time": time, "prompt": "What is the mean temperature?", "text": "Mean temperature: 3 °C."},
+        {"time": time, "prompt": "Write a poem.", "text": "Roses are red."},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = _evaluate(place / "run", "--no-controls", "--pairs", path)
+    assert result.exit_code == 3, result.output
+    assert "1 texts of several facts" in result.stderr or "1 texts" in result.stderr
+    other = json.loads((place / "run" / "evaluation" / "other.json").read_text(encoding="utf-8"))
+    assert other["data"]["num_questions"] == 1
 
 
 def test_anomalies_against_other_times_are_not_what_a_model_was_trained_on(place, tmp_path):

@@ -227,9 +227,8 @@ def _print_verdict(verdict: Mapping[str, Any]) -> None:
     words = {True: "read", False: "NOT READ", None: "too few questions"}
     found = verdict["variables"].items()
     typer.echo("\nby variable: " + ", ".join(f"{name} {words[row['read']]}" for name, row in found))
-    typer.echo(
-        f"\nverdict: {verdict['words']}" if verdict["grounded"] else f"\nVERDICT: {verdict['words'].upper()}"
-    )
+    judged, bracket, rest = verdict["words"].partition(" (")
+    typer.echo(f"\nverdict: {judged if verdict['grounded'] else judged.upper()}{bracket}{rest}")
 
 
 def _figure(value: float | None, decimals: int = 3) -> str:

@@ -185,33 +185,34 @@ def evaluate_checkpoint(
         "samples": [_sample(sample) for sample in grounding.samples],
         "seconds": {"asking": now - asked, "all": now - begin},
     }
-    is_of_run = (
-        data == trained.data and len(questions) == len(everything) and thorough and folder.name == "model"
+    is_of_run = data == trained.data and len(questions) == len(everything) and folder.name == "model"
+    path = place / record_name(
+        split, thorough=thorough, is_of_run=is_of_run, record=record, kept=place / RECORD
     )
-    path = place / record_name(split, is_of_run=is_of_run, record=record, kept=place / RECORD)
     write_json(path, record)
     if path.name == RECORD:
         add_grounding(folder, record)
     return Evaluation(grounding, record, path, reader)
 
 
-def record_name(split: str, *, is_of_run: bool, record: Mapping[str, Any], kept: Path) -> str:
+def record_name(split: str, *, thorough: bool, is_of_run: bool, record: Mapping[str, Any], kept: Path) -> str:
     """Where figures are written, so that lesser ones replace no others.
 
     Args:
         split: Whose times were asked about.
+        thorough: Whether under every condition.
         is_of_run: Whether all was asked about the run's own data, of its own model.
         record: The figures.
         kept: The record of the run, if there is one.
 
     Returns:
-        "evaluation.json" for the record of the run; "validation.json" or the like for another split of it;
+        "evaluation.json" for the record of the run; "validation.json" or "test.json" for a quick look at a split;
         "other.json" for anything else, and for a record without controls where there is one of this model with them.
     """
-    if not is_of_run and split == "test":
-        return "other.json"
-    if split != "test":
+    if split != "test" or not thorough:
         return f"{split}.json"
+    if not is_of_run:
+        return "other.json"
     try:
         before = read_object(kept)
         is_same = before["weights_sha256"] == record["weights_sha256"]

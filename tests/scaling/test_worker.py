@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_run_and_of_its_evaluations(place: Path) -> Non
     # 4 windows a step; log lines tell windows a second.
     rates = sorted(line["samples_per_second"] for line in lines if "samples_per_second" in line)
     assert 4 / rates[-1] <= figures["training"]["seconds_per_step"] <= 4 / rates[0]
-    for split, name in (("validation", "validation.json"), ("test", "evaluation.json")):
+    for split, name in (("validation", "validation.json"), ("test", "test.json")):
         evaluation = json.loads((place / "evaluation" / name).read_text())
         assert evaluation["data"]["split"] == split
         for condition in ("true", "shuffled", "shown", "prior", "oracle"):
