@@ -68,9 +68,10 @@ class Reader:
     def answer(self, windows, prompts, *, index=None):
         self.calls.append((windows, prompts, index))
         answers = []
+        tables = {number: self.table(windows[number]) for number in set(index)}
         for prompt, number in zip(prompts, index, strict=True):
             key = asked(prompt) or (None, _never_held(prompt), ())
-            fact = self.table(windows[number]).get(key)
+            fact = tables[number].get(key)
             rng = np.random.default_rng(0)
             answers.append((abstention(key[1], rng) if fact is None else question_answer(fact, rng))[1])
         return answers
@@ -117,8 +118,24 @@ def _evaluate(model, asked_about, **options):
     return evaluate_grounding(model, store, windows, questions, history=HISTORY, **options)
 
 
-def test_who_reads_is_right_on_what_is_shown_and_only_on_that(asked_about):
-    result = _evaluate(Reader(), asked_about)
+@pytest.fixture(scope="module")
+def reading(asked_about):
+    """What is found of who reads; asked once for all tests that only look at it."""
+    return _evaluate(Reader(), asked_about)
+
+
+@pytest.fixture(scope="module")
+def remembering(asked_about):
+    return _evaluate(Rememberer(asked_about[1]), asked_about)
+
+
+@pytest.fixture(scope="module")
+def not_looking(asked_about):
+    return _evaluate(Constant(asked_about[1][0]), asked_about)
+
+
+def test_who_reads_is_right_on_what_is_shown_and_only_on_that(reading):
+    result = reading
     f1 = result.to_dict()["fact_f1"]
     assert f1["true"] == 1.0
     assert f1["shown"] == 1.0
@@ -127,30 +144,28 @@ def test_who_reads_is_right_on_what_is_shown_and_only_on_that(asked_about):
     assert result.to_dict()["conditions"]["true"]["invented_rate"] == 0.0
 
 
-def test_who_remembers_the_place_is_found_out(asked_about):
-    _, windows, _ = asked_about
-    f1 = _evaluate(Rememberer(windows), asked_about).to_dict()["fact_f1"]
+def test_who_remembers_the_place_is_found_out(remembering):
+    f1 = remembering.to_dict()["fact_f1"]
     assert f1["true"] == 1.0
     assert f1["shuffled"] == 1.0
     assert f1["shown"] < 0.4
 
 
-def test_who_does_not_look_scores_alike_whatever_is_shown(asked_about):
-    _, windows, _ = asked_about
-    f1 = _evaluate(Constant(windows[0]), asked_about).to_dict()["fact_f1"]
+def test_who_does_not_look_scores_alike_whatever_is_shown(not_looking):
+    f1 = not_looking.to_dict()["fact_f1"]
     assert 0 < f1["true"] < 0.4
     assert f1["true"] == f1["shuffled"]
 
 
-def test_samples_show_question_answer_and_truth_of_one_window(asked_about):
-    for sample in _evaluate(Reader(), asked_about).samples:
+def test_samples_show_question_answer_and_truth_of_one_window(reading):
+    for sample in reading.samples:
         assert asked(sample.prompt) == sample.truth.key
         assert sample.truth in extract(sample.window)
 
 
-def test_what_is_withheld_is_hidden_and_its_abstention_counted(asked_about):
-    _, windows, questions = asked_about
-    result = _evaluate(Reader(), asked_about).to_dict()
+def test_what_is_withheld_is_hidden_and_its_abstention_counted(asked_about, reading, remembering):
+    _, _, questions = asked_about
+    result = reading.to_dict()
     given = [question for question in questions if question.key[0] == "absent"]
     abstention = result["abstention"]
     assert abstention["num_questions"] > len(given) > 0
@@ -170,33 +185,33 @@ def test_what_is_withheld_is_hidden_and_its_abstention_counted(asked_about):
         )
         assert row["num_questions"] == about, variable
     # A reader that always answers, from the fields as they are, abstains only where the variable was never there.
-    never = _evaluate(Rememberer(windows), asked_about).to_dict()
+    never = remembering.to_dict()
     assert never["abstention"]["by_reason"]["withheld"]["abstained"] == 0.0
     assert never["abstention"]["by_reason"]["masked"]["abstained"] == 0.0
     assert never["abstention"]["by_reason"]["unseen"]["abstained"] == 1.0
     assert never["conditions"]["blank"]["f1"] == 1.0
 
 
-def test_blank_fields_tell_nothing(asked_about):
-    blank = _evaluate(Reader(), asked_about).to_dict()["conditions"]["blank"]
+def test_blank_fields_tell_nothing(reading):
+    blank = reading.to_dict()["conditions"]["blank"]
     assert blank["abstained"] == 1.0
     assert blank["f1"] == 0.0
     assert blank["invented_rate"] == 0.0  # "no temperature" is true of what was shown
 
 
-def test_the_mean_field_of_training_is_what_one_guesser_knows(asked_about):
-    result = _evaluate(Reader(), asked_about).to_dict()
+def test_the_mean_field_of_training_is_what_one_guesser_knows(reading):
+    result = reading.to_dict()
     assert result["fact_f1"]["mean_field"] == result["fact_f1"]["climatology"]
     assert 0 < result["fact_f1"]["mean_field"] < 0.5
 
 
-def test_another_time_at_the_place_is_another_field(asked_about):
+def test_another_time_at_the_place_is_another_field(asked_about, reading):
     store, _, _ = asked_about
     steps = store.splits.valid_times("test", history=HISTORY).tolist()
     f1 = _evaluate(Reader(), asked_about, steps=steps).to_dict()["fact_f1"]
     assert f1["other_time_shown"] == 1.0
     assert 0 < f1["other_time"] < 0.5
-    without = _evaluate(Reader(), asked_about).to_dict()
+    without = reading.to_dict()
     assert without["fact_f1"]["other_time"] is None
 
 
@@ -215,11 +230,10 @@ def test_controls_are_asked_with_the_true_field_only(asked_about):
     assert result["fact_f1"]["oracle"] == 1.0
 
 
-def test_who_reads_is_called_grounded_and_who_does_not_is_not(asked_about):
-    _, windows, _ = asked_about
-    assert _evaluate(Reader(), asked_about).verdict["grounded"]
-    for other in (Rememberer(windows), Constant(windows[0])):
-        found = _evaluate(other, asked_about).verdict
+def test_who_reads_is_called_grounded_and_who_does_not_is_not(reading, remembering, not_looking):
+    assert reading.verdict["grounded"]
+    for other in (remembering, not_looking):
+        found = other.verdict
         assert not found["grounded"]
         assert any(row["passed"] is False for row in found["checks"])
 
@@ -232,9 +246,9 @@ def test_a_model_that_is_no_better_than_its_control_is_not_grounded(asked_about)
     assert not found["grounded"]
 
 
-def test_differences_are_of_the_scores(asked_about):
+def test_differences_are_of_the_scores(reading):
     # Of 24 windows in a small region: with blocks as long as its fields are correlated, there are too few.
-    result = dataclasses.replace(_evaluate(Reader(), asked_about), floor=Scales()).to_dict()
+    result = dataclasses.replace(reading, floor=Scales()).to_dict()
     f1 = result["fact_f1"]
     row = result["differences"]["true - shuffled"]
     assert row["difference"] == pytest.approx(f1["true"] - f1["shuffled"])
@@ -246,10 +260,10 @@ def test_differences_are_of_the_scores(asked_about):
     assert result["intervals"]["claimed"]
 
 
-def test_blocks_are_as_long_as_the_fields_are_correlated(asked_about):
+def test_blocks_are_as_long_as_the_fields_are_correlated(asked_about, not_looking):
     """Fewer and larger blocks than the scores alone would ask for, in every interval and difference."""
-    store, windows, _ = asked_about
-    found = _evaluate(Constant(windows[0]), asked_about)
+    store, _, _ = asked_about
+    found = not_looking
     assert found.floor == field_scales(store)
     trust = found.to_dict()["intervals"]
     assert (trust["field_hours"], trust["field_kilometers"]) == (found.floor.hours, found.floor.kilometers)
