@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from climafuse.cli.app import app
+from climafuse.evaluation import asking
 from climafuse.model.inference import Reader
 from tests.training.runs import settings, write_climate
 
@@ -102,6 +105,32 @@ def test_other_fields_and_fewer_questions(place, tmp_path):
     assert len(figures["samples"]) <= 5
     assert figures["data"]["num_windows"] < 6
     assert figures["data"]["num_test_times"] <= figures["data"]["num_windows"]
+
+
+def test_one_that_is_told_to_end_says_so_and_goes_on(place, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    answer, calls = Reader.answer, []
+
+    def told_to_end(self, windows, prompts, **options):
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer(self, windows, prompts, **options)
+
+    monkeypatch.setattr(asking, "_FIRST", 8)
+    monkeypatch.setattr(asking, "_LARGEST", 8)
+    monkeypatch.setattr(Reader, "answer", told_to_end)
+    before = signal.getsignal(signal.SIGTERM)
+    result = _evaluate(run, "--no-controls")
+    assert result.exit_code == 75, result.output
+    assert "interrupted: SIGTERM" in result.stderr
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr(Reader, "answer", answer)
+    again = _evaluate(run, "--no-controls")
+    assert again.exit_code == 3
+    assert "going on from 16 of" in again.stderr
 
 
 def test_lesser_evaluations_replace_no_others(place, tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from climafuse.cli.handler import NOT_GROUNDED, print_table, progress_line
-from climafuse.errors import spelled_out
+from climafuse.errors import RunInterruptedError, spelled_out
 
 # Whose columns the tables have.
 ERRORS = ("true", "shown", "shuffled", "climatology", "last_training", "persistence", "regressor")
@@ -56,21 +58,41 @@ def evaluate(
     from climafuse.evaluation.checkpoint import evaluate_checkpoint, write_json
 
     options: dict[str, Any] = {} if controls else {"controls": ()}
-    found = evaluate_checkpoint(
-        checkpoint,
-        climate=climate,
-        pairs=pairs,
-        num_questions=questions,
-        say=lambda line: typer.echo(spelled_out(line), err=True),
-        progress=lambda stage: progress_line(stage, goes_on=True),
-        **options,
-    )
+    with _ends_when_told():
+        found = evaluate_checkpoint(
+            checkpoint,
+            climate=climate,
+            pairs=pairs,
+            num_questions=questions,
+            say=lambda line: typer.echo(spelled_out(line), err=True),
+            progress=lambda stage: progress_line(stage, goes_on=True),
+            **options,
+        )
     if json_ is not None:
         write_json(json_, found.record)
     print_evaluation(found.record)
     typer.echo(f"\nfigures: {json_ or found.path}")
     if not found.record["verdict"]["grounded"]:
         raise typer.Exit(NOT_GROUNDED)
+
+
+@contextmanager
+def _ends_when_told() -> Iterator[None]:
+    """SIGTERM ends an evaluation as Ctrl-C does, and is told apart: what was answered is kept."""
+
+    def end(number: int, frame: Any) -> None:
+        raise RunInterruptedError(
+            signal.Signals(number).name,
+            expected="an evaluation to its end",
+            received="a request to end it",
+            remedy="The same command goes on: what was answered is kept, but for the last seconds.",
+        )
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_evaluation(record: Mapping[str, Any]) -> None:
