@@ -315,8 +315,12 @@ def hide(fields: Tensor, mask: Tensor, latitude: Tensor, hidden: Tensor, fill: s
 
 
 def _rim(hidden: Tensor) -> Tensor:
-    """Cells within half a region's height around it, [N, T, V, H, W] bool."""
-    flat = hidden.flatten(0, 2)[:, None].float()  # [N T V, 1, H, W]
-    side = int(flat.sum(dim=-2).max())
-    reach = max(side // 2, 1)
-    return (functional.max_pool2d(flat, 2 * reach + 1, 1, reach) > 0).view_as(hidden) & ~hidden
+    """Cells within half a region's height around it, [N, T, V, H, W] bool; each of the N has its own."""
+    sides = hidden.sum(dim=-2).flatten(1).amax(dim=1)  # [N]
+    near = torch.zeros_like(hidden)
+    for side in sides.unique().tolist():
+        alike = hidden[sides == side]
+        reach = max(side // 2, 1)
+        flat = alike.flatten(0, 2)[:, None].float()  # [N T V, 1, H, W]
+        near[sides == side] = (functional.max_pool2d(flat, 2 * reach + 1, 1, reach) > 0).view_as(alike)
+    return near & ~hidden

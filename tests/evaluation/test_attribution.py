@@ -215,6 +215,22 @@ def test_what_stands_in_hidden_cells():
         assert fields[0, 0, 0, 0, 1] == 0
 
 
+@pytest.mark.parametrize("fill", FILLS)
+def test_what_stands_in_a_region_does_not_depend_on_the_others(fill):
+    """Views are made together for speed only: a large region beside a small one changes nothing of it."""
+    fields = torch.randn(1, 2, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(fields, dtype=torch.bool)
+    latitude = torch.linspace(0, 55, 12)[None]
+    hidden = torch.zeros(3, 2, 2, 12, 12, dtype=torch.bool)
+    hidden[0, :, :, 4:6, 4:6] = True
+    hidden[1, :, :, 2:10, 2:10] = True
+    hidden[2, :, 0] = True
+    together, _ = hide(fields, mask, latitude, hidden, fill)
+    for number in range(3):
+        alone, _ = hide(fields, mask, latitude, hidden[number : number + 1], fill)
+        torch.testing.assert_close(together[number : number + 1], alone)
+
+
 def test_all_of_a_variable_is_hidden_by_the_training_mean():
     fields = torch.arange(8.0).view(1, 1, 2, 2, 2) + 1
     mask = torch.ones_like(fields, dtype=torch.bool)
