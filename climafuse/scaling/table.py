@@ -135,7 +135,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     found = [
         f"{len(runs)} of {results['num_planned']} runs done"
         + (f", {' and '.join(limits)} of training each" if limits else "")
-        + f", on {results['machine']['cores']} cores of {results['machine']['processor']}, {results['date'][:10]}.",
+        + f", on {_count(results['machine']['cores'], 'core')} of {results['machine']['processor']}, {results['date'][:10]}.",
         f"Chosen (*) by {study['metric']}, the {study['goal']}; figures of the test split choose nothing. "
         "Where there are several seeds: mean (least to greatest).",
     ]
@@ -175,3 +175,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _plain(text: str) -> str:
     return html.escape(" ".join(spelled_out(text).split()), quote=False)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
