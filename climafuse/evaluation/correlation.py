@@ -6,32 +6,37 @@ correlation is a mixture of
 
     share · exp(-|Δtime| / hours - distance / kilometers)        between two different samples, 1 of each with itself
 
-over a grid of shares and lengths, each with the weight that the scores give it (restricted likelihood of a Gaussian
-process, the mean being unknown; Diggle & Ribeiro 2007, section 5.4). A mixture rather than the best fit, because a
-hundred noisy scores leave weak correlations undecided, and the best fit then often says that there is none. Before the
-scores are seen, no correlation at all is held for somewhat likelier than some, and of those each in proportion to the
-number of independent samples that it would leave: the figures were chosen where independent and correlated scores get
-intervals that hold about as often as they say (`scripts/matrix statistics`).
+and of smooth ones, which fall with the squares of both, over a grid of shares and lengths, each with the weight that
+the scores give it (restricted likelihood of a Gaussian process, the mean being unknown; Diggle & Ribeiro 2007, section
+5.4). A mixture rather than the best fit, because a hundred noisy scores leave weak correlations undecided, and the best
+fit then often says that there is none.
+
+Before the scores are seen, no correlation at all is held for likelier than some, and of those each in proportion to the
+number of independent samples that it would leave. Smooth ones are held for unlikely: they reach less far than an
+exponential of the same length, so that they have to show in the scores. The figures were chosen where independent and
+correlated scores get intervals that hold about as often as they say (`scripts/matrix statistics`).
 
 What cannot be measured is not assumed away:
 
-- Lengths of the order of the samples' extent look like the mean; ten blocks as long would not fit in. The grid ends
-  before them, and scores that are alike over the longest lengths in it get no interval.
+- A hundred scores hardly tell a correlation over 1600 km from one over 600, which takes a seventh of their worth. Where
+  the fields are known to be alike over some length (`field_scales`, measured from far more data), shorter ones are not
+  looked for: scores are then correlated at least as far as the fields, or independent.
+- Lengths of the order of the samples' extent look like the mean. The grid ends with lengths of which ten blocks would
+  not fit in, so that scores which are alike over these get no interval.
 - Fewer than ten different times tell nothing of the correlation in time: samples of near places then count as near,
   whatever their times. So do those of near times where there are fewer than ten places.
-- Every figure is about times like these and places like these. `field_scales` measures the lengths of the fields' own
-  anomalies, which come with far more data, as a floor.
+- Every figure is about times like these and places like these.
 
 References:
     P. J. Diggle, P. J. Ribeiro, Model-based Geostatistics, Springer 2007.
     T. Gneiting, Strictly and non-strictly positive definite functions on spheres, Bernoulli 19, 2013: the exponential
-    of the great-circle distance is a correlation on the sphere.
+    of the great-circle distance is a correlation on the sphere; of squares only that of the chord is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -47,10 +52,11 @@ from climafuse.facts.kinds import EARTH_RADIUS
 
 FEWEST = 10  # times or places that tell of a correlation; blocks that an interval is claimed from
 LONGEST = 8  # the longest correlation looked for is the period of the samples over this,
-FARTHEST = 4  # and the mean distance between their places over this
+FARTHEST = 2  # and the mean distance between their places over this
 MOST = 400  # samples that the correlation is measured from: linear algebra takes their number cubed
 CELLS_OR_TIMES = 200  # at which fields are compared
-NO_CORRELATION = 0.6  # how likely it is held to be before the scores are seen
+NO_CORRELATION = 0.7  # how likely it is held to be before the scores are seen,
+SMOOTH = 0.1  # and a smooth correlation against an exponential one
 SHARES = np.array([0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.999])  # [S]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -67,6 +73,24 @@ class Scales:
 
     hours: float = 0.0
     kilometers: float = 0.0
+
+
+NO_FLOOR = Scales()
+
+
+@dataclass(frozen=True)
+class Decay(Scales):
+    """A correlation that falls to 1/e over a length in time and one in space.
+
+    Args:
+        smooth: With the squares of time and chord, not with time and arc.
+    """
+
+    smooth: bool = False
+
+    def along(self, apart: Array, length: float) -> Array:
+        """Correlation along one axis, of distances in units of the length."""
+        return np.exp(-np.square(apart / length) if self.smooth else -apart / length)
 
 
 class SamplePoints:
@@ -154,48 +178,106 @@ class SamplePoints:
         return great_circle(self.latitude[:, None], self.longitude[:, None], self.latitude, self.longitude)
 
     @cached_property
-    def candidates(self) -> list[Scales]:
-        """Correlation lengths that these samples could show; infinite where they cannot tell."""
-        enough_times, enough_places = len(self.times) >= FEWEST, self.num_places >= FEWEST
-        hours, kilometers = [math.inf] * enough_places, [math.inf] * enough_times
-        if enough_times:
-            hours += _ladder(self.step / 1.5, np.ptp(self.times) / LONGEST)
-        if enough_places:
-            places = np.unique(self.place_numbers, return_index=True)[1]
-            distances = self.distances[np.ix_(places, places)][np.triu_indices(len(places), 1)]
-            # Half the distance within which there is about one other place.
-            kilometers += _ladder(
-                np.quantile(distances, 1 / len(places)) / 2, float(distances.mean()) / FARTHEST
-            )
-        pairs = [Scales(h, km) for h in hours for km in kilometers]
-        return [pair for pair in pairs if math.isfinite(pair.hours) or math.isfinite(pair.kilometers)]
+    def chords(self) -> Array:
+        """[N, N] between two samples through the Earth, km."""
+        return 2 * EARTH_RADIUS * np.sin(self.distances / 2 / EARTH_RADIUS)
 
-    def correlated(self, scales: Scales) -> Array:
-        """[N, N] exponential correlation of the given lengths, 1 on the diagonal."""
-        return self._decay("lags", scales.hours) * self._decay("distances", scales.kilometers)
+    def correlated(self, decay: Decay) -> Array:
+        """[N, N] correlation of the given kind, 1 on the diagonal."""
+        distances = "chords" if decay.smooth else "distances"
+        return self._along(decay, "lags", decay.hours) * self._along(decay, distances, decay.kilometers)
 
-    def _decay(self, axis: str, length: float) -> Array:
-        """[N, N] exp(-distance / length) along one axis, kept: every figure of an evaluation asks for the same ones."""
-        if (axis, length) not in self._decays:
-            self._decays[axis, length] = np.exp(-getattr(self, axis) / length)
-        return self._decays[axis, length]
+    def _along(self, decay: Decay, axis: str, length: float) -> Array:
+        """[N, N] along one axis, kept: every figure of an evaluation asks for the same ones."""
+        key = (axis, length, decay.smooth)
+        if key not in self._kept:
+            self._kept[key] = decay.along(getattr(self, axis), length)
+        return self._kept[key]
 
     @cached_property
-    def _decays(self) -> dict[tuple[str, float], Array]:
+    def _kept(self) -> dict[tuple[str, float, bool], Array]:
+        return {}
+
+    def candidates(self, floor: Scales = NO_FLOOR) -> Candidates:
+        """Correlations that these samples could show.
+
+        Args:
+            floor: The shortest lengths looked for.
+        """
+        if floor not in self._candidates:
+            self._candidates[floor] = Candidates(self, floor)
+        return self._candidates[floor]
+
+    @cached_property
+    def _candidates(self) -> dict[Scales, Candidates]:
         return {}
 
     @cached_property
-    def _measured(self) -> SamplePoints:
-        rows = np.random.default_rng(0).permutation(len(self))[:MOST]
-        self._measured_rows = np.sort(rows)
-        return self.subset(self._measured_rows) if len(self) > MOST else self
+    def _few(self) -> tuple[Array, SamplePoints]:
+        """Rows of those that the correlation is measured from, and these."""
+        if len(self) <= MOST:
+            return np.arange(len(self)), self
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:MOST])
+        return rows, self.subset(rows)
+
+    def correlation(self, scores: Array, floor: Scales = NO_FLOOR) -> Correlation:
+        """Measure how scores go together.
+
+        Args:
+            scores: [N] one number a sample, of any scale and mean.
+            floor: The shortest lengths looked for, as of `field_scales`.
+
+        Returns:
+            The correlation, as far as these samples can tell.
+        """
+        rows, few = self._few
+        candidates = few.candidates(floor)
+        return Correlation(self, candidates.decays, candidates.shares(scores[rows]))
+
+
+class Candidates:
+    """Correlations that samples could show, and how likely each is held to be.
+
+    Args:
+        points: When and where the samples are.
+        floor: The shortest lengths looked for.
+    """
+
+    def __init__(self, points: SamplePoints, floor: Scales) -> None:
+        self.points = points
+        self.decays = [
+            Decay(hours, kilometers, smooth)
+            for smooth in (False, True)
+            for hours in self._hours(floor.hours)
+            for kilometers in self._kilometers(floor.kilometers)
+            if math.isfinite(hours) or math.isfinite(kilometers)
+        ]
+
+    # Infinite lengths stand for what is alike at all times or places, and for what these cannot tell.
+    def _hours(self, floor: float) -> list[float]:
+        times = self.points.times
+        found = [math.inf] if self.points.num_places >= FEWEST else []
+        if len(times) >= FEWEST:
+            found += _ladder(max(self.points.step / 1.5, floor), float(np.ptp(times)) / LONGEST)
+        return found
+
+    def _kilometers(self, floor: float) -> list[float]:
+        points = self.points
+        found = [math.inf] if len(points.times) >= FEWEST else []
+        if points.num_places >= FEWEST:
+            places = np.unique(points.place_numbers, return_index=True)[1]
+            distances = points.distances[np.ix_(places, places)][np.triu_indices(len(places), 1)]
+            # Half the distance within which there is about one other place.
+            nearest = float(np.quantile(distances, 1 / len(places))) / 2
+            found += _ladder(max(nearest, floor), float(distances.mean()) / FARTHEST)
+        return found
 
     @cached_property
     def _spectra(self) -> list[tuple[Array, Array]]:
-        """For each candidate: eigenvalues [N - 1] and vectors [N, N - 1] of its correlation without the mean."""
+        """For each: eigenvalues [N - 1] and vectors [N, N - 1] of its correlation without the mean."""
         found = []
-        for scales in self.candidates:
-            matrix = self.correlated(scales)
+        for decay in self.decays:
+            matrix = self.points.correlated(decay)
             rows = matrix.mean(axis=0)
             # The mean is one eigenvector; raised above all others, it comes last and is dropped.
             centered = matrix - rows - rows[:, None] + rows.mean() + 2.0
@@ -203,28 +285,14 @@ class SamplePoints:
             found.append((values[:-1].clip(0.0), vectors[:, :-1]))
         return found
 
-    def correlation(self, scores: Array) -> Correlation:
-        """Measure how scores go together.
-
-        Args:
-            scores: [N] one number a sample, of any scale and mean.
-
-        Returns:
-            The correlation, as far as these samples can tell.
-        """
-        if len(self) > MOST:
-            few = self._measured
-            return Correlation(self, few.candidates, few._shares(scores[self._measured_rows]))
-        return Correlation(self, self.candidates, self._shares(scores))
-
-    def _shares(self, scores: Array) -> Array:
-        """[candidates] expected share of each in the correlation."""
+    def shares(self, scores: Array) -> Array:
+        """[candidates] expected share of each in the correlation of scores [N]."""
         deviations = scores - scores.mean()
         scale = math.sqrt(float(deviations @ deviations))
-        if not self.candidates or np.ptp(scores) == 0:
-            return np.zeros(len(self.candidates))
+        if not self.decays or np.ptp(scores) == 0:
+            return np.zeros(len(self.decays))
         deviations = deviations / scale
-        half = (len(self) - 1) / 2
+        half = (len(scores) - 1) / 2
         logs = []
         for values, vectors in self._spectra:
             variances = 1 + SHARES[:, None] * (values - 1)  # [S, N - 1]
@@ -241,23 +309,24 @@ class SamplePoints:
     @cached_property
     def _prior(self) -> Array:
         """[candidates, S] how likely each is held to be: the less so, the fewer samples these would be worth."""
-        common = np.array([self.correlated(scales).mean() for scales in self.candidates])
-        worth = 1 / (1 + SHARES * (common[:, None] * len(self) - 1))
+        common = np.array([self.points.correlated(decay).mean() for decay in self.decays])
+        likely = np.array([SMOOTH if decay.smooth else 1.0 for decay in self.decays])
+        worth = likely[:, None] / (1 + SHARES * (common[:, None] * len(self.points) - 1))
         return np.asarray((1 - NO_CORRELATION) * worth / worth.sum())
 
 
 class Correlation:
-    """Correlation between samples: a mixture of exponentials, and noise of each sample's own.
+    """Correlation between samples: a mixture of such, and noise of each sample's own.
 
     Args:
         points: When and where they are.
-        candidates: Lengths of the exponentials.
-        shares: [candidates] of each in the variance of a sample.
+        decays: How those mixed fall.
+        shares: [decays] of each in the variance of a sample.
     """
 
-    def __init__(self, points: SamplePoints, candidates: Sequence[Scales], shares: Array) -> None:
+    def __init__(self, points: SamplePoints, decays: Sequence[Decay], shares: Array) -> None:
         self.points = points
-        self.candidates = list(candidates)
+        self.decays = list(decays)
         self.shares = shares
 
     @property
@@ -269,9 +338,9 @@ class Correlation:
     def matrix(self) -> Array:
         """[N, N] between the samples."""
         total = np.zeros((len(self.points), len(self.points)))
-        for scales, share in zip(self.candidates, self.shares, strict=True):
+        for decay, share in zip(self.decays, self.shares, strict=True):
             if share > 1e-4:
-                total += share * self.points.correlated(scales)
+                total += share * self.points.correlated(decay)
         np.fill_diagonal(total, 1.0)
         return total
 
@@ -280,32 +349,30 @@ class Correlation:
         """How much larger the variance of the mean is than that of as many independent samples."""
         return float(self.matrix.mean() * len(self.points))
 
-    @property
+    @cached_property
     def scales(self) -> Scales:
         """Where the common part has fallen to 1/e; infinite where it does not, or where samples cannot tell."""
         return Scales(
-            _fold(lambda lag: self._common(lag, 0.0)), _fold(lambda distance: self._common(0.0, distance))
+            self._fold([decay.hours for decay in self.decays]),
+            self._fold([decay.kilometers for decay in self.decays]),
         )
 
-    def _common(self, lag: float, distance: float) -> float:
+    def _fold(self, lengths: list[float]) -> float:
+        """Where the common part has fallen to 1/e along an axis on which those mixed have these lengths."""
         if not self.share:
-            return 0.0 if lag or distance else 1.0
-        parts = [
-            share * math.exp(-lag / scales.hours - distance / scales.kilometers)
-            for scales, share in zip(self.candidates, self.shares, strict=True)
-        ]
-        return sum(parts) / self.share
+            return 0.0
 
+        def above(log: float) -> float:
+            apart = np.array(math.exp(log))
+            left = [
+                share * float(decay.along(apart, length))
+                for decay, share, length in zip(self.decays, self.shares, lengths, strict=True)
+            ]
+            return sum(left) / self.share - math.exp(-1)
 
-def _fold(common: Callable[[float], float]) -> float:
-    far = 1e9
-    if common(far) > math.exp(-1):
-        return math.inf
-    near = 1e-9
-    if common(near) < math.exp(-1):
-        return 0.0
-    found = optimize.brentq(lambda log: common(math.exp(log)) - math.exp(-1), math.log(near), math.log(far))
-    return math.exp(found)
+        # Every length that is not infinite lies well between.
+        near, far = math.log(1e-6), math.log(1e12)
+        return math.inf if above(far) > 0 else math.exp(optimize.brentq(above, near, far))
 
 
 def _ladder(shortest: float, longest: float) -> list[float]:

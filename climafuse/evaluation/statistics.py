@@ -1,8 +1,10 @@
 """Intervals and tests that hold although samples near in time and space are right or wrong together.
 
 1. How scores go together is measured (`correlation.py`).
-2. Samples are put in blocks, periods of time × cells of the sphere of about equal area: the smallest blocks within
-   which most of that correlation lies (`Blocks`, `choose_blocks`).
+2. Samples are put in blocks, periods of time × cells of the sphere of about equal area, twice as long as the measured
+   correlation, and as that of the fields where it is given: about as far as either reaches (`Blocks`,
+   `choose_blocks`). Time is divided in ten effective periods or not at all, and space in as many cells: eight periods
+   × four cells are no thirty blocks where all samples of a period go together, or all of a place.
 3. Blocks are drawn with replacement and the statistic is computed of each draw (Künsch 1989; in space Lahiri 2003,
    chapter 12; Nordman & Lahiri 2004).
 4. Percentiles of the draws are too narrow for three reasons, each of which is put right (Hesterberg 2015 widens
@@ -14,8 +16,8 @@
    - the variance of few blocks is uncertain: quantiles of Student's t replace those of the normal distribution, with
      the degrees of freedom that the measured correlation leaves (Satterthwaite).
 
-With fewer than ten effective blocks no interval is claimed. How often these intervals hold is measured by
-`scripts/matrix statistics`.
+Where neither time nor space gives ten effective blocks, no interval is claimed. How often these intervals hold is
+measured by `scripts/matrix statistics`.
 
 References:
     H. R. Künsch, The jackknife and the bootstrap for general stationary observations, Ann. Statist. 17, 1989.
@@ -29,7 +31,6 @@ References:
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -41,14 +42,13 @@ from scipy import special
 
 from climafuse.errors import UsageError
 from climafuse.evaluation.correlation import FEWEST, Array, Correlation, SamplePoints, Scales
+from climafuse.evaluation.correlation import NO_FLOOR as NO_FLOOR
 from climafuse.facts.kinds import EARTH_RADIUS
 from climafuse.facts.score import Statistic
 
 REPETITIONS = 10_000
-LARGEST_REST = (
-    2.0  # the most that blocks may understate the variance by, for what they share with their neighbors
-)
-NO_FLOOR = Scales()
+REACH = 2.0  # blocks, in lengths over which a correlation falls to 1/e
+NEGLIGIBLE = 0.1  # share of a sample's variance that is in common with others
 
 # Sums over samples [..., K] → the figure [...].
 Figure: TypeAlias = Callable[[Array], Array]
@@ -165,11 +165,6 @@ class Blocks:
         """The same of cells alone."""
         return _effective(self.cell)
 
-    @cached_property
-    def pairs(self) -> Array:
-        """Where an [N, N] array, made flat, holds two samples of one block."""
-        return np.flatnonzero(self.number[:, None] == self.number)
-
     def sums(self, contributions: Array) -> Array:
         """[B, K] of contributions [N, K]."""
         return np.stack(
@@ -257,58 +252,26 @@ def _block_sums(matrix: Array, blocks: Blocks) -> Array:
     return np.add.reduceat(np.add.reduceat(matrix[np.ix_(order, order)], starts, axis=0), starts, axis=1)
 
 
-def _rest(matrix: Array, rows: Array, blocks: Blocks) -> float:
-    """`Spread.widening` alone, which takes no sums between blocks."""
-    share = np.bincount(blocks.number) / len(blocks.number)
-    within = float(matrix.ravel()[blocks.pairs].sum())
-    total = float(rows.sum())
-    expected = (
-        within - 2 * float(share @ np.bincount(blocks.number, weights=rows)) + float(share @ share) * total
-    )
-    return total / expected if expected > 1e-12 * total else math.inf
-
-
 def choose_blocks(correlation: Correlation, floor: Scales = NO_FLOOR) -> Blocks:
-    """The smallest blocks, that is the most, within which enough of the correlation lies.
+    """Blocks about as long as the correlation reaches.
 
     Args:
         correlation: Between the samples.
-        floor: Blocks are at least twice as long: about as far as an exponential of this length reaches.
+        floor: Lengths to assume at least.
 
     Returns:
-        The blocks; a single one where no division will do.
+        Periods × cells where there are ten effective ones of both, else the more effective of periods and cells.
     """
     points = correlation.points
-    matrix = correlation.matrix
-    rows = matrix.sum(axis=0)
-    one = make_blocks(points, Scales(math.inf, math.inf))
-    for blocks in _divisions(points, Scales(2 * floor.hours, 2 * floor.kilometers)):
-        if blocks.num_blocks > 1 and _rest(matrix, rows, blocks) <= LARGEST_REST:
-            return blocks
-    return one
-
-
-@functools.lru_cache(maxsize=4)  # every figure of an evaluation asks for the same ones
-def _divisions(points: SamplePoints, floor: Scales) -> list[Blocks]:
-    """Ways to make blocks, most effective blocks first."""
-    hours, kilometers = [math.inf], [math.inf]
-    if len(points.times) >= FEWEST:
-        hours += _lengths(floor.hours, points.step, float(np.ptp(points.times)) + points.step)
-    if points.num_places >= FEWEST:
-        kilometers += _lengths(floor.kilometers, 250.0, math.pi * EARTH_RADIUS)
-    found: dict[bytes, Blocks] = {}
-    for length in hours:
-        for distance in kilometers:
-            blocks = make_blocks(points, Scales(length, distance))
-            found.setdefault(blocks.number.tobytes(), blocks)
-    return sorted(found.values(), key=lambda blocks: -blocks.effective)
-
-
-def _lengths(floor: float, step: float, extent: float) -> list[float]:
-    """Of blocks: from the floor, or from none, in steps of √2 to half the extent."""
-    first = max(floor, step)
-    number = max(0, math.floor(2 * math.log2(extent / 1.5 / first)) + 1) if first < extent else 0
-    return [*([0.0] if floor == 0 else []), *(first * 2 ** (k / 2) for k in range(number))]
+    measured = correlation.scales if correlation.share >= NEGLIGIBLE else NO_FLOOR
+    hours = REACH * max(floor.hours, measured.hours)
+    kilometers = REACH * max(floor.kilometers, measured.kilometers)
+    periods, cells = (
+        make_blocks(points, size) for size in (Scales(hours, math.inf), Scales(math.inf, kilometers))
+    )
+    if min(periods.effective, cells.effective) >= FEWEST:
+        return make_blocks(points, Scales(hours, kilometers))
+    return max(periods, cells, key=lambda blocks: blocks.effective)
 
 
 @dataclass(frozen=True)
@@ -438,7 +401,7 @@ def _infer(
     value = float(value_of(total))
     influence = value - value_of(total - table)  # of each sample, by leaving it out
     defined = math.isfinite(value) and bool(np.isfinite(influence).all())
-    correlation = points.correlation(influence if defined else np.zeros(len(points)))
+    correlation = points.correlation(influence if defined else np.zeros(len(points)), floor)
     blocks = choose_blocks(correlation, floor)
     low = high = error = p = None
     degrees = math.nan

@@ -14,6 +14,8 @@ from climafuse.data.window import Window
 from climafuse.errors import UsageError
 from climafuse.evaluation.correlation import (
     MOST,
+    Correlation,
+    Decay,
     SamplePoints,
     Scales,
     anomaly_scales,
@@ -62,18 +64,67 @@ def test_points_that_are_none(hours: list, latitude: list, longitude: list):
 
 
 def test_what_samples_cannot_tell_is_infinite():
-    assert {scales.hours for scales in anywhere(50).candidates} == {math.inf}  # one time
-    assert {scales.kilometers for scales in series(50).candidates} == {math.inf}  # one place
-    assert series(9).candidates == []
-    both = SamplePoints(np.arange(50.0), anywhere(50).latitude, anywhere(50).longitude).candidates
-    assert {math.isfinite(scales.hours) for scales in both} == {True, False}
-    assert Scales(math.inf, math.inf) not in both  # that is the mean
+    assert {decay.hours for decay in anywhere(50).candidates().decays} == {math.inf}  # one time
+    assert {decay.kilometers for decay in series(50).candidates().decays} == {math.inf}  # one place
+    assert series(9).candidates().decays == []
+    both = SamplePoints(np.arange(50.0), anywhere(50).latitude, anywhere(50).longitude).candidates().decays
+    assert {math.isfinite(decay.hours) for decay in both} == {True, False}
+    assert Decay(math.inf, math.inf) not in both  # that is the mean
+
+
+def test_no_shorter_lengths_are_looked_for_than_the_floor():
+    points, random = anywhere(96), np.random.default_rng(0)
+    lengths = {decay.kilometers for decay in points.candidates(Scales(24.0, 1600.0)).decays}
+    assert min(lengths) == pytest.approx(1600)
+    assert min(decay.kilometers for decay in points.candidates().decays) < 1000
+    # Longer than all that could be told from the mean: the longest of these is left.
+    assert {decay.kilometers for decay in points.candidates(Scales(0.0, 9000.0)).decays} == {max(lengths)}
+    root = np.linalg.cholesky(points.correlated(Decay(math.inf, 1600.0)))
+    inflations = [
+        [points.correlation(scores, floor).inflation for floor in (Scales(0.0, 1600.0), Scales())]
+        for scores in (root @ random.standard_normal((96, 40))).T
+    ]
+    known = points.correlated(Decay(math.inf, 1600.0)).mean() * 96
+    floored, free = np.mean(inflations, axis=0)
+    assert free < floored
+    assert floored == pytest.approx(known, rel=0.3)
+
+
+def test_smooth_scores_are_told_from_rough_ones():
+    """Oracle: the squared exponential that they are drawn from, of which the exponential reaches much farther."""
+    points, random = anywhere(240), np.random.default_rng(0)
+    chord = 2 * 6371 * np.sin(points.distances / 2 / 6371)
+    covariance = np.exp(-np.square(chord / 1500.0))
+    np.testing.assert_allclose(points.correlated(Decay(math.inf, 1500.0, smooth=True)), covariance, rtol=1e-9)
+    root = np.linalg.cholesky(covariance + 1e-8 * np.eye(240))
+    scores = (root @ random.standard_normal((240, 20)) + 0.3 * random.standard_normal((240, 20))).T
+    found = [points.correlation(row) for row in scores]
+    smooth = [
+        sum(share for decay, share in zip(c.decays, c.shares, strict=True) if decay.smooth) for c in found
+    ]
+    assert np.median(smooth) > 0.8
+    known = 1 + (covariance.mean() * 240 - 1) / 1.09
+    assert np.median([correlation.inflation for correlation in found]) == pytest.approx(known, rel=0.3)
+    assert np.median([correlation.scales.kilometers for correlation in found]) == pytest.approx(1500, rel=0.2)
+
+
+def test_a_mixture_falls_to_its_e_folding_length():
+    points = series(20)
+    one = Correlation(points, [Decay(7.0, 300.0)], np.array([0.4])).scales
+    assert (one.hours, one.kilometers) == pytest.approx((7, 300))
+    # exp(-t/2)/4 + 3/4 exp(-(t/9)²) = 1/e, by hand: t = 7.69 gives 0.0053 + 0.3614.
+    mixed = Correlation(
+        points, [Decay(2.0, math.inf), Decay(9.0, math.inf, smooth=True)], np.array([0.1, 0.3])
+    )
+    assert mixed.scales.hours == pytest.approx(7.69, abs=0.02)
+    assert mixed.scales.kilometers == math.inf
+    assert Correlation(points, [Decay(7.0, 300.0)], np.array([0.0])).scales == Scales()
 
 
 def test_independent_scores_are_told_from_correlated_ones():
     points, random = series(200, step=6.0), np.random.default_rng(0)
     noise = random.standard_normal((20, 200))
-    correlated = [np.linalg.cholesky(points.correlated(Scales(24.0, math.inf))) @ row for row in noise]
+    correlated = [np.linalg.cholesky(points.correlated(Decay(24.0, math.inf))) @ row for row in noise]
     alone = [points.correlation(row).inflation for row in noise]
     together = [points.correlation(row) for row in correlated]
     # Sum of exp(-|k| 6/24): (1 + x) / (1 - x), x = exp(-1/4): 8.04, a little less of 200.

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from climafuse.errors import UsageError
-from climafuse.evaluation.correlation import Correlation, SamplePoints, Scales
+from climafuse.evaluation.correlation import Correlation, Decay, SamplePoints, Scales
 from climafuse.evaluation.statistics import (
     Spread,
     choose_blocks,
@@ -84,7 +84,7 @@ def test_blocks_of_time_and_space():
 def test_the_variance_of_draws_is_too_small_by_the_factor_given(size: Scales):
     # Oracle: many Gaussian processes of the very correlation.
     points = anywhere(120, times=12)
-    correlation = Correlation(points, [Scales(20.0, 1500.0)], np.array([0.7]))
+    correlation = Correlation(points, [Decay(20.0, 1500.0)], np.array([0.7]))
     blocks = make_blocks(points, size)
     spread = Spread.of(correlation, blocks)
     noise = np.random.default_rng(1).standard_normal((120, 20_000))
@@ -96,18 +96,62 @@ def test_the_variance_of_draws_is_too_small_by_the_factor_given(size: Scales):
     assert spread.widening > 1.2
 
 
-def test_blocks_are_as_long_as_the_correlation_and_no_longer():
+def test_blocks_are_twice_as_long_as_the_correlation():
     points = series(200, step=6.0)
-    alone, short, long = (
-        choose_blocks(Correlation(points, [Scales(hours, math.inf)], np.array([share])))
-        for hours, share in ((30.0, 0.0), (12.0, 0.99), (48.0, 0.99))
+    alone, faint, short, long = (
+        choose_blocks(Correlation(points, [Decay(hours, math.inf)], np.array([share])))
+        for hours, share in ((30.0, 0.0), (30.0, 0.09), (12.0, 0.11), (46.0, 0.99))
     )
-    assert alone.num_blocks == 200
-    assert 12 <= short.size.hours <= 36
-    assert 3 < long.size.hours / short.size.hours < 5
-    floored = choose_blocks(Correlation(points, [], np.array([])), Scales(30.0, 0.0))
+    assert alone.num_blocks == faint.num_blocks == 200
+    assert (short.size.hours, long.size.hours) == pytest.approx((24, 92))
+    assert (short.num_blocks, long.num_blocks) == (50, 13)  # of 1200 h
+    floored = choose_blocks(Correlation(points, [Decay(12.0, math.inf)], np.array([0.5])), Scales(30.0, 0.0))
     assert floored.size.hours == 60
-    assert choose_blocks(Correlation(series(50), [Scales(100.0, math.inf)], np.array([0.99]))).num_blocks == 1
+    assert choose_blocks(Correlation(series(50), [Decay(100.0, math.inf)], np.array([0.99]))).num_blocks == 1
+
+
+@pytest.mark.parametrize("floor", [Scales(), Scales(24.0, 1594.0)])
+@pytest.mark.parametrize("times", [3, 80])
+def test_no_block_is_shorter_than_what_is_measured(times: int, floor: Scales):
+    """Oracle: the distance between samples of a cell and of a period, which shows how long these really are."""
+    points = anywhere(240, times=times)
+    noise = np.random.default_rng(0).standard_normal((240, 20))
+    root = np.linalg.cholesky(points.correlated(Decay(24.0, 1200.0)))
+    correlated = 0
+    for scores in (root @ noise).T:
+        found = interval(points, values(scores), mean, floor=floor, repetitions=10)
+        blocks = make_blocks(points, found.size)
+        assert found.claimed
+        correlated += found.share > 0.1
+        measured = found.scales if found.share > 0.1 else Scales()
+        for number, shortest, extent in (
+            (blocks.period, max(measured.hours, floor.hours), np.ptp(points.hours) + points.step),
+            (blocks.cell, max(measured.kilometers, floor.kilometers), math.sqrt(4 * math.pi) * 6371),
+        ):
+            parts = len(np.unique(number))
+            # Of even parts: of a line, and of a sphere (by the area of the mean cell).
+            length = extent / (parts if number is blocks.period else math.sqrt(parts))
+            assert parts == 1 or length >= shortest
+    assert correlated > 5  # the others tell of none
+
+
+def test_few_periods_times_few_cells_are_no_blocks():
+    # Eight times at each of four places; all of a time go together, and all of a place.
+    hours, place = (axis.ravel() for axis in np.meshgrid(100.0 * np.arange(8), np.arange(4), indexing="ij"))
+    latitude, longitude = np.array([60.0, 10.0, -10.0, -60.0])[place], 90.0 * place
+    found = interval(
+        SamplePoints(hours, latitude, longitude), values(np.random.default_rng(0).standard_normal(32)), mean
+    )
+    assert (found.claimed, found.effective_blocks) == (False, 8)
+    # One axis that has ten will do, the other being left whole; of two that have, both are divided.
+    for times, places, expected in ((12, 4, 12), (8, 16, 16), (12, 16, 192)):
+        hours, place = (
+            axis.ravel() for axis in np.meshgrid(100.0 * np.arange(times), np.arange(places), indexing="ij")
+        )
+        points = SamplePoints(hours, -75 + 10 * place, 137.0 * place)
+        assert choose_blocks(Correlation(points, [], np.array([]))).effective == expected
+    # What is alike at all times leaves time whole.
+    assert choose_blocks(Correlation(points, [Decay(math.inf, 1.0)], np.array([0.5]))).effective_in_time == 1
 
 
 def test_independent_samples_give_the_textbook_interval():
@@ -124,7 +168,7 @@ def test_independent_samples_give_the_textbook_interval():
 
 def test_what_blocks_share_widens_the_interval():
     points, random = series(240), np.random.default_rng(1)
-    correlation = Correlation(points, [Scales(3.0, math.inf)], np.array([0.9]))
+    correlation = Correlation(points, [Decay(3.0, math.inf)], np.array([0.9]))
     scores = np.linalg.cholesky(correlation.matrix) @ random.standard_normal(240)
     found = interval(points, values(scores), mean)
     measured = points.correlation(scores)
@@ -172,6 +216,8 @@ def test_few_blocks_claim_nothing():
     noise = values(np.random.default_rng(0).standard_normal(96))
     assert interval(anywhere(96), noise, mean).claimed
     assert not interval(anywhere(96), noise, mean, floor=Scales(0.0, 5000.0)).claimed
+    slope = anywhere(96).latitude + 20 * np.random.default_rng(0).standard_normal(96)
+    assert not interval(anywhere(96), values(slope), mean, floor=Scales(0.0, 1600.0)).claimed
 
 
 def test_figures_without_spread_or_meaning_claim_nothing():
