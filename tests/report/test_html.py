@@ -141,7 +141,7 @@ def test_blocks_of_one_window_have_no_size():
         "block_kilometers": 0.0,
     }
     text = Page(render(record(evaluation=evaluation(intervals=intervals)))).words
-    assert "10 effective blocks of 10. Blocks hold most of the measured correlation" in text
+    assert "10 effective blocks of 10. Blocks are twice as long as the measured correlation" in text
 
 
 def test_facts_by_kind_stand_beside_shuffled(page):
