@@ -143,7 +143,7 @@ def grounding_section(evaluation: Mapping[str, Any]) -> str:
         if (found := number(data.get(key))) is not None
     ]
     grounded = table(evaluation, "verdict").get("grounded")
-    verdict = "No verdict: it cannot be told."
+    verdict = "No verdict."
     if isinstance(grounded, bool):
         verdict = "**Grounded.**" if grounded else "**Not grounded.**"
     words = _cell(table(evaluation, "verdict").get("words"))

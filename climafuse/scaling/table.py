@@ -135,7 +135,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     found = [
         f"{len(runs)} of {results['num_planned']} runs done"
         + (f", {' and '.join(limits)} of training each" if limits else "")
-        + f", on {_count(results['machine']['cores'], 'core')} of {results['machine']['processor']}, {results['date'][:10]}.",
+        + f", on {_count(results['machine']['cores'], 'core')} of {results['machine']['processor']}, "
+        f"{results['date'][:10]}.",
         f"Chosen (*) by {study['metric']}, the {study['goal']}; figures of the test split choose nothing. "
         "Where there are several seeds: mean (least to greatest).",
     ]

@@ -23,7 +23,7 @@ import numpy as np
 
 from climafuse.data.store import _digest as store_digest
 from climafuse.manifest import _digest as model_digest
-from climafuse.manifest import write_manifest
+from climafuse.manifest import sha256, write_manifest
 from tests.data import fixtures
 
 SECRET = "the-secret-of-another-folder"
@@ -749,19 +749,24 @@ def manifest_of_a_backbone(ground: Ground, content: Any) -> Path:
     return folder
 
 
+def transcript_of(run: Path) -> Path:
+    """What the model of a run has answered, known by its weights."""
+    return run / "evaluation" / f"model-{sha256(run / 'model' / 'model.safetensors')[:12]}.jsonl"
+
+
 @attack(
     "references", "evaluate",
-    transcript="model.jsonl", folder="", controls="controls", control="controls/text_only",
+    transcript="transcript", folder="", controls="controls", control="controls/text_only",
 )  # fmt: skip
 def link_in_a_run(ground: Ground, name: str) -> Path:
     """An evaluation would be written to wherever the link leads."""
     run = ground.copy("run")
-    place = run / "evaluation" / name
+    place = transcript_of(run) if name == "transcript" else run / "evaluation" / name
     if place.is_dir():
         shutil.rmtree(place)
     place.unlink(missing_ok=True)
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.symlink_to(ground.secret if name.endswith(".jsonl") else ground.secret.parent)
+    place.symlink_to(ground.secret if name == "transcript" else ground.secret.parent)
     return run
 
 

@@ -25,6 +25,7 @@ from climafuse.errors import ClimafuseError
 from climafuse.manifest import sha256
 from climafuse.model import ClimateTextForCausalLM
 from climafuse.scaling import study
+from tests.matrix.attacks import transcript_of
 from tests.matrix.conftest import STUDY
 from tests.training.runs import TIMES, save_backbone, settings, write_climate
 
@@ -676,9 +677,11 @@ def _altered_manifest(**keys: Any) -> Callable[[Path], None]:
     return damage
 
 
-def _in_place_of(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+def _in_place_of(
+    name: str | Callable[[Path], Path], make: Callable[[Path], object]
+) -> Callable[[Path], None]:
     def damage(run: Path) -> None:
-        path = run / name
+        path = name(run) if callable(name) else run / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -717,8 +720,8 @@ RUNS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "evaluation: a file for its folder": (
         _in_place_of("evaluation", Path.touch), ("evaluate", "evaluate --controls")
     ),
-    "transcript: a folder": (_in_place_of("evaluation/model.jsonl", Path.mkdir), ("evaluate",)),
-    "transcript: a pipe": (_in_place_of("evaluation/model.jsonl", os.mkfifo), ("evaluate",)),
+    "transcript: a folder": (_in_place_of(transcript_of, Path.mkdir), ("evaluate",)),
+    "transcript: a pipe": (_in_place_of(transcript_of, os.mkfifo), ("evaluate",)),
     "control: a file for its folder": (
         _in_place_of("evaluation/controls/text_only", Path.touch), ("evaluate --controls",)
     ),
@@ -794,7 +797,7 @@ def test_what_is_damaged_of_a_transcript_is_asked_anew(transcript, proven, tmp_p
     """Oracle: the figures of the evaluation that nobody has damaged."""
     cell("bad input", f"transcript: {transcript}", "evaluate")
     run = Path(shutil.copytree(proven / "run", tmp_path / "run"))
-    path = run / "evaluation" / "model.jsonl"
+    path = transcript_of(run)
     lines = TRANSCRIPTS[transcript](path.read_bytes().splitlines())
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     found = runner.invoke(app, ["evaluate", str(run), "--no-controls"])

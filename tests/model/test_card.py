@@ -119,6 +119,16 @@ def test_the_grounding_table_tells_every_condition_that_was_measured():
     assert "No interval is claimed. too few blocks" in section
     assert "**Not grounded.**" in grounding_section(EVALUATION | {"verdict": {"grounded": False}})
     assert "No verdict." in grounding_section({"verdict": {"grounded": [1]}})
+    words = "cannot be told: too few samples (not measured: true - text_only)"
+    assert f"No verdict. The verdict in full: {words}." in grounding_section(
+        EVALUATION | {"verdict": {"grounded": None, "words": words}}
+    )
+
+
+def test_a_card_names_no_place_of_the_machine():
+    section = grounding_section(EVALUATION | {"data": {"source": "/home/somebody/secret/fields.nc"}})
+    assert "fields of fields.nc" in section
+    assert "somebody" not in section
 
 
 def test_a_card_holds_one_grounding_table_the_newest(tmp_path):
