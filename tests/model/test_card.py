@@ -119,7 +119,7 @@ def test_the_grounding_table_tells_every_condition_that_was_measured():
     assert "No interval is claimed. too few blocks" in section
     assert "**Not grounded.**" in grounding_section(EVALUATION | {"verdict": {"grounded": False}})
     assert "No verdict." in grounding_section({"verdict": {"grounded": [1]}})
-    words = "cannot be told: too few samples (not measured: true - text_only)"
+    words = "cannot be told: too few samples (not measured: true - oracle)"
     assert f"No verdict. The verdict in full: {words}." in grounding_section(
         EVALUATION | {"verdict": {"grounded": None, "words": words}}
     )

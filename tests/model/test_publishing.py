@@ -108,6 +108,11 @@ def test_what_is_published_is_complete_and_names_no_place_of_the_machine(
         for secret in (SECRET, str(tmp_path), str(Path.home())):
             assert secret.encode() not in content, name
     assert b"license: mit" in hub.files["README.md"]
+    assert b"fact F1" not in hub.files["README.md"]  # nobody has measured it
+    evaluation = {"data": {"source": str(tmp_path / "fields.nc")}, "conditions": {"true": {"f1": 0.921}}}
+    model.push_to_hub("me/model", token=SECRET, evaluation=evaluation)
+    assert b"| true | 0.921 |" in hub.files["README.md"]
+    assert str(tmp_path).encode() not in hub.files["README.md"]
 
     # Elsewhere: the backbone is asked for by name, and recognized by its hash.
     other = tmp_path / "elsewhere"
