@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from climafuse.cli.handler import NOT_GROUNDED, print_table, progress_line
+from climafuse.cli.handler import NOT_GROUNDED, CheckpointArgument, print_table, progress_line
 from climafuse.errors import RunInterruptedError, spelled_out
 
 # Whose columns the tables have.
@@ -19,9 +19,7 @@ KINDS = ("true", "shown", "shuffled", "prior_guesser", "text_only", "place_only"
 
 
 def evaluate(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Directory of a run, or of the model in it.")
-    ],
+    checkpoint: CheckpointArgument,
     climate: Annotated[
         str | None,
         typer.Option(

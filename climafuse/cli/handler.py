@@ -25,6 +25,9 @@ from typer.core import TyperGroup
 from climafuse.errors import ClimafuseError, RunInterruptedError, spelled_out
 
 NOT_GROUNDED = 3
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Directory of a run, or of the model in it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 
 

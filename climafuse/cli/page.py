@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from climafuse.cli.handler import CheckpointArgument
+
 
 def demo(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Directory of a run, or of the model in it.")
-    ],
+    checkpoint: CheckpointArgument,
     climate: Annotated[
         str | None,
         typer.Option(

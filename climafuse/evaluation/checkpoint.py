@@ -117,7 +117,8 @@ def evaluate_checkpoint(
     num_left = num_texts - len(everything)
     say(
         f"evaluation: {len(questions)} questions about {len(windows)} windows of {_num_times(windows)} {split} times, "
-        f"{config.data.source}" + (f"; {num_left} texts of several facts are not asked" if num_left else "")
+        f"{config.data.source}"
+        + (f"; texts that ask for no single fact are not asked: {num_left}" if num_left else "")
     )
     trained_controls = train_controls(folder, names=controls, say=say) if controls else {}
     weights = {
@@ -209,10 +210,10 @@ def record_name(split: str, *, thorough: bool, is_of_run: bool, record: Mapping[
         "evaluation.json" for the record of the run; "validation.json" or "test.json" for a quick look at a split;
         "other.json" for anything else, and for a record without controls where there is one of this model with them.
     """
-    if split != "test" or not thorough:
-        return f"{split}.json"
     if not is_of_run:
         return "other.json"
+    if split != "test" or not thorough:
+        return f"{split}.json"
     try:
         before = read_object(kept)
         is_same = before["weights_sha256"] == record["weights_sha256"]
@@ -331,9 +332,8 @@ def _spans(seen: Sequence[tuple[str, str]]) -> str:
 
 
 def _training(run: Mapping[str, Any], folder: Path, config: RunConfig, reader: Reader) -> dict[str, Any]:
-    steps = verify_folder(folder)["details"].get(
-        "step", run.get("steps")
-    )  # a checkpoint has done fewer than its run
+    # A checkpoint has done fewer than its run.
+    steps = verify_folder(folder)["details"].get("step", run.get("steps"))
     return {
         "steps": steps if number(steps) is not None else None,
         "seconds": number(run.get("train_seconds")),

@@ -438,19 +438,16 @@ def evaluate_grounding(
             likelihood = other.likelihoods(scored, progress(f"right words, {name}") if progress else None)
             outcomes[name] = replace(outcomes[name], likelihood=likelihood[name])
 
+    why = {
+        reason: [question for question in unanswerable if _reason(question, windows) == reason]
+        for reason in REASONS
+    }
     return Grounding(
         windows=windows,
         outcomes=outcomes,
         withheld=without,
         abstention={
-            reason: _abstentions(
-                ask.stated(
-                    true, [question for question in unanswerable if _reason(question, windows) == reason]
-                ),
-                [question for question in unanswerable if _reason(question, windows) == reason],
-            )
-            for reason in REASONS
-            if any(_reason(question, windows) == reason for question in unanswerable)
+            reason: _abstentions(ask.stated(true, asked), asked) for reason, asked in why.items() if asked
         },
         polls={
             strategy: count_poll(ask.stated(true, poll), truths(true, poll, tables))
@@ -609,19 +606,24 @@ def _count(
         num_asked += 1
         num_abstained += _abstains(facts)
         num_stated += len(facts)
-        held = tables.of(shown)
-        num_invented += sum(_is_invented(fact, held, shown) for fact in facts)
+        held, left = tables.of(shown), set(shown.available()) - set(question.withheld)
+        num_invented += sum(_is_invented(fact, held, left) for fact in facts)
         if truth is not None:
             support = tables.of(reference[question.window]).values()
             by_window[question.window] += statistic(facts, [truth], support=support)
     return Outcome(by_window, num_asked, num_abstained, num_stated, num_invented)
 
 
-def _is_invented(fact: Fact, held: Mapping[Key, Fact], window: Window) -> bool:
-    """Whether a field does not tell what a fact is about, or tells what it denies."""
-    if fact.kind == "absent":
-        return not set(window.available()).isdisjoint(sources(fact.variable))
-    return fact.key not in held
+def _is_invented(fact: Fact, held: Mapping[Key, Fact], left: set[str]) -> bool:
+    """Whether a field does not tell what a fact is about, or tells what it denies.
+
+    Args:
+        fact: What was said.
+        held: Facts of the field.
+        left: Its variables that were not withheld.
+    """
+    is_there = not left.isdisjoint(sources(fact.variable))
+    return is_there if fact.kind == "absent" else not is_there or fact.key not in held
 
 
 def _abstains(facts: Sequence[Fact]) -> bool:

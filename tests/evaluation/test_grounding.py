@@ -482,6 +482,15 @@ def test_invented_is_what_the_field_shown_does_not_tell(asked_about):
     assert chatty["precision"] == 1.0
 
 
+@pytest.mark.parametrize(("withheld", "invented"), [(("t2m",), 0.0), ((), 1.0)])
+def test_to_deny_what_is_withheld_is_not_to_invent(asked_about, withheld, invented):
+    store, windows, questions = asked_about
+    asked_one = next(question for question in questions if question.key[1] == "msl")
+    question = dataclasses.replace(asked_one, withheld=withheld)
+    found = evaluate_grounding(Abstains("t2m"), store, windows, [question], history=HISTORY)
+    assert found.to_dict()["conditions"]["true"]["invented_rate"] == invented
+
+
 def _first_facts(window):
     return [fact for fact in extract(window) if fact.kind == "mean"][:1]
 
