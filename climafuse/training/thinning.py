@@ -5,6 +5,10 @@ are learned within a few steps, and from then on most labels of a step teach not
 a token is decided by the words if, in the training texts, the same words were followed by nothing else, and more
 than once. A share of them is kept in every sample, the same in each epoch, so that they are not unlearned.
 
+Answers that are given rarely keep more: "No ozone given." is said once in thousands of texts, and its words are not
+learned within a few steps. How rare an answer is, is counted where it first parts from the other answers to its
+question ("No", not "Mean"), so that a number that is rare makes nothing rare of the unit behind it.
+
 This changes how often a label is seen, not what is learned: each label is still the right next token. Evaluation
 uses all labels.
 """
@@ -15,14 +19,36 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 
 from climafuse.model.objective import IGNORED
 
+# Of all texts; of answers that begin alike, so many keep all their labels, and more of them as many labels as these.
+RARE = 1 / 1500
 Tokens = tuple[int, ...]
 _PRIME = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A training text.
+
+    Args:
+        code: A hash of its tokens.
+        open: Places of the tokens that words do not decide.
+        share: Of the other labels, how many are kept.
+    """
+
+    code: int
+    open: np.ndarray
+    share: float
+
+
+_UNKNOWN = _Text(0, np.zeros(0, np.int32), 1.0)  # a text that was not counted keeps all its labels
 
 
 class LabelThinning:
@@ -30,7 +56,7 @@ class LabelThinning:
 
     Args:
         texts: Tokens of each training text, repeated ones included, and how many of them are the prompt's.
-        kept: Share of the labels decided by words that is kept, from 0 to 1.
+        kept: Share of the labels decided by words that is kept, from 0 to 1; a larger one of answers given rarely.
         seed: Of which are kept.
     """
 
@@ -55,12 +81,26 @@ class LabelThinning:
         kinds = np.bincount(which[first], minlength=len(beginnings))  # how many tokens follow a beginning
         total = np.bincount(which, weights=times, minlength=len(beginnings))  # how often it is followed
         open_ = ((kinds > 1) | (total == 1))[which]
-        self._open: dict[Tokens, tuple[int, np.ndarray]] = {}
-        end = 0
-        for tokens, start in counts:
-            begin, end = end, end + max(len(tokens) - start, 0)
-            places = start + np.flatnonzero(open_[begin:end])
-            self._open[tokens] = zlib.crc32(repr(tokens).encode()), places.astype(np.int32)
+        begins = np.cumsum([0, *(max(len(tokens) - start, 0) for tokens, start in counts)])
+        # Of each text, the beginning up to the first token that parts it from others, or to its first token.
+        parted = np.array(
+            [
+                after[begin + int(open_[begin:end].argmax())] if begin < end else 0
+                for begin, end in pairwise(begins)
+            ],
+            dtype=np.uint64,
+        )
+        alike = np.unique(parted, return_inverse=True)[1]
+        num_alike = np.bincount(alike, weights=list(counts.values()))[alike]
+        shares = np.clip(RARE * sum(counts.values()) / num_alike, kept, 1.0)
+        self._texts = {
+            tokens: _Text(
+                zlib.crc32(repr(tokens).encode()),
+                start + np.flatnonzero(open_[begin:end]).astype(np.int32),
+                float(share),
+            )
+            for (tokens, start), (begin, end), share in zip(counts, pairwise(begins), shares, strict=True)
+        }
 
     def apply(self, labels: Tensor, input_ids: Tensor, samples: Sequence[int]) -> None:
         """Set labels that are left out to `IGNORED`, in place.
@@ -73,13 +113,15 @@ class LabelThinning:
         ids, values = input_ids.tolist(), labels.numpy()
         labeled = values != IGNORED  # [N, S]
         lengths = values.shape[1] - np.argmax(labeled[:, ::-1], axis=1)
-        found = [self._open.get(tuple(row[:length])) for row, length in zip(ids, lengths, strict=True)]
+        found = [
+            self._texts.get(tuple(row[:length]), _UNKNOWN) for row, length in zip(ids, lengths, strict=True)
+        ]
         # By window and text, not by row: a sample keeps the same labels in whatever batch it comes.
-        codes = [0 if text is None else text[0] for text in found]
-        keep = _uniform((self.seed, np.array(samples), np.array(codes)), values.shape[1]) < self.kept
+        codes = np.array([text.code for text in found])
+        shares = np.array([text.share for text in found])
+        keep = _uniform((self.seed, np.array(samples), codes), values.shape[1]) < shares[:, None]
         for row, text in enumerate(found):
-            # A text that was not counted keeps all its labels.
-            keep[row, slice(None) if text is None else text[1]] = True
+            keep[row, text.open] = True
         keep &= labeled
         # A batch without any label has no loss: a text left with none keeps its first.
         keep[np.arange(len(keep)), np.argmax(labeled, axis=1)] |= ~keep.any(axis=1)

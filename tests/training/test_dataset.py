@@ -377,6 +377,7 @@ def test_what_is_sent_to_a_worker_makes_the_same_examples(climate, tmp_path, kin
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 def test_spawned_workers_give_the_same_batches_in_the_same_order(climate, tmp_path, processor):
     prepare(climate, tmp_path / "store", variables=["t2m", "msl"], pairs=_pairs(range(20)))
     config = _config(tmp_path / "store")

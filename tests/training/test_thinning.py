@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from climafuse.model.objective import IGNORED
+from climafuse.training import thinning
 from climafuse.training.thinning import LabelThinning
 from tests.model.build import make_model, make_processor
 
@@ -15,6 +16,12 @@ TWENTY, TWENTY_ONE = (1, 2, 10, 11, 20, 12), (1, 2, 10, 11, 21, 12)
 ONCE, ALWAYS = (1, 3, 10, 11, 20, 12), (1, 4, 10, 12)
 TEXTS = [TWENTY, TWENTY, TWENTY_ONE, TWENTY_ONE, ONCE, ALWAYS, ALWAYS, ALWAYS]
 PAD = 0
+
+
+@pytest.fixture(autouse=True)
+def _few_texts(monkeypatch):
+    """One text of eight is not rare here."""
+    monkeypatch.setattr(thinning, "RARE", 0.0)
 
 
 def _thinning(kept=0.0, seed=0):
@@ -42,8 +49,16 @@ def test_what_words_do_not_decide_is_always_kept():
     assert _labels(_thinning(), rows, [0, 1, 2]) == [[4], [4], [2, 3, 4, 5]]
 
 
-def test_a_text_that_words_decide_whole_keeps_one_label():
-    assert _labels(_thinning(), [ALWAYS], [0]) == [[2]]
+def test_what_is_said_often_keeps_the_share_and_what_is_said_rarely_more(monkeypatch):
+    # Texts begin 1 2 10 11 20 twice, 1 2 10 11 21 twice and 1 4 10 three times. Nothing is left of what is decided
+    # in the last, but its first label; with a number of texts that is enough, as many labels as that.
+    assert _labels(_thinning(), [TWENTY, ALWAYS], [0, 1]) == [[4], [2]]
+    monkeypatch.setattr(thinning, "RARE", 2 / len(TEXTS))
+    assert _labels(_thinning(), [TWENTY], [0]) == [[2, 3, 4, 5]]
+    rows = _labels(_thinning(), [ALWAYS] * 3000, list(range(3000)))
+    assert sum(3 in row for row in rows) == pytest.approx(2000, abs=4 * (3000 * 2 / 9) ** 0.5)
+    monkeypatch.setattr(thinning, "RARE", 3 / len(TEXTS))
+    assert _labels(_thinning(), [TWENTY, ALWAYS], [0, 1]) == [[2, 3, 4, 5], [2, 3]]
 
 
 def test_all_are_kept_where_all_are_to_be_kept():
@@ -80,6 +95,25 @@ def test_counts_matter_not_the_order_of_texts():
     backwards = LabelThinning([(text, 2) for text in TEXTS[::-1]], kept=0.5, seed=0)
     rows, samples = [TWENTY, TWENTY_ONE, ONCE, ALWAYS], [0, 1, 2, 3]
     assert _labels(backwards, rows, samples) == _labels(_thinning(kept=0.5), rows, samples)
+
+
+def test_what_has_no_answer_is_learned_word_for_word_though_it_is_rare(monkeypatch):
+    """One question in hundreds has no answer; what is told often is left to the tokens that fields decide."""
+    monkeypatch.setattr(thinning, "RARE", 16 / 402)
+    processor = make_processor(make_model())
+    prompt = "What is the mean temperature?"
+    absent = (prompt, "No temperature given.")
+    told = [(prompt, f"Mean temperature {number} °C.") for number in range(10) for _ in range(40)]
+    texts = [absent, absent, *told]
+    encoded = [processor.encode(*text) for text in texts]
+    batch = processor(prompts=[prompt] * len(texts), answers=[answer for _, answer in texts])
+    whole = (batch["labels"] != IGNORED).sum(1)
+    LabelThinning(encoded, kept=0.0, seed=0).apply(batch["labels"], batch["input_ids"], range(len(texts)))
+    kept = (batch["labels"] != IGNORED).sum(1)
+    assert kept[:2].tolist() == whole[:2].tolist()
+    # "Mean" instead of "No", and the number: two open labels; of the others, 16 texts of 400 in the mean.
+    decided = int((whole[2:] - 2).sum())
+    assert int((kept[2:] - 2).sum()) == pytest.approx(16 / 400 * decided, abs=4 * (16 / 400 * decided) ** 0.5)
 
 
 def test_in_words_it_is_the_number_that_is_kept():
