@@ -1,12 +1,14 @@
 """What one can say without looking: guessers that know the place, and what it was like before.
 
 A model that reads the fields must beat them. They are given more than the model is: the exact fields of the
-training times at the very place that is asked about.
+training times at the very place that is asked about. Of these times they remember those of the same season (15 days
+before to 15 days after the day of the year), and of these those of the same time of day, where there are ten or more:
+who knows the calendar needs no fields to say that it is warm in summer.
 
-- climatology: the facts of the mean of the training fields at the place;
+- climatology: the facts of the mean of these fields;
 - prior: for each fact the median (of numbers) or the most frequent value (of classes, octants, positions) over
-  the training times at the place;
-- last_training: the facts of the last training time at the place.
+  these times;
+- last_training: the facts of the last training time at the place, whatever its season.
 
 Beside these stands persistence: the facts of the time just before the one that is asked about. It has seen what no
 memory of training holds, so it is no measure of what is learned by heart, but what forecasters compare with.
@@ -31,11 +33,15 @@ from climafuse.facts.extract import EXTRACTORS
 
 GUESSERS = ("climatology", "prior", "last_training")
 TIMES = 1000  # that are looked at, at most
+YEAR = 365.2425 * 24  # hours
+SEASON = 15 * 24.0  # hours apart in the year
+TIME_OF_DAY = 1.5  # hours apart in the day
+ENOUGH = 10  # times of a season, or of a time of day, to be remembered apart
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What was seen at one place in training.
+    """What was seen at one place in training, at the times that are remembered.
 
     Args:
         mean: Mean of the training fields there, [T, V, H, W] with the history of a window.
@@ -48,36 +54,68 @@ class Memory:
 
 def remember(
     store: TrainingStore, windows: Sequence[Window], questions: Sequence[Question], *, history: int
-) -> dict[Box, Memory]:
-    """What was seen in training at the places that are asked about.
+) -> list[Memory | None]:
+    """What was seen in training at the places that are asked about, at times like those that are asked about.
 
     Args:
         store: Fields and splits.
-        windows: The windows asked about; only their places are looked at.
+        windows: The windows asked about; only their places and times are looked at.
         questions: The questions.
         history: Steps of a window.
 
     Returns:
-        Place → what was seen there.
+        For each window what was seen there; None where nothing is asked about it.
     """
     steps = store.splits.valid_times("train", history=history)
-    if len(steps) > TIMES:  # the last one, and others before it at even distances
-        steps = steps[np.linspace(0, len(steps) - 1, TIMES).round().astype(np.int64)]
-    kinds: dict[Box, set[str]] = {}  # of the questions about a place: the facts of no other kind are needed
+    asked: list[set[str]] = [set() for _ in windows]
     for question in questions:
         if question.key[0] in EXTRACTORS:
-            kinds.setdefault(window_box(windows[question.window]), set()).add(question.key[0])
-    return {box: _memory(store, box, steps, history, sorted(names)) for box, names in kinds.items()}
+            asked[question.window].add(question.key[0])
+    moments = [
+        _Moment.of(store, window, steps) if kinds else None
+        for window, kinds in zip(windows, asked, strict=True)
+    ]
+    kinds_of: dict[_Moment, set[str]] = {}  # the facts of no other kind are needed
+    for moment, kinds in zip(moments, asked, strict=True):
+        if moment is not None:
+            kinds_of.setdefault(moment, set()).update(kinds)
+    known = {
+        moment: _memory(store, moment, int(steps[-1]), history, sorted(kinds))
+        for moment, kinds in kinds_of.items()
+    }
+    return [None if moment is None else known[moment] for moment in moments]
 
 
-def guesses(
-    memories: Mapping[Box, Memory], windows: Sequence[Window], questions: Sequence[Question]
-) -> dict[str, list[Fact | None]]:
+@dataclass(frozen=True)
+class _Moment:
+    """A place, and the training times that are like the one asked about.
+
+    Args:
+        box: The place.
+        steps: The times, as steps of the store.
+    """
+
+    box: Box
+    steps: tuple[int, ...]
+
+    @classmethod
+    def of(cls, store: TrainingStore, window: Window, steps: np.ndarray) -> _Moment:
+        """Those of the same season, and of these those of the same time of day, where there are enough of them."""
+        hours = (store.time[steps] - window.time[-1]) / np.timedelta64(1, "h")
+        for period, near in ((YEAR, SEASON), (24.0, TIME_OF_DAY)):
+            apart = np.abs((hours + period / 2) % period - period / 2)
+            if (apart <= near).sum() >= ENOUGH:
+                steps, hours = steps[apart <= near], hours[apart <= near]
+        if len(steps) > TIMES:  # the last one, and others before it at even distances
+            steps = steps[np.linspace(0, len(steps) - 1, TIMES).round().astype(np.int64)]
+        return cls(window_box(window), tuple(steps.tolist()))
+
+
+def guesses(memories: Sequence[Memory | None], questions: Sequence[Question]) -> dict[str, list[Fact | None]]:
     """What each guesser answers to each question.
 
     Args:
-        memories: Of the places of the windows (`remember`).
-        windows: The windows asked about.
+        memories: Of the windows (`remember`).
         questions: The questions.
 
     Returns:
@@ -85,7 +123,7 @@ def guesses(
     """
     answers: dict[str, list[Fact | None]] = {name: [] for name in GUESSERS}
     for question in questions:
-        memory = memories.get(window_box(windows[question.window]))
+        memory = memories[question.window]
         for name in GUESSERS:
             answers[name].append(None if memory is None else memory.told[name].get(question.key))
     return answers
@@ -120,15 +158,14 @@ def persisted(
     return answers
 
 
-def _memory(store: TrainingStore, box: Box, steps: np.ndarray, history: int, kinds: Sequence[str]) -> Memory:
+def _memory(store: TrainingStore, moment: _Moment, last: int, history: int, kinds: Sequence[str]) -> Memory:
     told: dict[Key, list[Fact]] = {}
     mean = _Mean()
-    for step in steps:  # one window at a time: all of them may not fit in memory
-        window = store.window(int(step), box, history)
+    for step in moment.steps:  # one window at a time: all of them may not fit in memory
+        window = store.window(step, moment.box, history)
         mean.add(window.fields)
-        last = _spoken(extract(window, kinds=kinds))
-        # What the last time is silent about, an earlier one may have told: even fields have no place of extremes.
-        for key, fact in last.items():
+        # What one time is silent about, another may tell: even fields have no place of extremes.
+        for key, fact in _spoken(extract(window, kinds=kinds)).items():
             told.setdefault(key, []).append(fact)
     fields = mean.fields()
     return Memory(
@@ -136,7 +173,7 @@ def _memory(store: TrainingStore, box: Box, steps: np.ndarray, history: int, kin
         {
             "climatology": _spoken(extract(replace(window, fields=fields), kinds=kinds)),
             "prior": {key: _typical(facts) for key, facts in told.items()},
-            "last_training": last,
+            "last_training": _spoken(extract(store.window(last, moment.box, history), kinds=kinds)),
         },
     )
 

@@ -30,6 +30,7 @@ from climafuse.facts import (
     Fact,
     Score,
     Statistic,
+    agrees,
     answer_to,
     describe,
     metrics,
@@ -87,7 +88,8 @@ class Outcome:
     """What came of the questions under one condition, or of one guesser or control.
 
     Args:
-        by_window: Counts of the facts of each window's answers; empty where nothing was asked.
+        by_question: Counts of the facts of each answer; None where a question was not asked, or counts for nothing
+            because no field tells the answer.
         num_asked: Questions asked.
         num_abstained: Of these, answered that the fields do not hold it.
         num_stated: Facts in the answers.
@@ -96,7 +98,7 @@ class Outcome:
         likelihood: Of the right words; None where not measured.
     """
 
-    by_window: Sequence[Statistic]
+    by_question: Sequence[Statistic | None]
     num_asked: int
     num_abstained: int
     num_stated: int = 0
@@ -105,8 +107,8 @@ class Outcome:
 
     @cached_property
     def total(self) -> Statistic:
-        """Counts of all windows."""
-        return sum(self.by_window, Statistic())
+        """Counts of all questions."""
+        return sum(filter(None, self.by_question), Statistic())
 
     @property
     def score(self) -> Score:
@@ -120,7 +122,8 @@ class Grounding:
 
     Args:
         windows: The windows asked about.
-        outcomes: Condition, guesser or control → its counts, over the answerable questions.
+        questions: The answerable questions.
+        outcomes: Condition, guesser or control → its counts, over these questions.
         withheld: Variable, while it is withheld → questions about it and how many of them were answered so; outcome
             of questions about others.
         abstention: Why there is no answer → questions asked, and how many were answered so.
@@ -130,6 +133,7 @@ class Grounding:
     """
 
     windows: Sequence[Window]
+    questions: Sequence[Question]
     outcomes: Mapping[str, Outcome]
     withheld: Mapping[str, tuple[tuple[int, int], Outcome]] = field(default_factory=dict)
     abstention: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -155,31 +159,45 @@ class Grounding:
     def intervals(self) -> dict[str, Interval]:
         """Fact F1 of each condition with its interval."""
         return {
-            name: interval(self._points, fact_counts(outcome.by_window), fact_f1, floor=self.floor)
+            name: interval(self._points, self._counts(outcome.by_question), fact_f1, floor=self.floor)
             for name, outcome in self.outcomes.items()
             if outcome.total.total().referenced
         }
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Difference]:
-        """Fact F1 of one condition less that of another, on the windows that both were asked about."""
+        """Fact F1 of one condition less that of another, on the questions that count for both."""
         return {
             pair: self._difference(*pair) for pair in [*(check.name for check in CHECKS), *OTHER_DIFFERENCES]
         }
 
     def _difference(self, one: str, other: str) -> Difference:
-        pair = [self.outcomes.get(self.prior if name == "prior" else name) for name in (one, other)]
-        if any(outcome is None or not outcome.total.total().referenced for outcome in pair):
+        pair = [self.prior if name == "prior" else name for name in (one, other)]
+        first, second = (self._counts(counts) for counts in self._paired(*pair))
+        asked = first[:, -1] > 0
+        if not asked.any():
             return Difference(None)
-        first, second = (fact_counts(outcome.by_window) for outcome in pair if outcome is not None)
-        both = (first[:, -1] > 0) & (second[:, -1] > 0)
-        if not both.any():
-            return Difference(None)
-        points = self._points if both.all() else self._points.subset(both)
-        found = difference(points, first[both], second[both], fact_f1, floor=self.floor)
+        points = self._points if asked.all() else self._points.subset(asked)
+        found = difference(points, first[asked], second[asked], fact_f1, floor=self.floor)
         if not found.claimed or found.low is None or found.high is None:
             return Difference(found.value)
         return Difference(found.value, (found.low, found.high), found.p)
+
+    def _paired(self, one: str, other: str) -> tuple[Sequence[Statistic | None], Sequence[Statistic | None]]:
+        """Counts of two outcomes, of the questions only that count for both."""
+        pairs: list[tuple[Statistic | None, Statistic | None]] = [(None, None)] * len(self.questions)
+        if one in self.outcomes and other in self.outcomes:
+            both = zip(self.outcomes[one].by_question, self.outcomes[other].by_question, strict=True)
+            pairs = [(None, None) if None in pair else pair for pair in both]
+        return [first for first, _ in pairs], [second for _, second in pairs]
+
+    def _counts(self, by_question: Sequence[Statistic | None]) -> np.ndarray:
+        """`fact_counts` of each window."""
+        by_window = [Statistic()] * len(self.windows)
+        for question, counts in zip(self.questions, by_question, strict=True):
+            if counts is not None:
+                by_window[question.window] += counts
+        return fact_counts(by_window)
 
     @property
     def verdict(self) -> dict[str, Any]:
@@ -188,10 +206,8 @@ class Grounding:
 
     def _readings(self) -> dict[str, Reading]:
         """How each variable is read: under swapped values, the answers follow these or they do not."""
-        totals = [self.outcomes[name].total for name in ("shown", "shuffled") if name in self.outcomes]
-        if len(totals) < 2:
-            return {}
-        shown, shuffled = totals
+        pair = self._paired("shown", "shuffled")
+        shown, shuffled = (sum(filter(None, counts), Statistic()) for counts in pair)
         return {
             variable: Reading(
                 shown.only(variable=variable).total().referenced,
@@ -291,6 +307,9 @@ class Grounding:
                 f"{kind}/{variable}": tally.referenced for (kind, variable), tally in held
             },
             "numeric_error": dict(score.errors),
+            "num_errors": {
+                f"{kind}/{variable}": tally.num_errors for (kind, variable), tally in held if tally.num_errors
+            },
             "mean_of_kinds": _mean(
                 metrics(outcome.total.only(kind=kind, variable=variable)).f1 for (kind, variable), _ in held
             ),
@@ -388,8 +407,10 @@ def evaluate_grounding(
 
     tables = FactTables()
 
-    def count(stated: Stated, asked: Sequence[Question], view: View, reference: View) -> Outcome:
-        return _count(stated, asked, view, reference, tables)
+    def count(
+        stated: Stated, asked: Sequence[Question], view: View, reference: View, **options: bool
+    ) -> Outcome:
+        return _count(stated, asked, view, reference, tables, **options)
 
     true: View = [*windows]
     outcomes = {
@@ -398,17 +419,18 @@ def evaluate_grounding(
             answerable,
             views[condition.view],
             views[condition.view] if condition.against_shown else true,
+            untold=condition.untold,
         )
         for name, condition in conditions.items()
     }
     real = truths(true, answerable, tables)
-    guessed = guesses(memories, windows, answerable)
+    guessed = guesses(memories, answerable)
     guessed["persistence"] = persisted(store, windows, answerable, history=history)
     for name, answers in guessed.items():
         outcomes[name] = count([[fact] if fact else [] for fact in answers], answerable, true, true)
     without = {
         variable: (
-            _abstentions(ask.stated(masked, about), about),
+            _abstentions(ask.stated(masked, about), about, masked, tables),
             count(ask.stated(masked, others), others, masked, masked),
         )
         for variable, (masked, about, others) in hidden.items()
@@ -444,10 +466,13 @@ def evaluate_grounding(
     }
     return Grounding(
         windows=windows,
+        questions=answerable,
         outcomes=outcomes,
         withheld=without,
         abstention={
-            reason: _abstentions(ask.stated(true, asked), asked) for reason, asked in why.items() if asked
+            reason: _abstentions(ask.stated(true, asked), asked, true, tables)
+            for reason, asked in why.items()
+            if asked
         },
         polls={
             strategy: count_poll(ask.stated(true, poll), truths(true, poll, tables))
@@ -563,12 +588,17 @@ def _reason(question: Question, windows: Sequence[Window]) -> str:
     return "masked" if set(question.withheld) >= set(windows[question.window].variables) else "withheld"
 
 
-def _abstentions(stated: Stated, questions: Sequence[Question]) -> tuple[int, int]:
-    """Questions without an answer, and how many of them were answered so: that variable, and nothing else of it."""
+def _abstentions(
+    stated: Stated, questions: Sequence[Question], view: View, tables: FactTables
+) -> tuple[int, int]:
+    """Questions without an answer, and how many of them were answered so, with nothing beside it that is not true."""
     right = 0
     for facts, question in zip(stated, questions, strict=True):
+        shown = view[question.window]
+        held, left = tables.of(shown), _left(shown, question)
         about = {fact.kind for fact in facts if fact.variable == question.key[1]}
-        right += about == {"absent"}
+        others = [fact for fact in facts if fact.variable != question.key[1]]
+        right += about == {"absent"} and all(_is_true(fact, held, left) for fact in others)
     return len(questions), right
 
 
@@ -586,9 +616,18 @@ def _worded(
 
 
 def _count(
-    stated: Stated, questions: Sequence[Question], view: View, reference: View, tables: FactTables
+    stated: Stated,
+    questions: Sequence[Question],
+    view: View,
+    reference: View,
+    tables: FactTables,
+    *,
+    untold: bool = False,
 ) -> Outcome:
-    """Counts by window; a question that has no answer, or was not asked, is left out.
+    """Counts by question.
+
+    A right fact that was not asked for counts for nothing: no answer gets better by what is easy to say. A wrong one
+    counts.
 
     Args:
         stated: Facts in the answers.
@@ -596,22 +635,34 @@ def _count(
         view: What was shown.
         reference: What the answers are scored against. A fact that was not asked for is judged by it, too.
         tables: Facts of both.
+        untold: Count questions, too, which the field shown does not answer; without these, two conditions of one view
+            are about the same questions.
     """
-    by_window = [Statistic()] * len(view)
+    by_question: list[Statistic | None] = []
     num_asked = num_abstained = num_stated = num_invented = 0
     for facts, truth, question in zip(stated, truths(reference, questions, tables), questions, strict=True):
         shown = view[question.window]
-        if shown is None:
-            continue
-        num_asked += 1
-        num_abstained += _abstains(facts)
-        num_stated += len(facts)
-        held, left = tables.of(shown), set(shown.available()) - set(question.withheld)
-        num_invented += sum(_is_invented(fact, held, left) for fact in facts)
-        if truth is not None:
-            support = tables.of(reference[question.window]).values()
-            by_window[question.window] += statistic(facts, [truth], support=support)
-    return Outcome(by_window, num_asked, num_abstained, num_stated, num_invented)
+        held, left = tables.of(shown), _left(shown, question)
+        if shown is None or truth is None or not (untold or question.key in held):
+            by_question.append(None)
+        else:
+            told = tables.of(reference[question.window])
+            beside = {fact for fact in facts if fact.key != truth.key and fact.key in told}
+            padding = {fact for fact in beside if agrees(fact, told[fact.key])}
+            by_question.append(
+                statistic([fact for fact in facts if fact not in padding], [truth], support=told.values())
+            )
+        if shown is not None:
+            num_asked += 1
+            num_abstained += _abstains(facts)
+            num_stated += len(facts)
+            num_invented += sum(_is_invented(fact, held, left) for fact in facts)
+    return Outcome(by_question, num_asked, num_abstained, num_stated, num_invented)
+
+
+def _left(shown: Window | None, question: Question) -> set[str]:
+    """Variables of a field that were not withheld."""
+    return set() if shown is None else set(shown.available()) - set(question.withheld)
 
 
 def _is_invented(fact: Fact, held: Mapping[Key, Fact], left: set[str]) -> bool:
@@ -624,6 +675,11 @@ def _is_invented(fact: Fact, held: Mapping[Key, Fact], left: set[str]) -> bool:
     """
     is_there = not left.isdisjoint(sources(fact.variable))
     return is_there if fact.kind == "absent" else not is_there or fact.key not in held
+
+
+def _is_true(fact: Fact, held: Mapping[Key, Fact], left: set[str]) -> bool:
+    """Whether a field tells what a fact says: not invented, and the right value."""
+    return not _is_invented(fact, held, left) and (fact.kind == "absent" or agrees(fact, held[fact.key]))
 
 
 def _abstains(facts: Sequence[Fact]) -> bool:

@@ -77,7 +77,11 @@ def count_poll(stated: Sequence[Sequence[Fact]], truths: Sequence[Fact | None]) 
         stated: Facts in each answer.
         truths: The right ones.
     """
-    said = [next((fact.value for fact in facts if fact.kind == "event"), None) for facts in stated]
+    keys = [None if truth is None else truth.key for truth in truths]
+    said = [
+        next((fact.value for fact in facts if fact.key == key), None)
+        for facts, key in zip(stated, keys, strict=True)
+    ]
     right = [None if truth is None else truth.value for truth in truths]
     pairs = list(zip(said, right, strict=True))
     yes, found, both = said.count("yes"), right.count("yes"), pairs.count(("yes", "yes"))

@@ -12,13 +12,13 @@ answers follow the values. If they come from what a model remembers of a place a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from climafuse.data.store import TrainingStore
-from climafuse.data.window import Box, Window
+from climafuse.data.window import Window
 from climafuse.evaluation.baselines import Memory
 from climafuse.facts import window_box, withhold
 
@@ -33,11 +33,14 @@ class Condition:
         view: What is shown.
         against_shown: Score against the field shown rather than the true one.
         label: For tables.
+        untold: Count questions, too, which the field shown does not answer. Otherwise those are left out: where a donor
+            has no sea, silence about the sea is no sign of reading values.
     """
 
     view: str
     against_shown: bool
     label: str
+    untold: bool = False
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -47,7 +50,7 @@ CONDITIONS: dict[str, Condition] = {
     "other_time_shown": Condition("other_time", True, "same place at another time, against the field shown"),
     "other_time": Condition("other_time", False, "same place at another time, against the original"),
     "mean_field": Condition("mean_field", False, "mean training field of the place"),
-    "blank": Condition("blank", False, "no field at all"),
+    "blank": Condition("blank", False, "no field at all", untold=True),
 }
 
 
@@ -55,7 +58,7 @@ def make_views(
     windows: Sequence[Window],
     steps: Sequence[int] | None,
     store: TrainingStore,
-    memories: Mapping[Box, Memory],
+    memories: Sequence[Memory | None],
     *,
     seed: int,
 ) -> dict[str, View]:
@@ -66,7 +69,7 @@ def make_views(
         steps: Steps of the store that are valid times of the split, from which other times are taken; None for
             no such view.
         store: The fields of other times.
-        memories: The mean fields of the places.
+        memories: The mean fields of the places, one for each window.
         seed: Of who is given whose values.
 
     Returns:
@@ -79,7 +82,10 @@ def make_views(
             None if source is None else window for window, source in zip(swapped, donor, strict=True)
         ],
         "blank": [withhold(window, window.variables) for window in windows],
-        "mean_field": [_mean_field(window, memories) for window in windows],
+        "mean_field": [
+            None if memory is None else replace(window, fields=memory.mean)
+            for window, memory in zip(windows, memories, strict=True)
+        ],
         "other_time": _other_times(windows, [] if steps is None else steps, store, seed=seed),
     }
 
@@ -121,11 +127,6 @@ def _are_apart(one: Window, other: Window) -> bool:
     rows = np.intersect1d(one.latitude, other.latitude)
     columns = np.intersect1d(one.longitude % 360.0, other.longitude % 360.0)
     return not (rows.size and columns.size)
-
-
-def _mean_field(window: Window, memories: Mapping[Box, Memory]) -> Window | None:
-    memory = memories.get(window_box(window))
-    return None if memory is None else replace(window, fields=memory.mean)
 
 
 def _other_times(windows: Sequence[Window], steps: Sequence[int], store: TrainingStore, *, seed: int) -> View:

@@ -1,4 +1,4 @@
-"""Guessers, by hand on a constructed store: they know the place and the training times, and nothing else."""
+"""Guessers, by hand on a constructed store: they know place, calendar and training times, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from climafuse.data.splits import Splits
 from climafuse.data.window import Box
 from climafuse.evaluation import GUESSERS, Question, baselines, remember
 from climafuse.evaluation import guesses as recall
@@ -17,7 +18,7 @@ BOX = Box(2.5, 22.5, 5, 5)  # rows 0 to 4, columns 20 to 24
 
 
 def guesses(store, windows, questions, *, history):
-    return recall(remember(store, windows, questions, history=history), windows, questions)
+    return recall(remember(store, windows, questions, history=history), questions)
 
 
 def _guess(store, key, *, history=1, box=BOX, step=11):
@@ -123,6 +124,54 @@ def test_only_training_times_are_looked_at(steps):
     before = guesses(store, windows, questions, history=2)
     after = guesses(other, windows, questions, history=2)
     assert (before == after) == (steps[0] == 6)
+
+
+def _hourly(values, hours):
+    """A store of as many hours from 2026-03-25, the last 24 of them for testing, with the value of each."""
+    store = make_store(
+        {"t2m": KELVIN + np.asarray(values, float)},
+        splits=Splits(np.arange(hours - 48), [], np.arange(hours - 24, hours)),
+    )
+    return dataclasses.replace(store, time=store.time[0] + np.arange(hours) * np.timedelta64(1, "h"))
+
+
+def test_the_time_of_day_is_known_where_there_are_enough_days(monkeypatch):
+    """It is as many degrees as the hour, but 50 on the last day. Three hours of each of ten days are like one hour."""
+    hours = 24 * 6
+    store = _hourly(np.where(np.arange(hours) < hours - 48, np.arange(hours) % 24, 50), hours)
+    asked_at = hours - 24 + 7  # seven o'clock of the last day; training has four days of 6, 7 and 8 o'clock
+    assert _guess(store, ("mean", "t2m", ()), step=asked_at)["prior"] == 7.0
+    assert _guess(store, ("maximum", "t2m", ()), step=asked_at)["climatology"] == 7.0
+    assert _guess(store, ("mean", "t2m", ()), step=asked_at)["last_training"] == 23.0
+    monkeypatch.setattr(baselines, "ENOUGH", 13)  # one more than there are
+    assert _guess(store, ("mean", "t2m", ()), step=asked_at)["prior"] == 12.0  # median of 0 to 23 as spoken
+
+
+@pytest.mark.parametrize(("first", "answer"), [(0, 10.0), (182, -10.0)])
+def test_the_season_is_known_where_training_is_longer(first, answer):
+    """Three years of days: 10 °C from January to June, -10 °C in the other half; asked about the fourth year."""
+    days = 4 * 365
+    year = np.arange(days) % 365
+    store = make_store(
+        {"t2m": KELVIN + np.where(year < 182, 10.0, -10.0)},
+        splits=Splits(np.arange(3 * 365), [], np.arange(3 * 365 + 20, days)),
+    )
+    store = dataclasses.replace(
+        store, time=np.datetime64("2001-01-01") + np.arange(days).astype("timedelta64[D]")
+    )
+    store = dataclasses.replace(store, time=store.time.astype("datetime64[ns]"))
+    found = _guess(store, ("mean", "t2m", ()), step=3 * 365 + first + 60)
+    assert found == {"climatology": answer, "prior": answer, "last_training": -10.0}
+
+
+def test_a_season_that_training_does_not_know_is_guessed_by_all_of_it():
+    days = 365
+    store = make_store(
+        {"t2m": KELVIN + np.where(np.arange(days) < 50, 10.0, 4.0)},
+        splits=Splits(np.arange(100), [], np.arange(200, days)),
+    )
+    # 50 days of 10 and 50 of 4 °C; none of them within 15 days of the day asked about.
+    assert _guess(store, ("mean", "t2m", ()), step=250)["climatology"] == 7.0
 
 
 def test_of_the_windows_only_the_place_is_looked_at():

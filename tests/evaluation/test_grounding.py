@@ -28,7 +28,6 @@ from climafuse.evaluation.baselines import persisted
 from climafuse.evaluation.correlation import Scales, field_scales
 from climafuse.facts import (
     Fact,
-    Statistic,
     abstention,
     asked,
     describe,
@@ -368,6 +367,10 @@ def test_counts_by_hand():
     assert "ten" in result["intervals"]["why"] or "10" in result["intervals"]["why"]
 
 
+def _one_each(windows):
+    return [Question(number, "?", ("mean", "t2m", ())) for number in range(len(windows))]
+
+
 def _outcome(right, wrong):
     truth = Fact("mean", "t2m", 10.0)
     stated = [[Fact("mean", "t2m", 10.0)]] * right + [[Fact("mean", "t2m", 30.0)]] * wrong
@@ -379,7 +382,7 @@ def test_prior_is_the_best_of_the_guessers(best, asked_about):
     windows = asked_about[1][:4]
     outcomes = {name: _outcome(3, 1) for name in ("true", "shuffled", "shown", "blank", "oracle")}
     outcomes |= {name: _outcome(2, 2) if name == best else _outcome(1, 3) for name in GUESSERS}
-    result = Grounding(windows, outcomes).to_dict()
+    result = Grounding(windows, _one_each(windows), outcomes).to_dict()
     assert result["best_guesser"] == best
     assert result["fact_f1"]["prior"] == 0.5
     assert result["fact_f1"]["prior_guesser"] == (0.5 if best == "prior" else 0.25)
@@ -477,9 +480,12 @@ def test_invented_is_what_the_field_shown_does_not_tell(asked_about):
                 for text, number in zip(texts, numbers, strict=True)
             ]
 
-    chatty = _evaluate(Chatty(), asked_about).to_dict()["conditions"]["true"]
-    assert chatty["invented_rate"] == 0.0
-    assert chatty["precision"] == 1.0
+    chatty = _evaluate(Chatty(), asked_about)
+    figures = chatty.to_dict()["conditions"]["true"]
+    assert figures["invented_rate"] == 0.0
+    assert figures["precision"] == 1.0
+    # What is true and was not asked for counts for nothing: as many facts as questions.
+    assert chatty.score("true").num_stated == chatty.score("true").num_referenced
 
 
 @pytest.mark.parametrize(("withheld", "invented"), [(("t2m",), 0.0), ((), 1.0)])
@@ -495,17 +501,17 @@ def _first_facts(window):
     return [fact for fact in extract(window) if fact.kind == "mean"][:1]
 
 
-def test_differences_are_over_windows_that_both_were_asked_about():
-    """The third window has no donor: it was asked about with the true field only."""
+def test_differences_are_over_questions_that_count_for_both():
+    """The third has no donor: it was asked about with the true field only."""
     windows = random_store(num_times=12, splits=Splits(np.arange(4), np.arange(5, 6), np.arange(7, 12)))
     some = [windows.window(step, Box(5, 26, 4, 4), 1) for step in (8, 9, 10)]
-    good, bad, none = Fact("mean", "t2m", 10.0), Fact("mean", "t2m", 30.0), Statistic()
+    good, bad = Fact("mean", "t2m", 10.0), Fact("mean", "t2m", 30.0)
     true = [count([good], [good]), count([bad], [good]), count([good], [good])]
-    shuffled = [count([bad], [good]), count([bad], [good]), none]
+    shuffled = [count([bad], [good]), count([bad], [good]), None]
     guess = [count([bad], [good])] * 3
     outcomes = {"true": Outcome(true, 3, 0), "shuffled": Outcome(shuffled, 2, 0)}
     outcomes |= {name: Outcome(guess, 3, 0) for name in GUESSERS}
-    found = Grounding(some, outcomes).differences
+    found = Grounding(some, _one_each(some), outcomes).differences
     assert found["true", "shuffled"].value == pytest.approx(1 / 2)  # of the first two windows
     assert found["true", "prior"].value == pytest.approx(2 / 3)
 
@@ -524,3 +530,125 @@ def test_persistence_is_the_time_before_and_no_memory_of_training(asked_about):
     assert told == spoken(before[one.key])
     early = store.window(1, box, HISTORY)
     assert persisted(store, [early], [dataclasses.replace(one, window=0)], history=HISTORY) == [None]
+
+
+def test_what_is_easy_to_say_makes_no_half_right_model_better(asked_about):
+    """Right in some answers; to each it adds all that is true of the field. Wrong additions count."""
+    store, windows, questions = asked_about
+
+    class Half(Reader):
+        beside = ()
+
+        def answer(self, windows, prompts, *, index=None):
+            texts = super().answer(windows, prompts, index=index)
+            rng = np.random.default_rng(0)
+            told = []
+            for text, prompt, number in zip(texts, prompts, index, strict=True):
+                truth = self.table(windows[number]).get(asked(prompt))
+                if truth is not None and truth.kind != "mean":
+                    text = ""  # it knows nothing but means
+                beside = [
+                    fact for fact in extract(windows[number], kinds=self.beside) if fact.key != asked(prompt)
+                ]
+                told.append(" ".join([text, *(question_answer(fact, rng)[1] for fact in beside)]))
+            return told
+
+    class Padded(Half):
+        beside = ("mean",)
+
+    some = [question for question in questions if question.key[0] in ("mean", "maximum")]
+    plain, padded = (
+        evaluate_grounding(model, store, windows, some, history=HISTORY, thorough=False)
+        for model in (Half(), Padded())
+    )
+    assert 0.2 < plain.score("true").recall < 0.9
+    assert padded.score("true") == plain.score("true")
+
+
+class LooksAtTheMask(Reader):
+    """Says what is usual; where a variable has no value, that there is none. It reads no value."""
+
+    def __init__(self, window):
+        super().__init__()
+        self.usual = {fact.key: fact for fact in extract(window)}
+
+    def table(self, window):
+        held = set(window.available())
+        return {key: fact for key, fact in self.usual.items() if not held.isdisjoint(sources(fact.variable))}
+
+
+def test_to_see_that_there_are_no_values_is_not_to_read_values():
+    """Half of the places have no pressure, the other half no temperature; rising, always."""
+    splits = Splits(np.arange(8), np.array([10, 11]), np.arange(13, 30))
+    rising = np.arange(30.0)[:, None, None] * np.ones((1, 10, 24))
+    land = np.arange(24) < 12
+    store = make_store(
+        {"t2m": np.where(land, 280 + 3 * rising, np.nan), "msl": np.where(land, np.nan, 1e5 + 300 * rising)},
+        splits=splits,
+        longitude=np.arange(20.0, 44.0),
+    )
+    windows = [
+        store.window(step, Box(row + 2.5, column + 2.5, 5, 5), HISTORY)
+        for step in range(14, 30)
+        for row, column in ((0, 20), (5, 38))
+    ]
+    pairs = list(describe(enumerate(windows), seed=2, kinds=("tendency",), abstentions=0.0))
+    questions = questions_of([[p for p in pairs if p.sample == n] for n in range(len(windows))])
+    usual = store.window(14, Box(2.5, 32, 5, 23), HISTORY)
+    found = evaluate_grounding(LooksAtTheMask(usual), store, windows, questions, history=HISTORY)
+    figures = found.to_dict()
+    assert figures["fact_f1"]["true"] == 1.0
+    assert figures["conditions"]["shuffled"]["abstained"] > 0.2  # some were given values of the other half
+    scored = {
+        name: sum(figures["conditions"][name]["num_by_kind_and_variable"].values())
+        for name in ("shown", "shuffled")
+    }
+    assert scored["shown"] == scored["shuffled"] < len(questions)  # those are left out of both
+    for pair in (("true", "shuffled"), ("shown", "shuffled")):
+        assert found.differences[pair].value == 0.0
+    assert not any(row["read"] for row in figures["verdict"]["variables"].values())
+    assert figures["verdict"]["grounded"] is False
+
+
+@pytest.mark.parametrize(
+    ("beside", "right"),
+    [
+        ("", True),
+        ("Mean temperature {t2m:.0f} °C.", True),
+        ("Mean temperature {wrong:.0f} °C.", False),
+        ("No temperature given.", False),
+        ("No dew point given.", True),
+        ("Mean dew point 3 °C.", False),
+    ],
+)
+def test_an_abstention_beside_which_something_wrong_is_said_does_not_count(asked_about, beside, right):
+    store, windows, questions = asked_about
+    question = Question(0, "What is the mean ozone?", ("absent", "ozone", ()))
+    t2m = next(fact.value for fact in extract(windows[0], kinds=["mean/t2m"]))
+
+    class Says(Reader):
+        def answer(self, windows, prompts, *, index=None):
+            told = beside.format(t2m=t2m, wrong=t2m + 9)
+            return [f"No ozone given. {told}".strip() for _ in prompts]
+
+    told = evaluate_grounding(
+        Says(), store, windows, [*questions[:1], question], history=HISTORY, thorough=False
+    ).to_dict()
+    assert told["abstention"]["abstained"] == float(right)
+
+
+def test_how_many_numbers_an_error_is_the_mean_of(asked_about):
+    class Once(Reader):
+        def answer(self, windows, prompts, *, index=None):
+            return [
+                super().answer(windows, prompts[:1], index=index[:1])[0],
+                *[""] * (len(prompts) - 1),
+            ]
+
+    store, windows, questions = asked_about
+    means = [question for question in questions if question.key == ("mean", "t2m", ())]
+    found = evaluate_grounding(Once(), store, windows, means, history=HISTORY, thorough=False).to_dict()
+    row = found["conditions"]["true"]
+    assert row["num_errors"] == {"mean/t2m": 1}
+    assert row["num_by_kind_and_variable"] == {"mean/t2m": len(means)}
+    assert len(means) > 5

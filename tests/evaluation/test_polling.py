@@ -82,6 +82,14 @@ def test_counts_by_hand():
     assert count_poll(say(None, None, None, None), right)["precision"] is None
 
 
+def test_an_answer_about_another_event_is_none():
+    gale = Fact("event", "ws10", "no", (("event", "gale"),))
+    frost = Fact("event", "t2m", "no", (("event", "freezing"),))
+    assert count_poll([[frost]], [gale])["unanswered"] == 1.0
+    assert count_poll([[frost]], [gale])["accuracy"] == 0.0
+    assert count_poll([[frost, gale]], [gale])["accuracy"] == 1.0
+
+
 def test_without_events_there_is_nothing_to_ask():
     pressure = window({"msl": np.full((2, 2), 1e5)}, [0, 1], [5, 6])
     assert make_polls([pressure], [pressure], seed=0) == {strategy: [] for strategy in STRATEGIES}

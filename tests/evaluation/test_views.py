@@ -116,5 +116,5 @@ def test_a_view_that_cannot_be_made_shows_nothing():
     assert views["swapped"] == [None, None]  # of two shapes
     assert views["other_time"] == [None, None]  # there is no other
     assert views_of(store, windows)["other_time"] == [None, None]
-    nobody = make_views(windows, None, store, {}, seed=0)
+    nobody = make_views(windows, None, store, [None, None], seed=0)
     assert nobody["mean_field"] == [None, None]
