@@ -82,7 +82,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = settings(
         write_climate(folder / "fields.nc"), save_backbone(folder / "backbone"), folder / "run"
     )
-    content["data"]["test_windows"] = 6
+    content["data"]["test_windows"] = 12  # ten tell something
     (folder / "run.yaml").write_text(json.dumps(content))
     result = CliRunner().invoke(app, ["train", str(folder / "run.yaml"), "--json"])
     assert result.exit_code == 0, result.output

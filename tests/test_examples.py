@@ -521,8 +521,8 @@ def test_own_model_is_told_of_the_fields_and_judged(
     backbone: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own_model = example("own_model")
-    figures = own_model.main(["--windows=4", f"--backbone={backbone}"])
-    assert figures["num_windows"] == 4
+    figures = own_model.main(["--windows=12", f"--backbone={backbone}"])
+    assert figures["num_windows"] == 12
     assert figures["fact_f1"]["oracle"] == 1.0
     assert not figures["verdict"]["grounded"]  # a tiny random model
     assert "not grounded" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -82,7 +83,7 @@ def evaluate_checkpoint(
             least the gap of the run away from its training and validation times are left out.
         pairs: Other pairs; of these windows, too.
         controls: Which controls to train; those of the training data, whatever is asked about.
-        num_questions: Ask at most so many; None asks all.
+        num_questions: Ask at most so many, spread over the windows; None asks all.
         split: Of whose times; choices between models are made on "validation".
         thorough: As of `evaluate_grounding`.
         say: Told one line at each stage.
@@ -109,7 +110,7 @@ def evaluate_checkpoint(
         examples = _unseen(examples, _seen_times(run), gap_hours=data.gap_hours, say=say)
     groups = [pairs_of for _, pairs_of in examples]
     everything = questions_of(groups)
-    windows, questions = _first([window for window, _ in examples], everything, num_questions)
+    windows, questions = _spread([window for window, _ in examples], everything, num_questions)
     reader = load_model(folder, max_new_tokens=config.evaluation.max_new_tokens)
     _check_fields(reader, store)
     steps = store.splits.valid_times(split, history=config.data.history)
@@ -255,15 +256,27 @@ def _baseline(anomalies: str | None) -> str:
     return "as the files give them" if anomalies is None else f"against the training times, by {anomalies}"
 
 
-def _first(
-    windows: list[Window], questions: list[Question], most: int | None
+def _spread(
+    windows: Sequence[Window], questions: Sequence[Question], most: int | None
 ) -> tuple[list[Window], list[Question]]:
-    """Leave out windows that come after so many questions."""
+    """Ask at most so many questions, about as many windows as there can be: one window tells nothing, and has no other.
+
+    One question of each window, then another of each, and of the last round those at even distances: always the same.
+    """
     if most is None or len(questions) <= most:
-        return windows, questions
-    questions = questions[:most]
-    last = max((question.window for question in questions), default=-1)
-    return windows[: last + 1], questions
+        return list(windows), list(questions)
+    rounds: dict[int, list[int]] = {}  # how many of its window came before → positions of questions
+    asked: Counter[int] = Counter()
+    for position, question in enumerate(questions):
+        rounds.setdefault(asked[question.window], []).append(position)
+        asked[question.window] += 1
+    chosen: list[int] = []
+    for positions in rounds.values():
+        num = min(most - len(chosen), len(positions))
+        chosen += [positions[number * len(positions) // num] for number in range(num)]
+    kept = [questions[position] for position in sorted(chosen)]
+    numbers = {old: new for new, old in enumerate(sorted({question.window for question in kept}))}
+    return [windows[old] for old in numbers], [replace(q, window=numbers[q.window]) for q in kept]
 
 
 def _habits(store: TrainingStore, config: RunConfig) -> Iterator[Window]:

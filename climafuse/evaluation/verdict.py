@@ -2,7 +2,8 @@
 
 Each check compares two scores of the same samples. It passes where an interval of the difference lies beyond zero. It
 fails where the first is no higher, or the whole interval below `MARGIN`. What lies between tells nothing: too few
-samples. Where no interval can be claimed, the difference must be at least `MARGIN`, over `FEWEST` windows.
+samples; nor does anything of fewer than `FEWEST` windows. Where no interval can be claimed, the difference must be at
+least `MARGIN`.
 
 Beside the checks of all facts together, each variable that is asked about often enough is looked at by itself: a model
 that reads one of them and remembers the others is not grounded.
@@ -40,12 +41,12 @@ class Difference:
         Args:
             num_windows: Of both.
         """
-        if self.value is None:
+        if self.value is None or num_windows < FEWEST:
             return None
         if self.value <= 0:
             return False
         if self.interval is None:
-            return True if self.value >= MARGIN and num_windows >= FEWEST else None
+            return True if self.value >= MARGIN else None
         if self.interval[0] > 0:
             return True
         return None if self.interval[1] >= MARGIN else False
@@ -159,7 +160,9 @@ def verdict(
             "num_questions": reading.num_questions,
             "shown": reading.shown,
             "shuffled": reading.shuffled,
-            "read": reading.shown - reading.shuffled >= MARGIN if reading.num_questions >= FEWEST else None,
+            "read": reading.shown - reading.shuffled >= MARGIN
+            if min(reading.num_questions, num_windows) >= FEWEST
+            else None,
         }
         for name, reading in sorted((variables or {}).items())
     }

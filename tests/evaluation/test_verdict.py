@@ -51,7 +51,9 @@ def test_too_few_samples_tell_nothing():
         (MARGIN, FEWEST, True),
         (MARGIN - 1e-9, FEWEST, None),
         (1.0, FEWEST - 1, None),
-        (0.0, 1, False),
+        (0.0, FEWEST - 1, None),
+        (-0.5, FEWEST - 1, None),
+        (0.0, FEWEST, False),
         (-0.5, FEWEST, False),
     ],
 )
@@ -84,3 +86,11 @@ def test_a_variable_that_is_remembered_is_not_hidden_by_one_that_is_read():
     assert {name: row["read"] for name, row in found["variables"].items()} == {
         "msl": False, "t2m": True, "tp": None,
     }  # fmt: skip
+
+
+def test_few_windows_tell_nothing_of_a_variable_however_many_questions_there_are():
+    remembered = {"t2m": Reading(100, 0.4, 0.4)}
+    assert verdict(ALL, variables=remembered, num_windows=FEWEST)["grounded"] is False
+    few = verdict(ALL, variables=remembered, num_windows=FEWEST - 1)
+    assert few["grounded"] is None
+    assert few["variables"]["t2m"]["read"] is None
