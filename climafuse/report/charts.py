@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 MOST_POINTS = 400  # of a curve: more than a panel has pixels
 LOGARITHMIC_FROM = 8.0  # largest over smallest value
+NEAREST = 8.0  # percent of the panel between two ticks: on paper, where it is lowest, a line of text takes 7
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,26 @@ def line_chart(curves: Sequence[Curve], *, from_zero: bool = False) -> Chart | N
             end=f"{curve.points[-1][1]:.3g}",
         )
 
-    inside = [tick for tick in ticks if low <= tick <= high]
+    inside = [float(tick) for tick in ticks if low <= tick <= high]
+    y_ticks = _apart([(float(down(np.array(t)) * 100), f"{t:.3g}") for t in inside])
     x_ticks = [t for t in MaxNLocator(4, integer=True).tick_values(first, last) if first <= t <= last]
     return Chart(
         paths=tuple(map(laid_out, curves)),
         x_ticks=tuple((float(across(np.array(t)) * 100), f"{t:,.0f}") for t in x_ticks),
-        y_ticks=tuple((float(down(np.array(t)) * 100), f"{t:.3g}") for t in inside),
+        y_ticks=y_ticks,
         logarithmic=logarithmic,
     )
+
+
+def _apart(ticks: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
+    """Those that leave room for each other, round ones first: of 1, 2 and 5 the powers of ten, then the 5."""
+    kept: list[tuple[float, str]] = []
+    for tick in sorted(ticks, key=lambda tick: _roundness(tick[1])):
+        if all(abs(tick[0] - other[0]) >= NEAREST for other in kept):
+            kept.append(tick)
+    return tuple(tick for tick in ticks if tick in kept)
+
+
+def _roundness(words: str) -> int:
+    """How round a label is, by its first digit: 0 for a power of ten, 1 for its fives, 2 for its twos."""
+    return "152".find(words.lstrip("-0.")[:1])

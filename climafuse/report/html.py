@@ -149,7 +149,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         finalize=_harmless,
     )
-    environment.filters["figure"] = figure
+    environment.filters |= {"figure": figure, "loss": loss}
     return environment.get_template("report.html.jinja")
 
 
@@ -161,6 +161,13 @@ def _harmless(value: Any) -> Any:
 def figure(value: float | None, decimals: int = 3) -> str:
     """A number for a table; a dash for what was not measured."""
     return "–" if value is None else f"{value:.{decimals}f}"
+
+
+def loss(value: float | None, sign: str = "") -> str:
+    """A loss for a table: three decimals, and as many digits where it is smaller than that."""
+    if value is None:
+        return "–"
+    return format(value, f"{sign}.3f" if value == 0 or abs(value) >= 0.001 else f"{sign}.3g")
 
 
 # ---- Verdict -----------------------------------------------------------------------------------------------
@@ -467,7 +474,6 @@ def _errors(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     for key in keys:
         kind, _, variable = key.partition("/")
         rule = FACT_KINDS[kind].rules.get(variable) if kind in FACT_KINDS else None
-        cells = [number(values.get(key)) for values in columns.values()]
         label = _filled(kind, _topic(variable)) if rule else ""
         unit = rule.unit if rule else ""
         found.append(
@@ -475,10 +481,23 @@ def _errors(evaluation: Mapping[str, Any]) -> dict[str, Any]:
                 "label": label or (f"{_topic(kind)}, {_topic(variable)}" if variable else _topic(kind)),
                 "unit": unit,
                 "within": _within(kind, rule) if rule else "",
-                "cells": [_error_figure(cell, 0 if unit == "km" else 2) for cell in cells],
+                "cells": [
+                    {
+                        "figure": _error_figure(number(values.get(key)), 0 if unit == "km" else 2),
+                        "few": _few(table(conditions.get(name)), key),
+                    }
+                    for name, values in columns.items()
+                ],
             }
         )
     return {"columns": [labels[name] for name in columns], "styles": list(columns), "rows": found}
+
+
+def _few(condition: Mapping[str, Any], key: str) -> str:
+    """Of how many answers a figure is, where that is not all of those asked: "1 of 17"."""
+    stated = number(table(condition, "num_errors").get(key))
+    asked = number(table(condition, "num_by_kind_and_variable").get(key))
+    return "" if stated is None or asked is None or stated >= asked else f"{stated:,.0f} of {asked:,.0f}"
 
 
 def _within(kind: str, rule: Rule) -> str:

@@ -71,6 +71,14 @@ def _long(run):
     return dataclasses.replace(run, evaluation=found, log=log, folder=run.folder.with_name("r" * 200)), cards
 
 
+def _falling(run):
+    """Losses that fall from 5 to a tenth of a thousandth, as of a model that learns its windows by heart."""
+    steps = range(1, 101)
+    return dataclasses.replace(
+        run, log=[{"step": n, "loss": 5 / n**2, "eval_loss": 1 / n, "gate/a": n / 1e5} for n in steps]
+    )
+
+
 def _hostile(run):
     words = dict.fromkeys(
         ("prompt", "answer", "topic", "where", "when", "truth", "exact", "missing"), HOSTILE
@@ -90,6 +98,7 @@ CONTENTS = {
         [],
     ),
     "long words": lambda: _long(record()),
+    "losses over four powers of ten": lambda: (_falling(record()), []),
     "hostile": lambda: _hostile(record()),
 }
 
@@ -150,7 +159,7 @@ def test_a_report_is_quiet_and_fits(cell, opened, reports, content, screen):
     # Nothing hangs out of the page, but inside of what can be scrolled by itself.
     outside = page.evaluate(
         """width => [...document.body.querySelectorAll('*')].filter(element => {
-            if (element.closest('.scroll, .maps, svg, .hidden, .skip')) return false;
+            if (element.closest('.scroll, svg, .hidden, .skip')) return false;
             const box = element.getBoundingClientRect();
             return box.width > 0 && (box.right > width + 1 || box.left < -1);
         }).map(element => element.outerHTML.slice(0, 120))""",
@@ -166,6 +175,25 @@ def test_a_report_is_quiet_and_fits(cell, opened, reports, content, screen):
     assert page.title().endswith(": climafuse report")
     assert page.evaluate("document.scripts.length") == 0
     assert reports(content).stat().st_size < LARGEST
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_letters_at_axes_stand_alone(cell, opened, screen):
+    """Each in one line, inside of its panel, and none over another."""
+    cell("report", "losses over four powers of ten", f"{screen}: axes")
+    page = opened("losses over four powers of ten", screen)
+    found = page.evaluate(
+        """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
+            const panel = plot.closest('.panel').getBoundingClientRect();
+            const ticks = [...plot.querySelectorAll('.y span')].map(tick => tick.getBoundingClientRect());
+            return ticks.map((box, number) => [
+                box.height < 20 && box.left >= panel.left,
+                ticks.every((other, n) => n === number || other.top >= box.bottom - 4 || other.bottom <= box.top + 4),
+            ]);
+        })"""
+    )
+    assert len(found) >= 6
+    assert all(map(all, found))
 
 
 @pytest.mark.parametrize("screen", SCREENS)
@@ -203,7 +231,7 @@ def test_it_can_be_read_with_a_keyboard(cell, opened):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('nav, main') !== null")
     scrollable = page.evaluate(
-        "[...document.querySelectorAll('.scroll, .maps')].filter(e => e.tabIndex !== 0 || !"
+        "[...document.querySelectorAll('.scroll')].filter(e => e.tabIndex !== 0 || !"
         "(e.getAttribute('aria-label') || document.getElementById(e.getAttribute('aria-labelledby')))).length"
     )
     assert scrollable == 0

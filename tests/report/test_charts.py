@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -32,6 +34,19 @@ def test_values_that_span_much_are_logarithmic():
     assert ticks["1"] == pytest.approx(middle / 10, abs=0.02)
     assert not line_chart([Curve("loss", "a", [(1, 10.0), (2, 5.0)])]).logarithmic
     assert not line_chart([Curve("loss", "a", [(1, 10.0), (2, -1.0)])]).logarithmic
+
+
+@pytest.mark.parametrize("low", [0.4, 0.04, 0.004, 0.0004, 4e-9])
+def test_ticks_leave_room_for_each_other(low):
+    """Oracle: equal factors are equal distances, so that room is counted in factors."""
+    chart = line_chart([Curve("loss", "a", [(1, 5.0), (2, low)])])
+    ticks = [(place, float(words)) for place, words in chart.y_ticks]
+    span = 5.0 * 1.1 / (low / 1.1)
+    for (below, smaller), (place, value) in pairwise(ticks):
+        assert below - place == pytest.approx(100 * math.log(value / smaller) / math.log(span), abs=0.01)
+        assert below - place >= 7  # a line of text of 9.4 pixels in 153 of them, on paper
+    powers = {10.0**n for n in range(-8, 1) if low <= 10.0**n}
+    assert powers <= {value for _, value in ticks}
 
 
 def test_curves_share_their_axes():

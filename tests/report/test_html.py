@@ -161,6 +161,20 @@ def test_errors_are_in_physical_units(page):
     assert row(page.text, "place of highest temperature", "km", *["1,234"] * 7, "one cell")
 
 
+def test_errors_of_few_answers_say_of_how_many():
+    found = evaluation()
+    shown = found["conditions"]["true"]
+    shown["num_errors"] = {"mean/t2m": 17, "direction/wd10": 7, "maximum_position/t2m": 1}
+    found["conditions"]["persistence"]["num_errors"] = {"mean/t2m": "17", "direction/wd10": -1e400}
+    text = Page(render(record(evaluation=found)))
+    assert row(text.text, "mean temperature", "°C", "0.58 (17 of 40)", "1.20", "0.58")
+    assert row(text.text, "wind direction", "°", "9.48", "84.1", "9.36")  # all seven
+    assert row(
+        text.text, "place of highest temperature", "km", *["1,234"] * 7
+    )  # nobody says how many were asked
+    assert render(record(evaluation=found)).count('<td class="number muted">0.58 (17 of 40)</td>') == 1
+
+
 def test_polling_and_abstention(page):
     assert row(
         page.text,
@@ -191,6 +205,17 @@ def test_curves_and_gap(page):
     assert row(page.text, "400", "0.082", "0.062") or row(page.text, "400", "0.083", "0.062")
     assert "output.attention gate: 0.1" in page.words
     assert "output.feed forward gate: 0.2" in page.words
+
+
+def test_small_losses_keep_their_digits():
+    log = [{"step": step, "loss": 5 / step**2, "eval_loss": 1 / step, "eval_train_loss": 0.000123456 * 800 / step}
+           for step in (1, 400, 800)]  # fmt: skip
+    text = Page(render(record(log=log)))
+    assert "+0.001 (validation 0.001, training windows 0.000123, measured alike)" in text.words
+    assert row(text.text, "800", "0.001", "0.000123")
+    assert row(text.text, "400", "0.003", "0.000247") or row(text.text, "400", "0.002", "0.000247")
+    zero = [{"step": step, "eval_loss": 0.0} for step in (1, 2, 3)]
+    assert "Validation at the end: 0.000." in Page(render(record(log=zero))).words
 
 
 def test_closed_gates_are_called_so():
@@ -330,7 +355,7 @@ def outside(page):
             ):
                 found.append(f"{tag} {name}={value[:40]}")
         style = attributes.get("style") or ""
-        if not re.fullmatch(r"((top|left):-?[\d.]+%|--share:-?[\d.]+)?", style):
+        if not re.fullmatch(r"((top|left):-?[\d.]+%|--(share|digits):-?[\d.]+)?", style):
             found.append(f"{tag} style={style[:40]}")
     return found
 
