@@ -253,7 +253,10 @@ class TrainingConfig:
         512, "tokens drawn for the softmax of a training step beside the likely ones; null: all", minimum=1
     )
     labels_decided_by_words: float = setting(
-        0.15, "share kept of the labels that the words before them decide alone", minimum=0.0, maximum=1.0
+        0.15,
+        "share kept of the labels that the words before them decide alone; all of answers given rarely",
+        minimum=0.0,
+        maximum=1.0,
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",

@@ -5,9 +5,9 @@ are learned within a few steps, and from then on most labels of a step teach not
 a token is decided by the words if, in the training texts, the same words were followed by nothing else, and more
 than once. A share of them is kept in every sample, the same in each epoch, so that they are not unlearned.
 
-Answers that are given rarely keep more: "No ozone given." is said once in thousands of texts, and its words are not
-learned within a few steps. How rare an answer is, is counted where it first parts from the other answers to its
-question ("No", not "Mean"), so that a number that is rare makes nothing rare of the unit behind it.
+Answers that are given rarely keep all: "What is the mean ozone?" comes once in thousands of texts, and the words of
+its answer are not learned within a few steps. How often an answer is given is counted where it first parts from the
+other answers to its question ("No" from "Mean"), or by its question where there is no other.
 
 This changes how often a label is seen, not what is learned: each label is still the right next token. Evaluation
 uses all labels.
@@ -27,8 +27,7 @@ from torch import Tensor
 
 from climafuse.model.objective import IGNORED
 
-# Of all texts; of answers that begin alike, so many keep all their labels, and more of them as many labels as these.
-RARE = 1 / 1500
+RARE = 1 / 6  # how often an answer is given at most, as a share of the median of all texts
 Tokens = tuple[int, ...]
 _PRIME = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
 
@@ -56,7 +55,7 @@ class LabelThinning:
 
     Args:
         texts: Tokens of each training text, repeated ones included, and how many of them are the prompt's.
-        kept: Share of the labels decided by words that is kept, from 0 to 1; a larger one of answers given rarely.
+        kept: Share of the labels decided by words that is kept, from 0 to 1; all of answers given rarely.
         seed: Of which are kept.
     """
 
@@ -92,7 +91,8 @@ class LabelThinning:
         )
         alike = np.unique(parted, return_inverse=True)[1]
         num_alike = np.bincount(alike, weights=list(counts.values()))[alike]
-        shares = np.clip(RARE * sum(counts.values()) / num_alike, kept, 1.0)
+        usual = np.median(np.repeat(num_alike, list(counts.values()))) if counts else 0.0
+        shares = np.where(num_alike <= RARE * usual, 1.0, kept)
         self._texts = {
             tokens: _Text(
                 zlib.crc32(repr(tokens).encode()),

@@ -49,16 +49,21 @@ def test_what_words_do_not_decide_is_always_kept():
     assert _labels(_thinning(), rows, [0, 1, 2]) == [[4], [4], [2, 3, 4, 5]]
 
 
-def test_what_is_said_often_keeps_the_share_and_what_is_said_rarely_more(monkeypatch):
-    # Texts begin 1 2 10 11 20 twice, 1 2 10 11 21 twice and 1 4 10 three times. Nothing is left of what is decided
-    # in the last, but its first label; with a number of texts that is enough, as many labels as that.
+def test_what_is_said_often_keeps_the_share_and_what_is_said_rarely_all(monkeypatch):
+    # Texts begin 1 2 10 11 20 twice, 1 2 10 11 21 twice, 1 3 10 once and 1 4 10 three times; the median of the eight
+    # texts is 2. Nothing is left of what is decided, but a first label, unless it is rare.
     assert _labels(_thinning(), [TWENTY, ALWAYS], [0, 1]) == [[4], [2]]
-    monkeypatch.setattr(thinning, "RARE", 2 / len(TEXTS))
-    assert _labels(_thinning(), [TWENTY], [0]) == [[2, 3, 4, 5]]
-    rows = _labels(_thinning(), [ALWAYS] * 3000, list(range(3000)))
-    assert sum(3 in row for row in rows) == pytest.approx(2000, abs=4 * (3000 * 2 / 9) ** 0.5)
-    monkeypatch.setattr(thinning, "RARE", 3 / len(TEXTS))
+    monkeypatch.setattr(thinning, "RARE", 1.0)
+    assert _labels(_thinning(), [TWENTY, ALWAYS], [0, 1]) == [[2, 3, 4, 5], [2]]
+    monkeypatch.setattr(thinning, "RARE", 1.5)
     assert _labels(_thinning(), [TWENTY, ALWAYS], [0, 1]) == [[2, 3, 4, 5], [2, 3]]
+
+
+def test_of_many_questions_none_is_rare_because_there_are_many(monkeypatch):
+    monkeypatch.undo()  # the share that is used
+    texts = [((100 + question, 2, 10, number, 12), 2) for question in range(300) for number in (20, 21)] * 25
+    decided = LabelThinning(texts, kept=0.0, seed=0)
+    assert _labels(decided, [(100, 2, 10, 20, 12), (399, 2, 10, 21, 12)], [0, 1]) == [[3], [3]]
 
 
 def test_all_are_kept_where_all_are_to_be_kept():
@@ -99,7 +104,7 @@ def test_counts_matter_not_the_order_of_texts():
 
 def test_what_has_no_answer_is_learned_word_for_word_though_it_is_rare(monkeypatch):
     """One question in hundreds has no answer; what is told often is left to the tokens that fields decide."""
-    monkeypatch.setattr(thinning, "RARE", 16 / 402)
+    monkeypatch.undo()  # the share that is used
     processor = make_processor(make_model())
     prompt = "What is the mean temperature?"
     absent = (prompt, "No temperature given.")
@@ -111,9 +116,7 @@ def test_what_has_no_answer_is_learned_word_for_word_though_it_is_rare(monkeypat
     LabelThinning(encoded, kept=0.0, seed=0).apply(batch["labels"], batch["input_ids"], range(len(texts)))
     kept = (batch["labels"] != IGNORED).sum(1)
     assert kept[:2].tolist() == whole[:2].tolist()
-    # "Mean" instead of "No", and the number: two open labels; of the others, 16 texts of 400 in the mean.
-    decided = int((whole[2:] - 2).sum())
-    assert int((kept[2:] - 2).sum()) == pytest.approx(16 / 400 * decided, abs=4 * (16 / 400 * decided) ** 0.5)
+    assert set(kept[2:].tolist()) == {2}  # "Mean" instead of "No", and the number
 
 
 def test_in_words_it_is_the_number_that_is_kept():
