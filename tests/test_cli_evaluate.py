@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 from climafuse.cli.app import app
 from climafuse.evaluation import asking
+from climafuse.evaluation.checkpoint import evaluate_checkpoint
 from climafuse.model.inference import Reader
+from climafuse.training.config import RunConfig, read_dataclass
+from climafuse.training.pipeline import run as train
 from tests.training.runs import settings, write_climate
 
 runner = CliRunner()
@@ -237,3 +240,132 @@ def test_few_windows_tell_nothing_even_of_who_has_learned_nothing(place):
     assert "FAILS" not in result.stdout
     other = json.loads((place / "run" / "evaluation" / "other.json").read_text(encoding="utf-8"))
     assert other["data"]["num_windows"] == 9
+
+
+# ---- Data that changed or moved
+
+
+@pytest.fixture(scope="module")
+def trained(finished_run, tmp_path_factory):
+    """A folder with fields.nc and a run on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    content = settings(write_climate(folder / "fields.nc"), finished_run / "backbone", folder / "run")
+    content["data"]["test_windows"] = 12
+    train(read_dataclass(RunConfig, content), say=lambda line: None)
+    return folder
+
+
+@pytest.fixture
+def own(trained, tmp_path):
+    """(a copy of the run, the fields it was trained on), which are as they were afterwards."""
+    fields = trained / "fields.nc"
+    kept = fields.read_bytes()
+    yield Path(shutil.copytree(trained / "run", tmp_path / "run")), fields
+    fields.write_bytes(kept)
+
+
+def _change(path, change):
+    with xr.open_dataset(path) as opened:
+        fields = opened.load()
+    change(fields).to_netcdf(path)
+
+
+def _kept(run):
+    return {path.name for path in (run / "evaluation").glob("*.json")}
+
+
+def _record(run, name):
+    return json.loads((run / "evaluation" / name).read_text(encoding="utf-8"))
+
+
+def _prolonged(fields):
+    """The same fields, and the same again ten days later: 40 half days, the last of them for testing."""
+    later = fields.assign_coords(time=fields["time"] + (fields["time"][-1] - fields["time"][0]))
+    return xr.concat([fields.isel(time=slice(None, -1)), later], "time")
+
+
+def test_a_file_cut_short_is_not_asked_about_times_that_the_best_step_was_chosen_by(own):
+    run, fields = own
+    _change(fields, lambda before: before.isel(time=slice(None, 15)))
+    result = _evaluate(run, "--no-controls")
+    assert result.exit_code == 2, result.output
+    assert (
+        "not those of the run, whose train times were others: 2026-03-01T00:00 to 2026-03-06" in result.stderr
+    )
+    assert "none of them such" in result.stderr
+    assert _kept(run) == set()
+
+
+def test_a_file_that_has_grown_is_other_data_and_asked_about_unseen_times_only(own):
+    run, fields = own
+    _change(fields, _prolonged)
+    result = _evaluate(run, "--no-controls")
+    assert result.exit_code == 3, result.output
+    assert "now 2026-03-01T00:00 to" in result.stderr
+    assert _kept(run) == {"other.json"}
+    seen = json.loads((run / "run.json").read_text(encoding="utf-8"))["splits"]["validation"][1]
+    assert all(sample["time"] > seen for sample in _record(run, "other.json")["samples"])
+    with_controls = _evaluate(run)
+    assert with_controls.exit_code == 1
+    assert "was trained on" in with_controls.stderr
+    assert "without controls" in with_controls.stderr
+
+
+def test_other_values_at_the_same_times_are_other_data(own):
+    run, fields = own
+    write_climate(fields, seed=5)
+    result = _evaluate(run, "--no-controls")
+    assert result.exit_code == 3, result.output
+    assert "not those of the run, which held others at test times" in result.stderr
+    assert _kept(run) == {"other.json"}
+
+
+def test_the_same_data_elsewhere_are_those_of_the_run_and_its_controls_are_trained_on_them(own, tmp_path):
+    run, fields = own
+    assert _evaluate(run, "--no-controls").exit_code == 3
+    before = _record(run, "evaluation.json")
+    shutil.rmtree(run / "evaluation")
+    moved = tmp_path / "moved.nc"
+    shutil.move(fields, moved)
+
+    lost = _evaluate(run, "--no-controls")
+    assert lost.exit_code == 1
+    assert f"{fields}: expected" in lost.stderr
+    assert "give them with --climate" in lost.stderr
+
+    told: list[str] = []
+    found = evaluate_checkpoint(run, climate=str(moved), controls=("regressor",), say=told.append)
+    assert not [line for line in told if "not those of the run" in line]
+    assert _kept(run) == {"evaluation.json"}
+    assert found.record["controls"]["regressor"]["steps"] == 8
+    assert found.record["data"] == {**before["data"], "source": str(moved)}
+    assert found.record["fact_f1"] == {
+        **before["fact_f1"], "regressor": found.record["fact_f1"]["regressor"]
+    }  # fmt: skip
+    again = evaluate_checkpoint(run, climate=str(moved), controls=("regressor",), say=told.append)
+    assert again.record["fact_f1"] == found.record["fact_f1"]
+    assert any("trained before" in line for line in told)
+
+
+def test_controls_of_data_that_are_gone_are_not_trained_on_others(own, tmp_path):
+    run, fields = own
+    other = write_climate(tmp_path / "other.nc", seed=5)
+    fields.unlink()
+    assert _evaluate(run, "--no-controls", "--climate", other).exit_code == 3
+    result = _evaluate(run, "--climate", other)
+    assert result.exit_code == 1
+    assert f"{fields}: expected" in result.stderr
+    assert "use --no-controls" in result.stderr
+
+
+def test_what_a_run_does_not_tell_of_is_its_own_only_where_it_was(own, tmp_path):
+    """A run of an earlier version."""
+    run, fields = own
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    del record["identity"]
+    (run / "run.json").write_text(json.dumps(record))
+    copied = shutil.copy(fields, tmp_path / "copied.nc")
+    assert _evaluate(run, "--no-controls", "--climate", copied).exit_code == 3
+    assert _kept(run) == {"other.json"}
+    assert _evaluate(run, "--no-controls").exit_code == 3
+    assert _kept(run) == {"other.json", "evaluation.json"}

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,24 +16,25 @@ from climafuse.data.files import whole_file
 from climafuse.data.lock import alone
 from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair
-from climafuse.data.splits import SPLIT_NAMES, SplitName
+from climafuse.data.splits import SplitName
 from climafuse.data.store import TrainingStore
 from climafuse.data.times import days_since_epoch, format_time, parse_time
 from climafuse.data.window import Window
-from climafuse.errors import ConfigurationError
+from climafuse.errors import ClimateFileError, ConfigurationError, PairsError
 from climafuse.evaluation.asking import Progress, ReadsClimate, Transcript
 from climafuse.evaluation.controls import CONTROLS, model_folder, own_folder, train_controls
 from climafuse.evaluation.grounding import Grounding, Sample, evaluate_grounding
 from climafuse.evaluation.questions import Question, questions_of
 from climafuse.facts import window_box
 from climafuse.json_file import read_object, read_record
-from climafuse.json_values import number, table
+from climafuse.json_values import number, rows, table
 from climafuse.manifest import machine, sha256, verify_folder, versions
 from climafuse.model.card import add_grounding
 from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.model.inference import Reader, load_model
 from climafuse.training.config import RunConfig, load_config
 from climafuse.training.dataset import Examples, make_examples, open_store
+from climafuse.training.identity import identify_split, split_spans
 from climafuse.training.pipeline import RECORD_FILE
 from climafuse.training.trainer import CONFIG_FILE
 
@@ -75,12 +77,14 @@ def evaluate_checkpoint(
 
     What was answered is kept in `evaluation/` beside the model, and so are the trained controls: an evaluation that was
     stopped goes on. The record of the run, `evaluation/evaluation.json`, and the table in the model's card are of its
-    own model, all questions and its own data; what else is asked goes to a file of its own (`record_name`).
+    own model, all questions and its own data; what else is asked goes to a file of its own (`record_name`). Which data
+    are its own is a matter of what they hold, as far as `run.json` tells, not of where they lie.
 
     Args:
         checkpoint: Folder of a run, or of the model in it.
-        climate: Other fields than those of training: a sample, a training store, or files. Windows that are not at
-            least the gap of the run away from its training and validation times are left out.
+        climate: Other fields than those of training, or the same in another place: a sample, a training store, or
+            files. Of others, windows that are not at least the gap of the run away from its training and validation
+            times are left out.
         pairs: Other pairs; of these windows, too.
         controls: Which controls to train; those of the training data, whatever is asked about.
         num_questions: Ask at most so many, spread over the windows; None asks all.
@@ -104,9 +108,16 @@ def evaluate_checkpoint(
         pairs=trained.data.pairs if pairs is None else pairs,
     )
     config = replace(trained, data=data)
-    store = open_store(config)
-    examples = _merged(make_examples(store, split, config))
-    if data != trained.data:
+    with _more_help(
+        "If the data of the run lie elsewhere now, give them with --climate (and --pairs).",
+        unless=data != trained.data,
+    ):
+        store = open_store(config)
+    made = make_examples(store, split, config)
+    other = _difference(store, made, run, split=split, is_elsewhere=data != trained.data)
+    examples = _merged(made)
+    if other is not None:
+        say(f"data: {data.source}: not those of the run, {other}")
         examples = _unseen(examples, _seen_times(run), gap_hours=data.gap_hours, say=say)
     groups = [pairs_of for _, pairs_of in examples]
     everything = questions_of(groups)
@@ -121,7 +132,12 @@ def evaluate_checkpoint(
         f"{config.data.source}"
         + (f"; texts that ask for no single fact are not asked: {num_left}" if num_left else "")
     )
-    trained_controls = train_controls(folder, names=controls, say=say) if controls else {}
+    trained_controls = {}
+    if controls:
+        with _more_help("Controls are trained on the data of the run: put them back, or use --no-controls."):
+            trained_controls = train_controls(
+                folder, names=controls, config=config if other is None else None, say=say
+            )
     weights = {
         "model": sha256(folder / WEIGHTS_FILE),
         **{name: sha256(control.model / WEIGHTS_FILE) for name, control in trained_controls.items()},
@@ -154,7 +170,6 @@ def evaluate_checkpoint(
             thorough=thorough,
             progress=progress,
         )
-    splits = {name: store.time[store.splits.indices(name)] for name in SPLIT_NAMES}
     now = time.perf_counter()
     record = {
         "format": FORMAT,
@@ -168,11 +183,7 @@ def evaluate_checkpoint(
             "source": config.data.source,
             "license": store.license,
             "variables": list(store.variables),
-            "splits": {
-                name: [format_time(times[0]), format_time(times[-1])]
-                for name, times in splits.items()
-                if len(times)
-            },
+            "splits": split_spans(store),
             "split": split,
             "num_test_times": _num_times(windows),
             "num_windows": len(windows),
@@ -187,7 +198,7 @@ def evaluate_checkpoint(
         "samples": [_sample(sample) for sample in grounding.samples],
         "seconds": {"asking": now - asked, "all": now - begin},
     }
-    is_of_run = data == trained.data and len(questions) == len(everything) and folder.name == "model"
+    is_of_run = other is None and len(questions) == len(everything) and folder.name == "model"
     path = place / record_name(
         split, thorough=thorough, is_of_run=is_of_run, record=record, kept=place / RECORD
     )
@@ -298,6 +309,43 @@ def _merged(examples: Examples) -> list[tuple[Window, list[Pair]]]:
 
 def _num_times(windows: Sequence[Window]) -> int:
     return len({window.time[-1] for window in windows})
+
+
+def _difference(
+    store: TrainingStore, examples: Examples, run: Mapping[str, Any], *, split: str, is_elsewhere: bool
+) -> str | None:
+    """How data differ from those of a run, in words; None for its own, wherever they lie.
+
+    Where `run.json` does not tell what they held, they are its own if they lie where it found them.
+    """
+    recorded, found = table(run, "splits"), split_spans(store)
+    for name in {**recorded, **found}:
+        if recorded and recorded.get(name) != found.get(name):
+            before, now = (
+                " to ".join(map(str, rows(spans.get(name)))) or "none" for spans in (recorded, found)
+            )
+            return f"whose {name} times were others: {before}, now {now}"
+    known = table(run, "identity", "splits").get(split)
+    if known is None:
+        return f"as far as {RECORD_FILE} tells" if is_elsewhere else None
+    texts = bool(store.all_pairs)
+    return None if known == identify_split(examples, texts=texts) else f"which held others at {split} times"
+
+
+@contextmanager
+def _more_help(remedy: str, *, unless: bool = False) -> Iterator[None]:
+    """Add to the remedy of an error about a file of the run."""
+    try:
+        yield
+    except (ClimateFileError, PairsError) as error:
+        if unless:
+            raise
+        raise type(error)(
+            error.argument,
+            expected=error.expected,
+            received=error.received,
+            remedy=f"{error.remedy} {remedy}",
+        ) from error
 
 
 def _seen_times(run: Mapping[str, Any]) -> list[tuple[str, str]]:

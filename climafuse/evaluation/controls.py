@@ -25,7 +25,7 @@ from climafuse.data.files import whole_file
 from climafuse.errors import CheckpointError, ConfigurationError, OutputError, UsageError
 from climafuse.evaluation.asking import ReadsClimate
 from climafuse.evaluation.regressor import Regressor, train_regressor
-from climafuse.json_file import read_object
+from climafuse.json_file import read_object, read_record
 from climafuse.json_values import number, table
 from climafuse.manifest import verify_folder
 from climafuse.model import channels_of
@@ -36,7 +36,7 @@ from climafuse.training.checkpoint import list_checkpoints, newest_good_checkpoi
 from climafuse.training.config import EncoderConfig, RunConfig, load_config
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.identity import identify
-from climafuse.training.pipeline import Say, Shared, run
+from climafuse.training.pipeline import RECORD_FILE, Say, Shared, run
 from climafuse.training.state import read_state
 from climafuse.training.trainer import CONFIG_FILE, flat_settings
 
@@ -304,16 +304,18 @@ def _trained(folder: Path) -> tuple[dict[str, Any], int]:
 
 
 def _check_data(folder: Path, data: Mapping[str, str]) -> None:
-    """Refuse data that the model was not trained on, where a checkpoint of its run still tells."""
-    checkpoint = newest_good_checkpoint(folder.parent, with_best=False)
-    trained_on = {} if checkpoint is None else read_state(checkpoint)["identity"]
+    """Refuse data that the model was not trained on, where its run or a checkpoint of it still tells."""
+    trained_on = table(read_record(folder.parent / RECORD_FILE), "identity")
+    if not trained_on:
+        checkpoint = newest_good_checkpoint(folder.parent, with_best=False)
+        trained_on = {} if checkpoint is None else read_state(checkpoint)["identity"]
     for name, found in data.items():
         if trained_on.get(name, found) != found:
             raise CheckpointError(
                 name,
-                expected=f"those that {folder} was trained on (SHA-256 {trained_on[name]:.12}…)",
+                expected=f"those that {folder} was trained on (SHA-256 {trained_on[name]!s:.12}…)",
                 received=f"others ({found:.12}…)",
-                remedy="Give back the data of the run; controls on other texts would be no controls.",
+                remedy="Give back the data of the run, or evaluate without controls: on other data they would be none.",
             )
 
 

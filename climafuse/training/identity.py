@@ -1,12 +1,14 @@
-"""What a run is trained on, wherever its files lie: a run is resumed on the same, or not at all."""
+"""What a run is trained on, wherever its files lie: it is resumed on the same, or not at all, and evaluated on it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
+from climafuse.data.splits import SPLIT_NAMES
 from climafuse.data.store import TrainingStore
 from climafuse.data.times import format_time
 from climafuse.training.dataset import Examples
@@ -29,19 +31,54 @@ def identify(store: TrainingStore, splits: Iterable[Examples]) -> dict[str, str]
     for name in ("mean", "std"):
         fields.update(store.statistics[name].values.tobytes())
     for examples in splits:
-        for text in examples.texts():
-            texts.update("\0".join(text).encode() + b"\0")
-        for withheld in examples.withheld():
-            texts.update(",".join(withheld).encode() + b"\0")
+        _add_texts(texts, examples)
         for steps, box, num_texts in examples.windows():
             first, last = (format_time(store.time[step]) for step in (steps.start, steps.stop - 1))
             windows.update(f"{first} {last} {box} {num_texts}\n".encode())
-        for number in np.unique(np.linspace(0, len(examples) - 1, WINDOWS).astype(int)).tolist():
-            window = examples[number].window
-            for values in (window.fields, window.latitude, window.longitude):
-                fields.update(np.ascontiguousarray(values).data)
+        _add_windows(fields, examples)
     return {
         "the texts": texts.hexdigest(),
         "the times and places of the texts": windows.hexdigest(),
         "the fields": fields.hexdigest(),
     }
+
+
+def identify_split(examples: Examples, *, texts: bool) -> str:
+    """A hash of what is asked about a split.
+
+    Args:
+        examples: Of the split.
+        texts: Whether texts are part of the data. Those made from facts are not: another version of climafuse may
+            word them otherwise.
+
+    Returns:
+        SHA-256 of the times, places and values of some windows, and of all texts.
+    """
+    found = hashlib.sha256()
+    _add_windows(found, examples)
+    if texts:
+        for steps, box, num_texts in examples.windows():
+            found.update(f"{format_time(examples.store.time[steps.stop - 1])} {box} {num_texts}\n".encode())
+        _add_texts(found, examples)
+    return found.hexdigest()
+
+
+def split_spans(store: TrainingStore) -> dict[str, list[str]]:
+    """First and last time of each split that has any, as a run records them."""
+    splits = {name: store.time[store.splits.indices(name)] for name in SPLIT_NAMES}
+    return {name: [format_time(t[0]), format_time(t[-1])] for name, t in splits.items() if len(t)}
+
+
+def _add_texts(found: Any, examples: Examples) -> None:
+    for text in examples.texts():
+        found.update("\0".join(text).encode() + b"\0")
+    for withheld in examples.withheld():
+        found.update(",".join(withheld).encode() + b"\0")
+
+
+def _add_windows(found: Any, examples: Examples) -> None:
+    """Add the values of windows at even distances to a hash."""
+    for number in np.unique(np.linspace(0, len(examples) - 1, WINDOWS).astype(int)).tolist():
+        window = examples[number].window
+        for values in (window.fields, window.latitude, window.longitude):
+            found.update(np.ascontiguousarray(values).data)

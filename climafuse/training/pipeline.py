@@ -6,7 +6,8 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,9 @@ from torch.utils.data import DataLoader, Subset
 
 from climafuse.backbones import LoadedBackbone, load_backbone
 from climafuse.data.files import whole_file
-from climafuse.data.splits import SPLIT_NAMES
 from climafuse.data.store import TrainingStore
-from climafuse.data.times import format_time
 from climafuse.data.window import Window
-from climafuse.errors import ConfigurationError, OutputError
+from climafuse.errors import ClimafuseError, ConfigurationError, OutputError
 from climafuse.manifest import machine
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
 from climafuse.model.card import model_card
@@ -36,7 +35,7 @@ from climafuse.training.dataset import (
     open_store,
     window_statistics,
 )
-from climafuse.training.identity import identify
+from climafuse.training.identity import identify, identify_split, split_spans
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
 from climafuse.training.thinning import LabelThinning
@@ -154,7 +153,7 @@ def run(
         "validation_loss": trainer.state.best_metric,
         "train_seconds": time.perf_counter() - begin,
     }
-    _write_record(record, setup, result)
+    _write_record(record, setup, result, trainer.identity)
     loss = result["validation_loss"]
     say(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s, all preparation included; "
@@ -163,14 +162,22 @@ def run(
     return result
 
 
-def _write_record(path: Path, setup: Run, result: dict[str, Any]) -> None:
+def _write_record(path: Path, setup: Run, result: dict[str, Any], identity: Mapping[str, str]) -> None:
     """Write what was trained on what, where and when: what neither the log nor the model tells."""
-    store = setup.store
-    splits = {name: store.time[store.splits.indices(name)] for name in SPLIT_NAMES}
+    examples = {"train": setup.train, "validation": setup.validation}
+    with suppress(
+        ClimafuseError
+    ):  # there may be no test times, or no texts about them: nothing is asked then
+        examples["test"] = make_examples(setup.store, "test", setup.config)
+    texts = bool(setup.store.all_pairs)
     record = {
         **{key: value for key, value in result.items() if key != "model"},  # a run may be moved
-        "license": store.license,
-        "splits": {name: [format_time(t[0]), format_time(t[-1])] for name, t in splits.items() if len(t)},
+        "license": setup.store.license,
+        "splits": split_spans(setup.store),
+        "identity": {
+            **identity,
+            "splits": {name: identify_split(each, texts=texts) for name, each in examples.items()},
+        },
         "machine": machine(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

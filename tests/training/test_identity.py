@@ -14,7 +14,7 @@ from climafuse.data.store import TrainingStore, prepare
 from climafuse.data.window import Box
 from climafuse.errors import CheckpointError
 from climafuse.training.dataset import make_examples
-from climafuse.training.identity import identify
+from climafuse.training.identity import identify, identify_split
 from climafuse.training.pipeline import run
 from tests.training.runs import TIMES, make_config, save_backbone, write_climate
 
@@ -103,3 +103,23 @@ def test_a_run_is_not_resumed_on_fields_that_were_mirrored(climate, tmp_path) ->
         run(config, resume=True, say=lambda line: None)
     result = run(make_config(same, backbone, tmp_path / "run"), resume=True, say=lambda line: None)
     assert result["steps"] == 8
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_what_is_asked_of_a_split_is_its_fields_and_the_texts_that_were_given(climate, texts) -> None:
+    config = make_config(Path("unused"), Path("unused"), Path("unused"), data={"history": 1})
+    fields = canonical(climate)
+
+    def test_split(fields: xr.Dataset, made: list[Pair]) -> str:
+        store = TrainingStore.from_dataset(fields, pairs=made)
+        return identify_split(make_examples(store, "test", config), texts=texts)
+
+    last = len(TIMES) - 1
+    reworded = [replace(pair, text="Another.") if pair.sample == last else pair for pair in pairs()]
+    before = test_split(fields, pairs())
+    assert before == test_split(fields.copy(deep=True), pairs())
+    assert before == test_split(fields, pairs(text="Another."))  # of a training time
+    assert (before != test_split(fields, reworded)) is texts
+    changed = fields.copy(deep=True)
+    changed["t2m"].loc[{"time": TIMES[-1], "latitude": 40, "longitude": 10}] += 1
+    assert before != test_split(changed, pairs())
