@@ -30,6 +30,7 @@ from climafuse.facts import (
     Fact,
     Score,
     Statistic,
+    abstention,
     agrees,
     answer_to,
     describe,
@@ -39,8 +40,10 @@ from climafuse.facts import (
     statistic,
     withhold,
 )
+from climafuse.facts.phrasing import askable
+from climafuse.facts.unseen import UNTRAINED_NAMES
 
-REASONS = ("withheld", "unseen", "masked")  # why a question has no answer
+REASONS = ("withheld", "masked", "unseen", "untrained")  # why a question has no answer
 QUICK = ("true", "swapped")  # views of an evaluation that is not thorough
 OTHERS = 100  # questions about what is not withheld, for each variable that is
 UNANSWERABLE = 2  # questions without an answer, for each window
@@ -388,7 +391,7 @@ def evaluate_grounding(
     polls: dict[str, list[Question]] = {}
     if thorough:
         hidden = _hide(windows, answerable)
-        unanswerable += _unanswerable(windows, kinds, seed)
+        unanswerable += [*_unanswerable(windows, kinds, seed), *_untrained(windows, kinds, seed)]
         polls = make_polls(windows, training, seed=seed) if "event" in kinds else {}
         polls = {strategy: poll for strategy, poll in polls.items() if poll}
     else:
@@ -577,6 +580,18 @@ def _unanswerable(windows: Sequence[Window], kinds: Sequence[str], seed: int) ->
     return [replace(question, withheld=()) if _is_unseen(question) else question for question in found]
 
 
+def _untrained(windows: Sequence[Window], kinds: Sequence[str], seed: int) -> list[Question]:
+    """One question about each window, for a variable that no text of training asks for."""
+    rng = np.random.default_rng(seed)
+    known = [name for name in UNTRAINED_NAMES if askable(name, kinds)]
+    chosen = rng.choice(known, len(windows)).tolist() if known else []
+    texts = [abstention(name, rng, kinds=kinds) for name in chosen]
+    return [
+        Question(number, prompt, ("absent", name, ()), answer=answer)
+        for number, (name, (prompt, answer)) in enumerate(zip(chosen, texts, strict=True))
+    ]
+
+
 def _is_unseen(question: Question) -> bool:
     return set(question.withheld).isdisjoint(sources(question.key[1]))
 
@@ -584,7 +599,7 @@ def _is_unseen(question: Question) -> bool:
 def _reason(question: Question, windows: Sequence[Window]) -> str:
     """Why a question has no answer."""
     if _is_unseen(question):
-        return "unseen"
+        return "untrained" if question.key[1] in UNTRAINED_NAMES else "unseen"
     return "masked" if set(question.withheld) >= set(windows[question.window].variables) else "withheld"
 
 

@@ -15,6 +15,7 @@ from climafuse.facts.climatology import Climatology
 from climafuse.facts.extract import EXTRACTORS, extract
 from climafuse.facts.kinds import FACT_KINDS, Fact, select_kinds, sources
 from climafuse.facts.phrasing import abstention, askable, bulletin, overview, overview_facts, question_answer
+from climafuse.facts.unseen import UNTRAINED_NAMES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,9 +52,9 @@ def describe(
         abstentions: Share of questions among them that have no answer. In half of them the variable is
             withheld, or all variables are, as where the place is masked: the pair's ``withheld`` names the
             fields that must be hidden (``withhold``) wherever the pair is used. The others ask for a variable
-            that the window never held. What is withheld is withheld from all texts about a window, so that it
-            is encoded once; as many of them as ask for it are about what is left, so that what is missing does
-            not tell that there is no answer.
+            that the window never held, though never for one of ``UNTRAINED_NAMES``. What is withheld is withheld
+            from all texts about a window, so that it is encoded once; as many of them as ask for it are about
+            what is left, so that what is missing does not tell that there is no answer.
         facts_per_bulletin: Smallest and largest number of facts in a bulletin.
 
     Returns:
@@ -241,7 +242,9 @@ def _about_unseen(
     kinds = {fact.kind for fact in facts} or {entry.partition("/")[0] for entry in entries}
     held = set(window.available())
     unseen = [
-        name for name in FACT_KINDS["absent"].rules if held.isdisjoint(sources(name)) and askable(name, kinds)
+        name
+        for name in FACT_KINDS["absent"].rules
+        if name not in UNTRAINED_NAMES and held.isdisjoint(sources(name)) and askable(name, kinds)
     ]
     return _without_answer(unseen[int(rng.integers(len(unseen)))], kinds, rng) if unseen else None
 

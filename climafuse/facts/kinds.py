@@ -59,6 +59,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from climafuse.errors import PairsError, UsageError
+from climafuse.facts.unseen import UNSEEN_NAMES
 
 Value = float | str | tuple[float, float]
 Qualifiers = tuple[tuple[str, str], ...]
@@ -241,18 +242,6 @@ SPOKEN_VARIABLES: dict[str, SpokenVariable] = {
 
 # Variables of facts that are no number.
 OTHER_NAMES: dict[str, str] = {"wd10": "wind direction"}
-
-# What people ask for and no kind speaks of, known by name so that its absence can be said.
-UNSEEN_NAMES: dict[str, str] = {
-    "r2": "relative humidity",
-    "tcc": "cloud cover",
-    "sd": "snow depth",
-    "ssrd": "solar radiation",
-    "swvl1": "soil moisture",
-    "swh": "wave height",
-    "ci": "sea ice cover",
-    "ozone": "ozone",
-}
 
 
 @dataclass(frozen=True)

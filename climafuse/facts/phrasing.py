@@ -20,13 +20,13 @@ from climafuse.facts.kinds import (
     AXES,
     EVENTS,
     FACT_KINDS,
-    UNSEEN_NAMES,
     Fact,
     name_of,
     position_decimals,
     rule_of,
     spoken,
 )
+from climafuse.facts.unseen import UNSEEN_NAMES
 
 _Option = TypeVar("_Option")
 

@@ -26,7 +26,8 @@ from climafuse.data.files import whole_file
 from climafuse.data.variables import VARIABLES
 from climafuse.errors import spelled_out
 from climafuse.facts import FACT_KINDS
-from climafuse.facts.kinds import OTHER_NAMES, SPOKEN_VARIABLES, UNSEEN_NAMES, Rule
+from climafuse.facts.kinds import OTHER_NAMES, SPOKEN_VARIABLES, Rule
+from climafuse.facts.unseen import UNSEEN_NAMES
 from climafuse.json_values import interval, number, rows, table, text
 from climafuse.report.charts import Chart, Curve, line_chart
 from climafuse.report.runs import RunRecord
@@ -540,7 +541,8 @@ def _abstention(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     found = table(evaluation, "abstention")
     reasons = {
         "withheld": "a variable that was taken away",
-        "unseen": "a variable that the fields never hold",
+        "unseen": "a variable that the fields never hold, named in training texts",
+        "untrained": "a variable that no training text names",
         "masked": "a place without values",
     }
     return {

@@ -38,7 +38,7 @@ from climafuse.facts import (
     window_box,
 )
 from climafuse.facts import statistic as count
-from climafuse.facts.kinds import UNSEEN_NAMES
+from climafuse.facts.unseen import UNSEEN_NAMES
 from tests.evaluation.stores import make_store, random_store
 from tests.facts.windows import KELVIN
 
@@ -52,7 +52,7 @@ def _where(window):
 
 def _never_held(prompt):
     """The variable of a question about what no field is known for, such as wave height."""
-    return next(variable for variable, name in UNSEEN_NAMES.items() if name in prompt)
+    return max((variable for variable, name in UNSEEN_NAMES.items() if name in prompt), key=len)
 
 
 class Reader:
@@ -168,7 +168,8 @@ def test_what_is_withheld_is_hidden_and_its_abstention_counted(asked_about, read
     given = [question for question in questions if question.key[0] == "absent"]
     abstention = result["abstention"]
     assert abstention["num_questions"] > len(given) > 0
-    assert set(abstention["by_reason"]) == {"withheld", "unseen", "masked"}
+    assert set(abstention["by_reason"]) == {"withheld", "masked", "unseen", "untrained"}
+    assert abstention["by_reason"]["untrained"] == {"num_questions": len(asked_about[1]), "abstained": 1.0}
     assert abstention["abstained"] == 1.0
     assert abstention["false_abstentions"] == 0.0
     # While one variable is withheld: that and what is made of it cannot be told, all else as before.

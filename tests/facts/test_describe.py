@@ -15,6 +15,7 @@ from climafuse.data.pairs import Pair, read_pairs, write_pairs
 from climafuse.data.window import Box, Window, select_window
 from climafuse.errors import UsageError
 from climafuse.facts import (
+    FACT_KINDS,
     Fact,
     agrees,
     asked,
@@ -26,6 +27,7 @@ from climafuse.facts import (
     window_box,
     withhold,
 )
+from climafuse.facts.unseen import UNSEEN_NAMES, UNTRAINED_NAMES
 from tests.facts.windows import random_window
 
 
@@ -134,6 +136,34 @@ def test_a_question_without_answer_is_asked_as_others_are(pairs: list[Pair]) -> 
         if key is not None:
             kinds[pair.facts[0]["kind"] == "absent"].add(key[0])
     assert kinds[True] <= kinds[False]
+
+
+def test_many_names_are_said_not_to_be_there_and_some_are_left_for_the_test() -> None:
+    many = [(number, _window(number % 40)) for number in range(1500)]
+    named = {
+        pair.facts[0]["variable"]
+        for pair in describe(many, kinds=["mean"], questions_per_window=1, abstentions=0.9)
+        if pair.facts[0]["kind"] == "absent" and not pair.withheld
+    }
+    assert named <= FACT_KINDS["absent"].rules.keys() - ALL
+    assert len(named) > 100
+    assert named.isdisjoint(UNTRAINED_NAMES)
+    assert UNTRAINED_NAMES.keys() < UNSEEN_NAMES.keys()
+
+
+def test_what_is_there_is_not_said_to_be_missing_under_another_name() -> None:
+    """Sea ice that the fields hold under its canonical name, and no kind of fact speaks of."""
+    window = random_window(np.random.default_rng(0))
+    ice = replace(
+        window,
+        variables=(*window.variables, "siconc"),
+        fields=np.concatenate([window.fields, np.full_like(window.fields[:, :1], 0.3)], 1),
+    )
+    for held, expected in ((window, True), (ice, False)):
+        texts = describe(
+            [(n, held) for n in range(1500)], kinds=["mean"], questions_per_window=1, abstentions=1.0
+        )
+        assert any(pair.facts[0]["variable"] == "siconc" for pair in texts) == expected
 
 
 def test_no_text_names_a_place_or_time(pairs: list[Pair]) -> None:

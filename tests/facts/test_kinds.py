@@ -13,7 +13,6 @@ from climafuse.facts.kinds import (
     FACT_KINDS,
     OTHER_NAMES,
     SPOKEN_VARIABLES,
-    UNSEEN_NAMES,
     Fact,
     agrees,
     error,
@@ -21,6 +20,7 @@ from climafuse.facts.kinds import (
     select_kinds,
     spoken,
 )
+from climafuse.facts.unseen import UNSEEN_NAMES
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from climafuse.errors import UsageError
 from climafuse.facts import Fact, abstention, asked, bulletin, overview, parse, question_answer, spoken
-from climafuse.facts.kinds import FACT_KINDS, UNSEEN_NAMES
+from climafuse.facts.kinds import FACT_KINDS
 from climafuse.facts.phrasing import ABSENCES, OVERVIEW_KINDS, WORDINGS, overview_facts, phrase
+from climafuse.facts.unseen import UNSEEN_NAMES
 from tests.facts.examples import KEYS, facts, wordings
 
 ABSENT = [("absent", variable, ()) for variable in FACT_KINDS["absent"].rules]
