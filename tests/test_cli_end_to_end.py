@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -22,6 +23,7 @@ from climafuse.data.pairs import Pair, read_pairs, write_pairs
 from climafuse.data.samples import sample_path
 from climafuse.data.sources import open_climate
 from climafuse.errors import BackboneNotFoundError
+from climafuse.model.modeling import ClimateTextForCausalLM
 from tests.training.runs import TIMES, write_climate
 
 runner = CliRunner()
@@ -435,6 +437,56 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
+_ASKED = [
+    "--climate",
+    "{fields}",
+    "--time",
+    LAST,
+    "--location",
+    "48.9,2.3",
+    "--prompt",
+    "What is the mean temperature?",
+]
+
+
+@pytest.mark.parametrize("where", ["{folder}", "{folder}/file/x.{kind}", "{folder}/" + "x" * 250 + ".{kind}"])
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        ("json", ["evaluate", "{run}", "--no-controls", "--json"]),
+        ("html", ["report", "{run}", "-o"]),
+        ("png", ["infer", "{run}", *_ASKED, "--map"]),
+        ("png", ["attribute", "{run}", *_ASKED, "--map"]),
+    ],
+)
+def test_output_that_cannot_be_written_is_refused_before_any_model_is_loaded(
+    place, tmp_path, monkeypatch, where, kind, command
+):
+    def refuse(*_, **__):
+        raise AssertionError("loaded for nothing")
+
+    monkeypatch.setattr(ClimateTextForCausalLM, "from_pretrained", refuse)
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    (folder := tmp_path / f"folder.{kind}").mkdir()
+    (folder / "file").write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    named = {"run": run, "fields": place / "fields.nc", "folder": folder, "kind": kind}
+    result = runner.invoke(app, [part.format(**named) for part in (*command, where)])
+    assert str(folder) in _one_line_error(result, 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["infer", "attribute"])
+def test_a_run_stands_for_its_model(place, command):
+    def told(folder):
+        asked = [part.format(fields=place / "fields.nc") for part in _ASKED]
+        result = runner.invoke(app, [command, str(folder), *asked, "--json"])
+        assert result.exit_code == 0, result.output
+        return {key: value for key, value in json.loads(result.stdout).items() if key != "seconds"}
+
+    assert told(place / "run") == told(place / "run" / "model")
+
+
 # ---- Attribution ---------------------------------------------------------------------------------------------
 
 
@@ -467,7 +519,7 @@ def test_attribute_says_where_an_answer_comes_from(place, tmp_path):
     assert "lost without each variable: t2m" in told.stdout
 
 
-def test_attribute_counts_planted_signals(place):
+def test_attribute_counts_planted_signals(place, tmp_path):
     result = runner.invoke(app, _attribute(place, "--planted", 1, "--size", 4, "--json"))
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -477,11 +529,27 @@ def test_attribute_counts_planted_signals(place):
         signals["all"]["planted"] == sum(row["planted"] for name, row in signals.items() if name != "all") > 5
     )
     assert {name.split("/")[1].split()[0] for name in signals if name != "all"} == {"t2m", "msl"}
-    table = runner.invoke(
-        app, _attribute(place, "--planted", 1, "--climate", place / "fields.nc", "--seed", 1)
-    )
-    assert table.exit_code == 0, table.output
-    assert "planted signal" in table.stdout
+    # The fields of the run themselves, and those of other times: 30 days later, a gap away from all that was seen.
+    later = tmp_path / "later.nc"
+    with xr.open_dataset(place / "fields.nc") as fields:
+        fields.assign_coords(time=fields["time"] + np.timedelta64(30, "D")).to_netcdf(later)
+    for climate in (place / "fields.nc", later):
+        table = runner.invoke(app, _attribute(place, "--planted", 1, "--climate", climate, "--seed", 1))
+        assert table.exit_code == 0, table.output
+        assert "planted signal" in table.stdout
+
+
+def test_signals_are_planted_into_no_window_that_was_learned(place, tmp_path):
+    """Fields whose test times are training times of the run. Oracle: the evaluation, which refuses them."""
+    learned = tmp_path / "learned.nc"
+    with xr.open_dataset(place / "fields.nc") as fields:
+        fields.assign_coords(time=fields["time"] - np.timedelta64(5, "D")).to_netcdf(learned)
+    planted = runner.invoke(app, _attribute(place, "--planted", 3, "--climate", learned))
+    run = str(place / "run")
+    evaluated = runner.invoke(app, ["evaluate", run, "--no-controls", "--climate", str(learned)])
+    lines = [_one_line_error(result, 2) for result in (planted, evaluated)]
+    assert len({line.partition("; received")[0] for line in lines}) == 1
+    assert "hours from those of the run" in lines[0]
 
 
 @pytest.mark.parametrize(

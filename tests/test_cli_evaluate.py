@@ -63,6 +63,17 @@ def test_who_has_learned_nothing_is_not_grounded(place, tmp_path):
     assert {sample["window"] for sample in figures["samples"]} <= set(range(12))
 
 
+def test_a_card_that_cannot_be_written_takes_no_figures_away(place, tmp_path):
+    run = Path(shutil.copytree(place / "run", tmp_path / "run"))
+    (run / "model" / "README.md").unlink()
+    (run / "model" / "README.md").mkdir()
+    result = _evaluate(run, "--no-controls", "--json", tmp_path / "figures.json")
+    assert result.exit_code == 3, result.output
+    assert "note: the model card" in result.stderr
+    assert "verdict: " in result.stdout
+    assert (tmp_path / "figures.json").read_text() == (run / "evaluation" / "evaluation.json").read_text()
+
+
 def test_what_was_answered_is_not_asked_again(place, monkeypatch):
     first = _evaluate(place / "run" / "model", "--no-controls")
     assert first.exit_code == 3, first.output

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from climafuse.cli.data import source_path
-from climafuse.cli.handler import JsonOption, print_json, print_table, progress_line
+from climafuse.cli.handler import CheckpointArgument, JsonOption, print_json, print_table, progress_line
 from climafuse.errors import UsageError, spelled_out
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NUM_TOKENS = 5  # climate tokens told of
 
 
 def attribute(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory of a trained model.")],
+    checkpoint: CheckpointArgument,
     climate: Annotated[
         str | None,
         typer.Option(
@@ -139,9 +139,9 @@ def _show(
     from climafuse.model.inference import answer, load_model
 
     if map_ is not None:
-        from climafuse.report.maps import check_suffix
+        from climafuse.report.maps import check_picture
 
-        check_suffix(map_)  # before the model is loaded for nothing
+        check_picture(map_)  # before the model is loaded for nothing
     reader = load_model(checkpoint)
     start = clock.perf_counter()
     found = answer(
@@ -292,15 +292,18 @@ def _play(
     as_json: bool,
 ) -> None:
     """The pointing game."""
-    from climafuse.evaluation.controls import model_folder
+    from climafuse.evaluation.checkpoint import unseen_windows
+    from climafuse.evaluation.controls import trained_folder
     from climafuse.evaluation.planting import plant
     from climafuse.evaluation.pointing import TOLERANCE, pointing_game
     from climafuse.model.inference import load_model
 
     start = clock.perf_counter()
-    folder = model_folder(checkpoint)
+    folder = trained_folder(checkpoint)
     reader = load_model(folder)
-    windows = _windows(folder, climate, num)
+    windows = unseen_windows(
+        reader, folder, climate=climate, num=num, say=lambda line: typer.echo(spelled_out(line), err=True)
+    )
     planted = plant(windows, seed=seed)
     game = pointing_game(reader, planted, fill=fill, sizes=sizes, progress=progress_line("planted windows"))
     if as_json:
@@ -319,20 +322,6 @@ def _play(
         )
         return
     _print_game(game)
-
-
-def _windows(folder: Path, climate: str | None, num: int) -> list[Window]:
-    """Windows of test times: of the data of the run, or of others."""
-    from dataclasses import replace
-
-    from climafuse.training.config import load_config
-    from climafuse.training.dataset import make_examples, open_store
-    from climafuse.training.trainer import CONFIG_FILE
-
-    trained = load_config(folder / CONFIG_FILE)
-    data = replace(trained.data, source=climate or trained.data.source, test_windows=num)
-    config = replace(trained, data=data)
-    return [example.window for example in make_examples(open_store(config), "test", config)[:num]]
 
 
 def _print_game(game: PointingGame) -> None:

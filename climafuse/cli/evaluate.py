@@ -53,8 +53,11 @@ def evaluate(
     all questions about the run's own data; any other is beside it. Exit code 3: the model is not grounded, or it cannot
     be told.
     """
+    from climafuse.data.files import check_destination
     from climafuse.evaluation.checkpoint import evaluate_checkpoint, write_json
 
+    if json_ is not None:
+        check_destination(json_)  # before anything is asked for nothing
     options: dict[str, Any] = {} if controls else {"controls": ()}
     with _ends_when_told():
         found = evaluate_checkpoint(
@@ -66,9 +69,9 @@ def evaluate(
             progress=lambda stage: progress_line(stage, goes_on=True),
             **options,
         )
+    print_evaluation(found.record)
     if json_ is not None:
         write_json(json_, found.record)
-    print_evaluation(found.record)
     typer.echo(f"\nfigures: {json_ or found.path}")
     if not found.record["verdict"]["grounded"]:
         raise typer.Exit(NOT_GROUNDED)

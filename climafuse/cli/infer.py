@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from climafuse.cli.data import source_path
-from climafuse.cli.handler import JsonOption, print_json, print_table
+from climafuse.cli.handler import CheckpointArgument, JsonOption, print_json, print_table
 from climafuse.errors import spelled_out
 
 
 def infer(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory of a trained model.")],
+    checkpoint: CheckpointArgument,
     climate: Annotated[
         str, typer.Option("--climate", help="Climate file, glob, Zarr store, or bundled sample.")
     ],
@@ -48,9 +48,9 @@ def infer(
     from climafuse.model.inference import answer, load_model
 
     if map_ is not None:
-        from climafuse.report.maps import check_suffix
+        from climafuse.report.maps import check_picture
 
-        check_suffix(map_)  # before the model is loaded for nothing
+        check_picture(map_)  # before the model is loaded for nothing
     model = load_model(checkpoint)
     start = clock.perf_counter()
     found = answer(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from climafuse.cli.handler import JsonOption, print_json, progress_line
+from climafuse.cli.handler import CheckpointArgument, JsonOption, print_json, progress_line
+from climafuse.errors import OutputError
 
 if TYPE_CHECKING:
     from climafuse.model.inference import Reader
@@ -16,9 +17,7 @@ REPORT_FILE = "report.html"
 
 
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run, as `climafuse train` left it.")
-    ],
+    run: CheckpointArgument,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +61,7 @@ def build_report(
     """Write the page, and the grounding table into the model card.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or of the model in it.
         output: Where to write; `REPORT_FILE` in the folder by default.
         samples: How many answers to show.
         attribution: Whether to draw where the words of an answer come from.
@@ -71,11 +70,14 @@ def build_report(
     Returns:
         What was written, and of what.
     """
+    from climafuse.data.files import check_destination
     from climafuse.report.html import write_report
     from climafuse.report.runs import read_run
     from climafuse.report.samples import make_cards
 
     record = read_run(run)
+    output = output or record.folder / REPORT_FILE
+    check_destination(output)  # before a model is loaded for nothing
     cards, notes = make_cards(
         record,
         count=samples,
@@ -83,12 +85,15 @@ def build_report(
         reader=reader,
         progress=progress_line("answers drawn"),
     )
-    path = write_report(record, output or run / REPORT_FILE, cards=cards, notes=notes)
+    path = write_report(record, output, cards=cards, notes=notes)
     card = None
     if record.finished and record.evaluation and not record.stale:
         from climafuse.model.card import add_grounding
 
-        card = add_grounding(record.model, record.evaluation)
+        try:
+            card = add_grounding(record.model, record.evaluation)
+        except OutputError as error:  # a run that may only be read: its report is there all the same
+            notes = [*notes, f"the model card is without these figures: {error}"]
     return {
         "report": path,
         "bytes": path.stat().st_size,

@@ -81,11 +81,14 @@ def table(folder: Folder, as_json: JsonOption = False) -> None:
 @app.command()
 def plot(folder: Folder) -> None:
     """Draw what a study has found so far: fact F1 against cost, as figure.png and figure.svg in its directory."""
+    from climafuse.data.files import check_destination
     from climafuse.scaling.plots import plot_study
     from climafuse.scaling.records import read_results
 
-    paths = _pictures(folder)
-    plot_study(read_results(folder), paths)
+    results, paths = read_results(folder), _pictures(folder)
+    for path in paths:
+        check_destination(path)
+    plot_study(results, paths)
     typer.echo("\n".join(map(str, paths)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -80,6 +81,34 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_destination(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that `whole_file` could not write, before the work whose result shall go there.
+
+    Nothing is made: what fills the disk, or changes meanwhile, is found when it is written.
+
+    Args:
+        path: Where the file shall be.
+
+    Raises:
+        OutputError: It is a folder, lies inside a file or where nothing may be written, or its name is too long.
+    """
+    path = Path(path)
+    with _writing(path):
+        if path.is_dir():
+            raise _refusal(errno.EISDIR, path)
+        with contextlib.suppress(FileNotFoundError):
+            _beside(path).lstat()  # too long a name, or one inside of a file
+        folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+        if not folder.is_dir():
+            raise _refusal(errno.ENOTDIR, folder)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise _refusal(errno.EACCES, folder)
+
+
+def _refusal(code: int, path: Path) -> OSError:
+    return OSError(code, os.strerror(code), str(path))
 
 
 def write_sparse(path: Path, content: memoryview) -> None:

@@ -20,9 +20,9 @@ from climafuse.data.splits import SplitName
 from climafuse.data.store import TrainingStore
 from climafuse.data.times import days_since_epoch, format_time, parse_time
 from climafuse.data.window import Window
-from climafuse.errors import ClimateFileError, ConfigurationError, PairsError
+from climafuse.errors import ClimateFileError, ConfigurationError, OutputError, PairsError
 from climafuse.evaluation.asking import Progress, ReadsClimate, Transcript
-from climafuse.evaluation.controls import CONTROLS, model_folder, own_folder, train_controls
+from climafuse.evaluation.controls import CONTROLS, own_folder, train_controls, trained_folder
 from climafuse.evaluation.grounding import Grounding, Sample, evaluate_grounding
 from climafuse.evaluation.questions import Question, questions_of
 from climafuse.facts import window_box
@@ -98,27 +98,11 @@ def evaluate_checkpoint(
         ClimafuseError: The data are at fault, or a control cannot be trained.
     """
     begin = time.perf_counter()
-    folder = model_folder(checkpoint)
+    folder = trained_folder(checkpoint)
     place = own_folder(folder)
     trained = load_config(folder / CONFIG_FILE)
     run = read_record(folder.parent / RECORD_FILE)
-    data = replace(
-        trained.data,
-        source=trained.data.source if climate is None else climate,
-        pairs=trained.data.pairs if pairs is None else pairs,
-    )
-    config = replace(trained, data=data)
-    with _more_help(
-        "If the data of the run lie elsewhere now, give them with --climate (and --pairs).",
-        unless=data != trained.data,
-    ):
-        store = open_store(config)
-    made = make_examples(store, split, config)
-    other = _difference(store, made, run, split=split, is_elsewhere=data != trained.data)
-    examples = _merged(made)
-    if other is not None:
-        say(f"data: {data.source}: not those of the run, {other}")
-        examples = _unseen(examples, _seen_times(run), gap_hours=data.gap_hours, say=say)
+    config, store, examples, other = _open(trained, run, climate=climate, pairs=pairs, split=split, say=say)
     groups = [pairs_of for _, pairs_of in examples]
     everything = questions_of(groups)
     windows, questions = _spread([window for window, _ in examples], everything, num_questions)
@@ -204,8 +188,79 @@ def evaluate_checkpoint(
     )
     write_json(path, record)
     if path.name == RECORD:
-        add_grounding(folder, record)
+        try:
+            add_grounding(folder, record)
+        except OutputError as error:  # the figures are told and kept all the same
+            say(f"note: the model card is without these figures: {error}")
     return Evaluation(grounding, record, path, reader)
+
+
+def unseen_windows(reader: Reader, folder: Path, *, climate: str | None, num: int, say: Say) -> list[Window]:
+    """Windows of test times: of the data of the run, or of others that the model can tell nothing of from memory.
+
+    Args:
+        reader: The model.
+        folder: Where it lies.
+        climate: Other fields than those of training; None for those.
+        num: At most so many.
+        say: Told how many windows are left out.
+
+    Raises:
+        CheckpointError: The record of the run is damaged.
+        ClimafuseError: The data are at fault, or all of them are of times that were seen in training.
+    """
+    trained, run = load_config(folder / CONFIG_FILE), read_record(folder.parent / RECORD_FILE)
+    _, store, examples, _ = _open(trained, run, climate=climate, split="test", num_windows=num, say=say)
+    _check_fields(reader, store)
+    return [window for window, _ in examples[:num]]
+
+
+def _open(
+    trained: RunConfig,
+    run: Mapping[str, Any],
+    *,
+    climate: str | None,
+    pairs: str | None = None,
+    split: SplitName,
+    num_windows: int | None = None,
+    say: Say,
+) -> tuple[RunConfig, TrainingStore, list[tuple[Window, list[Pair]]], str | None]:
+    """Open what a model is asked about.
+
+    Args:
+        trained: How its run was configured.
+        run: What `run.json` holds.
+        climate: As of `evaluate_checkpoint`.
+        pairs: Likewise.
+        split: Likewise.
+        num_windows: Make so many of the test times; None for as many as the run was set to.
+        say: Told what is not of the run, and left out.
+
+    Returns:
+        The configuration, the store, windows with their texts, and how they differ from those of the run (None for its
+        own); of others only times that were not seen.
+    """
+    data = replace(
+        trained.data,
+        source=trained.data.source if climate is None else climate,
+        pairs=trained.data.pairs if pairs is None else pairs,
+    )
+    config = replace(trained, data=data)
+    with _more_help(
+        "If the data of the run lie elsewhere now, give them with --climate (and --pairs).",
+        unless=data != trained.data,
+    ):
+        store = open_store(config)
+    made = make_examples(store, split, config)
+    other = _difference(store, made, run, split=split, is_elsewhere=data != trained.data)
+    if num_windows is not None:  # data of a run are known by as many windows as it was set to
+        config = replace(config, data=replace(data, test_windows=num_windows))
+        made = make_examples(store, split, config)
+    examples = _merged(made)
+    if other is not None:
+        say(f"data: {data.source}: not those of the run, {other}")
+        examples = _unseen(examples, _seen_times(run), gap_hours=data.gap_hours, say=say)
+    return config, store, examples, other
 
 
 def record_name(split: str, *, thorough: bool, is_of_run: bool, record: Mapping[str, Any], kept: Path) -> str:

@@ -29,7 +29,7 @@ from climafuse.json_file import read_object, read_record
 from climafuse.json_values import number, table
 from climafuse.manifest import verify_folder
 from climafuse.model import channels_of
-from climafuse.model.folder import check_folder
+from climafuse.model.folder import check_folder, model_folder
 from climafuse.model.inference import load_model
 from climafuse.registry import ENCODERS
 from climafuse.training.checkpoint import list_checkpoints, newest_good_checkpoint
@@ -168,7 +168,7 @@ def train_controls(
         raise UsageError(
             "names", expected=f"some of {', '.join(CONTROLS)}", received=unknown[0], remedy="Choose of these."
         )
-    folder = model_folder(checkpoint)
+    folder = trained_folder(checkpoint)
     identity_of_backbone, steps = _trained(folder)
     config = load_config(folder / CONFIG_FILE) if config is None else config
     if steps > config.training.steps:
@@ -245,8 +245,8 @@ def control_config(config: RunConfig, *, steps: int, folder: Path) -> RunConfig:
     )
 
 
-def model_folder(checkpoint: str | Path) -> Path:
-    """The folder of the model of a run.
+def trained_folder(checkpoint: str | Path) -> Path:
+    """The folder of a model that tells how it was trained.
 
     Args:
         checkpoint: It, or the folder of the run.
@@ -254,9 +254,9 @@ def model_folder(checkpoint: str | Path) -> Path:
     Raises:
         CheckpointError: There is no model there that a run has saved.
     """
-    for folder in (Path(checkpoint), Path(checkpoint) / "model"):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
+    folder = model_folder(checkpoint)
+    if (folder / CONFIG_FILE).is_file():
+        return folder
     raise CheckpointError(
         str(checkpoint),
         expected=f"the folder of a run, or of its model with {CONFIG_FILE} beside the weights",

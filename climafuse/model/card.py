@@ -112,18 +112,21 @@ def add_grounding(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
         OutputError: It cannot be written.
     """
     path = Path(folder) / CARD_FILE
-    card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     section = f"{_BEGIN}\n{grounding_section(evaluation)}\n{_END}\n"
+    with whole_file(path) as temporary:
+        card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        temporary.write_text(_with_section(card, section), encoding="utf-8")
+    return path
+
+
+def _with_section(card: str, section: str) -> str:
+    """A card with the section in place of an earlier one."""
     begin, end = card.find(_BEGIN), card.find(_END)
     if 0 <= begin < end:
-        card = card[:begin] + section + card[end + len(_END) :].removeprefix("\n")
-    else:
-        at = card.find("```python")  # how it is used comes after what it is worth
-        at = len(card) if at < 0 else at
-        card = f"{card[:at]}{section}\n{card[at:]}"
-    with whole_file(path) as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    return path
+        return card[:begin] + section + card[end + len(_END) :].removeprefix("\n")
+    at = card.find("```python")  # how it is used comes after what it is worth
+    at = len(card) if at < 0 else at
+    return f"{card[:at]}{section}\n{card[at:]}"
 
 
 def grounding_section(evaluation: Mapping[str, Any]) -> str:

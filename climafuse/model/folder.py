@@ -20,6 +20,20 @@ from climafuse.model.configuration import ClimateTextConfig
 WEIGHTS_FILE = "model.safetensors"
 
 
+def model_folder(checkpoint: str | Path) -> Path:
+    """The folder of a saved model, of which what a run left may be given, too.
+
+    Args:
+        checkpoint: It, or the folder of the run that saved it.
+
+    Returns:
+        The folder; what was given, where there is no model/ in it. Whether a model is there is for `check_folder`.
+    """
+    folder = Path(checkpoint)
+    within = folder / "model"
+    return within if within.is_dir() and not (folder / CONFIG_NAME).is_file() else folder
+
+
 def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write trained weights."""
     on_disk = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}

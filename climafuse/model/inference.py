@@ -21,6 +21,7 @@ from climafuse.errors import MissingValuesError, ModelInputError, UsageError
 from climafuse.facts.phrasing import overview_questions
 from climafuse.fusion import Fusion
 from climafuse.model.configuration import ClimateTextConfig
+from climafuse.model.folder import model_folder
 from climafuse.model.greedy import decodes_greedily, generated_words, greedy_words
 from climafuse.model.modeling import ClimateTextForCausalLM
 from climafuse.model.objective import IGNORED
@@ -239,7 +240,7 @@ def load_model(
     """Load a saved model and its processor.
 
     Args:
-        checkpoint: Folder that `climafuse train` wrote.
+        checkpoint: Folder of a saved model, or of the run that saved it.
         backbone: Where its backbone is, if not where its recorded id says.
         max_new_tokens: Longest answer, in text tokens.
         verify: Hash all weights of the backbone again.
@@ -250,7 +251,7 @@ def load_model(
     """
     # Not from the hub unless it is in its cache: most names that lead nowhere are misspelled folders.
     model = ClimateTextForCausalLM.from_pretrained(
-        checkpoint, backbone=backbone, verify=verify, local_files_only=True
+        model_folder(checkpoint), backbone=backbone, verify=verify, local_files_only=True
     )
     return Reader(model, ClimateTextProcessor.of(model.config, model.tokenizer), max_new_tokens)
 

@@ -46,7 +46,7 @@ from climafuse.facts import (
 )
 from climafuse.facts.phrasing import askable
 from climafuse.model.configuration import ClimateTextConfig
-from climafuse.model.folder import WEIGHTS_FILE
+from climafuse.model.folder import model_folder
 from climafuse.model.inference import Reader, load_model
 from climafuse.report.attribution import attribution_layers, marks_of
 from climafuse.report.locator import draw_locator, point_at
@@ -225,9 +225,7 @@ class Inquiry:
         Raises:
             ClimafuseError: Model or fields are at fault.
         """
-        folder = Path(checkpoint)
-        if not (folder / WEIGHTS_FILE).is_file() and (folder / "model").is_dir():
-            folder = folder / "model"
+        folder = model_folder(checkpoint)
         reader = load_model(folder)
         run = load_config(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
         if climate is not None:

@@ -22,7 +22,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from climafuse.data.files import whole_file
+from climafuse.data.files import check_destination, whole_file
 from climafuse.data.times import format_time
 from climafuse.data.variables import VARIABLES
 from climafuse.data.window import Window
@@ -147,7 +147,7 @@ def draw_map(
     """
     path = Path(path)
     variables = (variable,) if isinstance(variable, str) else tuple(variable)
-    check_suffix(path)
+    check_picture(path)
     _check_cells(window, layers, outline)
     order = _unbroken(window)
     layers = [replace(layer, values=layer.values[:, order]) for layer in layers]
@@ -606,11 +606,12 @@ def _latitude_label(value: float) -> str:
     return f"{abs(value):g}°{'N' if value > 0 else 'S' if value < 0 else ''}"
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a path that does not end as a picture does.
+def check_picture(path: Path) -> None:
+    """Refuse a path that no picture can be written to, before there is one.
 
     Raises:
         UsageError: The suffix is no picture format.
+        OutputError: It cannot be written there.
     """
     if path.suffix.lower() not in {".png", ".pdf", ".svg", ".webp"}:
         raise UsageError(
@@ -619,6 +620,7 @@ def check_suffix(path: Path) -> None:
             received=path.suffix or "no suffix",
             remedy="Choose one of these suffixes.",
         )
+    check_destination(path)
 
 
 def _write(figure: Figure, path: Path) -> None:

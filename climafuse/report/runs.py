@@ -65,13 +65,15 @@ def read_run(folder: str | Path) -> RunRecord:
     """Read what a run left.
 
     Args:
-        folder: The output folder of `climafuse train`.
+        folder: The output folder of `climafuse train`, or that of the model in it.
 
     Raises:
         CheckpointError: It is no folder of a run, or its model or evaluation is damaged.
         ConfigurationError: Its configuration cannot be read.
     """
     folder = Path(folder)
+    if folder.name == "model" and _is_model(folder):
+        folder = folder.parent
     model = _model_of(folder)
     check_folder(model)
     config = read_object(model / "config.json")
@@ -102,7 +104,7 @@ def _model_of(folder: Path) -> Path:
     checkpoint = newest_good_checkpoint(folder, with_best=False) if folder.is_dir() else None
     if checkpoint is not None:
         return checkpoint
-    of_model = (folder / "config.json").is_file() and (folder / MANIFEST_NAME).is_file()
+    of_model = _is_model(folder)
     raise CheckpointError(
         str(folder),
         expected="the folder of a run, with model/ or a checkpoint in it",
@@ -115,6 +117,10 @@ def _model_of(folder: Path) -> Path:
         if of_model
         else "Give the output.directory of `climafuse train`, such as runs/train.",
     )
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / MANIFEST_NAME).is_file()
 
 
 def _is_stale(folder: Path, model: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from climafuse.data.files import HOLE, whole_file, whole_folder, write_sparse
+from climafuse.data.files import HOLE, check_destination, whole_file, whole_folder, write_sparse
 from climafuse.errors import OutputError
 
 
@@ -24,6 +26,51 @@ def test_a_place_below_a_file_cannot_be_written(whole, tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "kept"
+
+
+PLACES = [
+    "folder",
+    "file/below",
+    "file/far/below",
+    "dangling/x",
+    "n" * 250,
+    "file",
+    "new",
+    "deep/er/new",
+    "link",
+]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_destination_is_checked_as_it_is_written(where: str, tmp_path: Path) -> None:
+    """Oracle: writing there."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+
+    def tried(act: Callable[[Path], object]) -> bool:
+        try:
+            act(tmp_path / where)
+        except OutputError:
+            return False
+        return True
+
+    def write(path: Path) -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text("new")
+
+    promised = tried(check_destination)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert promised == tried(write)
+
+
+@pytest.mark.skipif(not os.geteuid(), reason="root may write anywhere")
+def test_a_destination_without_permission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(OutputError):
+        check_destination(tmp_path / "locked" / "deep" / "new")
 
 
 def test_what_stood_there_before_survives_an_error(tmp_path: Path) -> None:

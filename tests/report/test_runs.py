@@ -97,7 +97,7 @@ def test_a_report_of_a_run_that_was_not_evaluated(run):
     [
         ("nowhere", "no such folder"),
         ("run/tensorboard", "another folder"),
-        ("run/model", "the folder of a model"),
+        ("run/checkpoint-8", "the folder of a model"),
     ],
 )
 def test_what_is_no_run_is_refused(run, folder, words):
@@ -105,6 +105,30 @@ def test_what_is_no_run_is_refused(run, folder, words):
     with pytest.raises(CheckpointError, match=words) as refused:
         read_run(run.parent / folder)
     assert "train" in refused.value.remedy or "Give" in refused.value.remedy
+
+
+def test_the_model_stands_for_its_run(run):
+    measured(run)
+    assert read_run(run / "model") == read_run(run)
+
+
+def test_a_card_that_cannot_be_written_is_a_note(run):
+    """Nobody, not even root, writes a file where a folder is."""
+    from typer.testing import CliRunner
+
+    measured(run)
+    card = run / "model" / "README.md"
+    card.unlink()
+    card.mkdir()
+    page = run.parent / "elsewhere.html"
+    result = CliRunner().invoke(app, ["report", str(run), "-o", str(page), "--no-attribution"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{page}\n"
+    (note,) = [line for line in result.stderr.splitlines() if str(card) in line]
+    assert note.startswith("note: ")
+    assert "Grounded" in Page(page.read_text(encoding="utf-8")).words
+    assert card.is_dir()
+    assert not list(run.rglob("*.tmp"))
 
 
 def test_a_damaged_model_is_refused(run):
