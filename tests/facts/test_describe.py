@@ -142,7 +142,7 @@ def test_many_names_are_said_not_to_be_there_and_some_are_left_for_the_test() ->
     many = [(number, _window(number % 40)) for number in range(1500)]
     named = {
         pair.facts[0]["variable"]
-        for pair in describe(many, kinds=["mean"], questions_per_window=1, abstentions=0.9)
+        for pair in describe(many, kinds=["mean"], questions_per_window=4, abstentions=0.3)
         if pair.facts[0]["kind"] == "absent" and not pair.withheld
     }
     assert named <= FACT_KINDS["absent"].rules.keys() - ALL
