@@ -466,6 +466,7 @@ def test_output_that_cannot_be_written_is_refused_before_any_model_is_loaded(
         raise AssertionError("loaded for nothing")
 
     monkeypatch.setattr(ClimateTextForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr("climafuse.report.samples.make_cards", refuse)
     run = shutil.copytree(place / "run", tmp_path / "run")
     (folder := tmp_path / f"folder.{kind}").mkdir()
     (folder / "file").write_text("kept")

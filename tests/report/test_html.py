@@ -167,12 +167,17 @@ def test_errors_of_few_answers_say_of_how_many():
     shown["num_errors"] = {"mean/t2m": 17, "direction/wd10": 7, "maximum_position/t2m": 1}
     found["conditions"]["persistence"]["num_errors"] = {"mean/t2m": "17", "direction/wd10": -1e400}
     text = Page(render(record(evaluation=found)))
-    assert row(text.text, "mean temperature", "°C", "0.58 (17 of 40)", "1.20", "0.58")
+    assert row(text.text, "mean temperature", "°C", "0.58", "(17 of 40)", "1.20", "0.58")
     assert row(text.text, "wind direction", "°", "9.48", "84.1", "9.36")  # all seven
     assert row(
         text.text, "place of highest temperature", "km", *["1,234"] * 7
     )  # nobody says how many were asked
-    assert render(record(evaluation=found)).count('<td class="number muted">0.58 (17 of 40)</td>') == 1
+    assert (
+        render(record(evaluation=found)).count(
+            '<td class="number muted">0.58<span class="meaning">(17 of 40)</span></td>'
+        )
+        == 1
+    )
 
 
 def test_polling_and_abstention(page):
