@@ -28,7 +28,8 @@ from climafuse.data.window import Window
 from climafuse.errors import CheckpointError
 from climafuse.facts import Fact, asked, spoken
 from climafuse.facts.extract import cell_size
-from climafuse.facts.kinds import CALM, FACT_KINDS, OCTANTS, Form, Qualifiers, Value, name_of, rule_of
+from climafuse.facts.kinds import CALM, FACT_KINDS, OCTANTS, Form, Qualifiers, Value, rule_of
+from climafuse.facts.parse import named
 
 Key = tuple[str, str, Qualifiers]
 NUM_TARGETS = 4  # numbers that stand for a true value; what a form does not need is 0
@@ -178,11 +179,8 @@ class Subjects(dict[str, "Key | None"]):
     def __missing__(self, prompt: str) -> Key | None:
         """Read the words."""
         key = asked(prompt)
-        if key is None:
-            text = prompt.lower()
-            named = [name for name in FACT_KINDS["absent"].rules if name_of(name).lower() in text]
-            if named:
-                key = "absent", max(named, key=lambda name: len(name_of(name))), ()
+        if key is None and (variable := named(prompt)) is not None:
+            key = "absent", variable, ()
         self[prompt] = key
         return key
 

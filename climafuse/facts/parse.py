@@ -21,7 +21,7 @@ from climafuse.facts.kinds import (
     Value,
     name_of,
 )
-from climafuse.facts.phrasing import ABSENCES, WORDINGS
+from climafuse.facts.phrasing import NAMED_ABSENCES, WORDINGS
 
 Key = tuple[str, str, Qualifiers]
 
@@ -31,8 +31,8 @@ def parse(text: str, prompt: str | None = None) -> list[Fact]:
 
     Args:
         text: Any string, such as the output of a model.
-        prompt: The question it answers. Without it, answers such as a bare "8 °C" mean nothing; with it, they
-            are read as the value of the fact asked for, if the text states no fact in full.
+        prompt: The question it answers. Without it, answers such as a bare "8 °C" or "not given" mean nothing;
+            with it, they are read as the value of the fact asked for, if the text states no fact in full.
 
     Returns:
         Facts in order of appearance, each once, as ``spoken`` gives them. Contradictory statements are all
@@ -43,7 +43,22 @@ def parse(text: str, prompt: str | None = None) -> list[Fact]:
     if facts or prompt is None:
         return facts
     question = _question(prompt)
-    return [] if question is None else _elliptic(_after_echo(plain, question[0]), question[1])
+    if question is not None:
+        return _elliptic(_after_echo(plain, question[0]), question[1])
+    variable = named(prompt)
+    return [Fact("absent", variable, "absent")] if variable is not None and _DENIAL.search(plain) else []
+
+
+def named(text: str) -> str | None:
+    """The variable that a text names; of several, that with the longest name; None where none is named.
+
+    Args:
+        text: Such as a question about what no kind of fact speaks of.
+    """
+    plain = _normalize(text)
+    names = (name for name in _all_names() if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", plain))
+    longest = max(names, key=len, default=None)
+    return None if longest is None else _all_names()[longest]
 
 
 def asked(prompt: str) -> Key | None:
@@ -278,7 +293,7 @@ def _answers() -> tuple[_Pattern, ...]:
                 _compile(text, kind, variables, value, rest) for value, text in wording.cases.items()
             ]
     names = tuple(FACT_KINDS["absent"].rules)
-    patterns += [_compile(template, "absent", names, "absent", ()) for template in ABSENCES]
+    patterns += [_compile(template, "absent", names, "absent", ()) for template in NAMED_ABSENCES]
     return tuple(patterns)
 
 
@@ -309,7 +324,8 @@ def _statements(plain: str) -> list[Fact]:
 
 
 _DENIAL = re.compile(
-    r"\b(?:not (?:given|known|available|held|in the fields)|no (?:data|such (?:data|variable)))\b"
+    r"\b(?:not (?:given|known|available|held|in the(?:se)? fields)|(?:do|does) not hold (?:that|it)"
+    r"|no (?:data|such (?:data|variable)))\b"
 )
 _LEAD = "(?:it is )?(?:about |at |from |in )?(?:the )?"
 _ECHO = re.compile(r"(?P<words>[a-z ]+) (?:is|are) (?=\S)")

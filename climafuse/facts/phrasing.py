@@ -190,9 +190,17 @@ WORDINGS: dict[str, tuple[Wording, ...]] = {
     "absent": (),  # its questions are those of the other kinds
 }
 
-# Which of these answers is used follows from the wording of the question. The name is never last: words cut
-# short could otherwise turn one name into another ("precipitation rate").
+# Which of these answers is used follows from the wording of the question. They do not repeat what was asked for: a
+# frozen model that never spoke of chlorophyll denies plankton instead, which nobody asked about.
 ABSENCES = (
+    "The fields do not hold that.",
+    "Not given.",
+    "Such data are not in these fields.",
+    "That is not in these fields.",
+)
+# What other models may say. The name is never last: words cut short could otherwise turn one name into another
+# ("precipitation rate").
+NAMED_ABSENCES = (
     "The fields hold no {name} data.",
     "No {name} given.",
     "There is no {name} in these fields.",
@@ -352,7 +360,8 @@ def abstention(
 ) -> tuple[str, str]:
     """A question about a variable that the fields do not hold, and the answer that says so.
 
-    The question is worded as any other: nothing but the fields tells that it has no answer.
+    The question is worded as any other: nothing but the fields tells that it has no answer. The answer means what the
+    question asks for, and is read back with it.
 
     Args:
         variable: Withheld from the fields, or never in them: a variable of ``FACT_KINDS["absent"]``.

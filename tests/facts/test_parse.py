@@ -193,6 +193,18 @@ def test_contradictions_are_kept_in_order() -> None:
         ),
         ("Is it windier in the west or in the east?", "North.", []),
         ("What is the mean pressure?", "Not given.", [Fact("absent", "msl", "absent")]),
+        ("What is the mean ozone?", "Not given.", [Fact("absent", "ozone", "absent")]),
+        (
+            "How does the sea ice cover develop?",
+            "That is not in these fields.",
+            [Fact("absent", "siconc", "absent")],
+        ),
+        (
+            "How does the soil temperature develop?",
+            "Not given.",
+            [Fact("absent", "soil_temperature", "absent")],
+        ),
+        ("What is the mean happiness?", "Not given.", []),
         ("How are you?", "8 °C", []),
         # A model that was not taught our wordings repeats the question.
         ("What is the mean temperature?", "The mean temperature over the area is 8 °C.", [MEAN]),

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 
 from climafuse.errors import UsageError
 from climafuse.facts import Fact, abstention, asked, bulletin, overview, parse, question_answer, spoken
-from climafuse.facts.kinds import FACT_KINDS
-from climafuse.facts.phrasing import ABSENCES, OVERVIEW_KINDS, WORDINGS, overview_facts, phrase
+from climafuse.facts.kinds import FACT_KINDS, name_of
+from climafuse.facts.phrasing import (
+    ABSENCES,
+    NAMED_ABSENCES,
+    OVERVIEW_KINDS,
+    WORDINGS,
+    overview_facts,
+    phrase,
+)
 from climafuse.facts.unseen import UNSEEN_NAMES
 from tests.facts.examples import KEYS, facts, wordings
 
@@ -154,9 +161,10 @@ def test_abstentions_read_back_and_ask_as_others_do(variable: str) -> None:
     questions = set()
     for _ in range(60):
         prompt, answer = abstention(variable, rng)
-        assert parse(answer) == [Fact("absent", variable, "absent")]
+        assert parse(answer, prompt) == [Fact("absent", variable, "absent")]
+        assert parse(answer) == []  # it says nothing without its question
         for end in range(len(answer)):
-            assert parse(answer[:end]) in ([], [Fact("absent", variable, "absent")])
+            assert parse(answer[:end], prompt) in ([], [Fact("absent", variable, "absent")])
         questions.add((prompt, answer))
         if variable not in UNSEEN_NAMES:
             key = asked(prompt)
@@ -167,10 +175,21 @@ def test_abstentions_read_back_and_ask_as_others_do(variable: str) -> None:
     assert len(prompts) >= 4
 
 
+@pytest.mark.parametrize("variable", list(FACT_KINDS["absent"].rules))
+def test_absences_of_other_models_are_read_with_their_names(variable: str) -> None:
+    for template in NAMED_ABSENCES:
+        text = template.format(name=name_of(variable))
+        assert parse(text) == [Fact("absent", variable, "absent")]
+        # Of what was asked, another name tells nothing; and half a sentence tells of nothing else.
+        assert parse(text, "What is the mean temperature?") == [Fact("absent", variable, "absent")]
+        for end in range(len(text)):
+            assert parse(text[:end]) in ([], [Fact("absent", variable, "absent")])
+
+
 def test_all_forms_of_absence_are_used_and_kinds_obeyed() -> None:
     rng = np.random.default_rng(0)
     pairs = [abstention("msl", rng, kinds=["mean"]) for _ in range(100)]
-    assert {answer for _, answer in pairs} == {text.format(name="pressure") for text in ABSENCES}
+    assert {answer for _, answer in pairs} == set(ABSENCES)
     assert {asked(prompt) for prompt, _ in pairs} == {("mean", "msl", ())}
     with pytest.raises(UsageError, match="wd10"):
         abstention("wd10", rng, kinds=["mean"])
