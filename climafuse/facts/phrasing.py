@@ -194,7 +194,7 @@ WORDINGS: dict[str, tuple[Wording, ...]] = {
 # frozen model that never spoke of chlorophyll denies plankton instead, which nobody asked about.
 ABSENCES = (
     "The fields do not hold that.",
-    "Not given.",
+    "That is not given.",
     "Such data are not in these fields.",
     "That is not in these fields.",
 )
