@@ -55,9 +55,7 @@ def named(text: str) -> str | None:
     Args:
         text: Such as a question about what no kind of fact speaks of.
     """
-    plain = _normalize(text)
-    names = (name for name in _all_names() if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", plain))
-    longest = max(names, key=len, default=None)
+    longest = max(_name_pattern().findall(_normalize(text)), key=len, default=None)
     return None if longest is None else _all_names()[longest]
 
 
@@ -89,7 +87,7 @@ def _question(prompt: str) -> tuple[str, Key] | None:
 
 def forget() -> None:
     """Compile the patterns anew at the next call: wordings, quantities or events have changed."""
-    for compiled in (_answers, _questions, _value_pattern, _all_names, _classes):
+    for compiled in (_answers, _questions, _value_pattern, _all_names, _name_pattern, _classes):
         compiled.cache_clear()
 
 
@@ -208,6 +206,11 @@ def _classes(kind: str) -> dict[str, str]:
 @lru_cache
 def _all_names() -> dict[str, str]:
     return _names(FACT_KINDS["absent"].rules)
+
+
+@lru_cache(maxsize=1)
+def _name_pattern() -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-])(?:{_any_of(_all_names())})(?![\w-])")
 
 
 def _names(variables: Iterable[str]) -> dict[str, str]:

@@ -159,11 +159,11 @@ def test_answers_are_short_and_numbers_plain() -> None:
 def test_abstentions_read_back_and_ask_as_others_do(variable: str) -> None:
     rng = np.random.default_rng(3)
     questions = set()
-    for _ in range(60):
+    for number in range(12 if variable in UNSEEN_NAMES else 60):
         prompt, answer = abstention(variable, rng)
         assert parse(answer, prompt) == [Fact("absent", variable, "absent")]
         assert parse(answer) == []  # it says nothing without its question
-        for end in range(len(answer)):
+        for end in range(len(answer) if number < 20 else 0):
             assert parse(answer[:end], prompt) in ([], [Fact("absent", variable, "absent")])
         questions.add((prompt, answer))
         if variable not in UNSEEN_NAMES:
@@ -180,9 +180,8 @@ def test_absences_of_other_models_are_read_with_their_names(variable: str) -> No
     for template in NAMED_ABSENCES:
         text = template.format(name=name_of(variable))
         assert parse(text) == [Fact("absent", variable, "absent")]
-        # Of what was asked, another name tells nothing; and half a sentence tells of nothing else.
         assert parse(text, "What is the mean temperature?") == [Fact("absent", variable, "absent")]
-        for end in range(len(text)):
+        for end in range(len(text)):  # half a sentence tells of nothing else
             assert parse(text[:end]) in ([], [Fact("absent", variable, "absent")])
 
 
