@@ -90,7 +90,7 @@ def test_quickstart_trains_where_there_is_no_model_then_answers(
     # The session of the README, with the same model. By xarray the weighted mean there is 10.576 °C.
     names: dict[str, Any] = {}
     session, auto_classes = _blocks("README.md", "python")
-    exec(session.replace("runs/demo/model", f"{tmp_path}/run/model"), names)
+    exec(session.replace("runs/demo", f"{tmp_path}/run"), names)
     assert re.search(r"\[Fact\(kind='mean', variable='t2m', value=10\.57", capsys.readouterr().out)
 
     exec(auto_classes.replace("runs/demo/model", f"{tmp_path}/run/model"), names)
