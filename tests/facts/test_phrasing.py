@@ -163,7 +163,7 @@ def test_abstentions_read_back_and_ask_as_others_do(variable: str) -> None:
         prompt, answer = abstention(variable, rng)
         assert parse(answer, prompt) == [Fact("absent", variable, "absent")]
         assert parse(answer) == []  # it says nothing without its question
-        for end in range(len(answer) if number < 20 else 0):
+        for end in range(len(answer) if number < (3 if variable in UNSEEN_NAMES else 20) else 0):
             assert parse(answer[:end], prompt) in ([], [Fact("absent", variable, "absent")])
         questions.add((prompt, answer))
         if variable not in UNSEEN_NAMES:
