@@ -105,17 +105,12 @@ def _infer(place, *arguments, climate=None):
     return ["infer", str(place / "run" / "model"), "--climate", str(climate), *map(str, arguments)]
 
 
+QUESTION = ("--time", LAST, "--location", "48.9,2.3", "--prompt", "What is the mean temperature?")
+
+
 def test_infer_on_a_file_that_was_not_in_training(place, tmp_path):
     other = write_climate(tmp_path / "other.nc", seed=5, region=True)
-    arguments = (
-        "--time",
-        LAST,
-        "--location",
-        "48.9,2.3",
-        "--prompt",
-        "What is the mean temperature?",
-        "--json",
-    )
+    arguments = (*QUESTION, "--json")
     result = runner.invoke(app, _infer(place, *arguments, "--map", tmp_path / "map.png", climate=other))
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -437,16 +432,7 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-_ASKED = [
-    "--climate",
-    "{fields}",
-    "--time",
-    LAST,
-    "--location",
-    "48.9,2.3",
-    "--prompt",
-    "What is the mean temperature?",
-]
+_ASKED = ["--climate", "{fields}", *QUESTION]
 
 
 @pytest.mark.parametrize("where", ["{folder}", "{folder}/file/x.{kind}", "{folder}/" + "x" * 250 + ".{kind}"])

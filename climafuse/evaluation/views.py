@@ -6,7 +6,7 @@ answers follow the values. If they come from what a model remembers of a place a
 - true: the field as it is.
 - swapped: the values of another window of the same shape.
 - blank: no value at all.
-- mean_field: the mean of the training fields at the place.
+- mean_field: the mean of the training fields at the place, of the times that guessers remember (`baselines.py`).
 - other_time: the values at the place at another time of the same split.
 """
 
