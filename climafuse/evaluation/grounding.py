@@ -180,11 +180,12 @@ class Grounding:
         asked = first[:, -1] > 0
         if not asked.any():
             return Difference(None)
+        num_windows = int(asked.sum())
         points = self._points if asked.all() else self._points.subset(asked)
         found = difference(points, first[asked], second[asked], fact_f1, floor=self.floor)
         if not found.claimed or found.low is None or found.high is None:
-            return Difference(found.value)
-        return Difference(found.value, (found.low, found.high), found.p)
+            return Difference(found.value, num_windows)
+        return Difference(found.value, num_windows, (found.low, found.high), found.p)
 
     def _paired(self, one: str, other: str) -> tuple[Sequence[Statistic | None], Sequence[Statistic | None]]:
         """Counts of two outcomes, of the questions only that count for both."""
@@ -205,15 +206,21 @@ class Grounding:
     @property
     def verdict(self) -> dict[str, Any]:
         """Whether the model is grounded, and the checks."""
-        return verdict(self.differences, num_windows=len(self.windows), variables=self._readings())
+        return verdict(self.differences, self._readings())
 
     def _readings(self) -> dict[str, Reading]:
         """How each variable is read: under swapped values, the answers follow these or they do not."""
         pair = self._paired("shown", "shuffled")
         shown, shuffled = (sum(filter(None, counts), Statistic()) for counts in pair)
+        windows: dict[str, set[int]] = {}
+        for question, counts in zip(self.questions, pair[0], strict=True):
+            for (_, variable), tally in ({} if counts is None else counts.tallies).items():
+                if tally.referenced:
+                    windows.setdefault(variable, set()).add(question.window)
         return {
             variable: Reading(
                 shown.only(variable=variable).total().referenced,
+                len(windows[variable]),
                 *(metrics(total.only(variable=variable)).f1 for total in (shown, shuffled)),
             )
             for variable in dict.fromkeys(variable for _, variable in shown.tallies)

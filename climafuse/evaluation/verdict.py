@@ -27,21 +27,20 @@ class Difference:
 
     Args:
         value: The difference; None if one of the two was not measured.
+        num_windows: That the samples are of.
         interval: Its 95 % interval; None where none is claimed.
         p: Two-sided p-value; None where none is claimed.
     """
 
     value: float | None
+    num_windows: int = 0
     interval: tuple[float, float] | None = None
     p: float | None = None
 
-    def is_positive(self, *, num_windows: int) -> bool | None:
-        """Whether the first is higher; None if not measured, or if the samples do not tell.
-
-        Args:
-            num_windows: Of both.
-        """
-        if self.value is None or num_windows < FEWEST:
+    @property
+    def is_positive(self) -> bool | None:
+        """Whether the first is higher; None if not measured, or if the samples do not tell."""
+        if self.value is None or self.num_windows < FEWEST:
             return None
         if self.value <= 0:
             return False
@@ -107,26 +106,31 @@ class Reading:
 
     Args:
         num_questions: Asked.
+        num_windows: That they are about.
         shown: F1 against the field shown.
         shuffled: F1 against the original.
     """
 
     num_questions: int
+    num_windows: int
     shown: float
     shuffled: float
 
+    @property
+    def follows(self) -> bool | None:
+        """Whether the answers follow the field shown; None if there are too few to tell."""
+        if min(self.num_questions, self.num_windows) < FEWEST:
+            return None
+        return self.shown - self.shuffled >= MARGIN
+
 
 def verdict(
-    differences: Mapping[tuple[str, str], Difference],
-    *,
-    num_windows: int,
-    variables: Mapping[str, Reading] | None = None,
+    differences: Mapping[tuple[str, str], Difference], variables: Mapping[str, Reading] | None = None
 ) -> dict[str, Any]:
     """Judge by the differences.
 
     Args:
         differences: (one, other) → how much higher the one is.
-        num_windows: That were asked about.
         variables: Variable → how it is read.
 
     Returns:
@@ -137,7 +141,7 @@ def verdict(
     rows = []
     for check in CHECKS:
         difference = differences.get(check.name, Difference(None))
-        passed = difference.is_positive(num_windows=num_windows)
+        passed = difference.is_positive
         measured = difference.value is not None
         unclear = "too few samples to tell whether " + check.meaning
         rows.append(
@@ -160,9 +164,7 @@ def verdict(
             "num_questions": reading.num_questions,
             "shown": reading.shown,
             "shuffled": reading.shuffled,
-            "read": reading.shown - reading.shuffled >= MARGIN
-            if min(reading.num_questions, num_windows) >= FEWEST
-            else None,
+            "read": reading.follows,
         }
         for name, reading in sorted((variables or {}).items())
     }

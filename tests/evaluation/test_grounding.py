@@ -26,6 +26,7 @@ from climafuse.evaluation import (
 )
 from climafuse.evaluation.baselines import persisted
 from climafuse.evaluation.correlation import Scales, field_scales
+from climafuse.evaluation.verdict import FEWEST
 from climafuse.facts import (
     Fact,
     abstention,
@@ -238,6 +239,15 @@ def test_who_reads_is_called_grounded_and_who_does_not_is_not(reading, rememberi
         found = other.verdict
         assert not found["grounded"]
         assert any(row["passed"] is False for row in found["checks"])
+
+
+@pytest.mark.parametrize("num_asked", [FEWEST - 1, FEWEST])
+def test_windows_that_no_question_is_about_tell_nothing(num_asked, asked_about):
+    """Of 24 windows, those are counted that a question is about; one of them has few of a variable."""
+    store, windows, questions = asked_about
+    few = [question for question in questions if question.window < num_asked]
+    result = _evaluate(Constant(windows[0]), (store, windows, few))
+    assert (result.verdict["grounded"] is None) == (num_asked < FEWEST)
 
 
 def test_a_model_that_is_no_better_than_its_control_is_not_grounded(asked_about):

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from climafuse.evaluation import Difference
-from climafuse.evaluation import verdict as judge
+from climafuse.evaluation import Difference, verdict
 from climafuse.evaluation.verdict import CHECKS, FEWEST, MARGIN, Reading
 
-ALL = {check.name: Difference(0.5, (0.4, 0.6), 0.001) for check in CHECKS}
-
-
-def verdict(differences, *, num_windows=96, **options):
-    return judge(differences, num_windows=num_windows, **options)
+ALL = {check.name: Difference(0.5, 96, (0.4, 0.6), 0.001) for check in CHECKS}
 
 
 def test_all_differences_beyond_zero():
@@ -24,7 +19,7 @@ def test_all_differences_beyond_zero():
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: " - ".join(check.name))
 @pytest.mark.parametrize(
-    "difference", [Difference(0.02, (-0.03, 0.07), 0.4), Difference(-0.1, (-0.3, 0.2), 0.5)]
+    "difference", [Difference(0.02, 96, (-0.03, 0.07), 0.4), Difference(-0.1, 96, (-0.3, 0.2), 0.5)]
 )
 def test_one_that_is_not_is_enough(check, difference):
     found = verdict({**ALL, check.name: difference})
@@ -36,12 +31,14 @@ def test_one_that_is_not_is_enough(check, difference):
 
 def test_too_few_samples_tell_nothing():
     """Neither that there is a difference nor that there is none: the oracle against a guesser on easy questions."""
-    found = verdict({**ALL, CHECKS[0].name: Difference(0.056, (-0.009, 0.12), 0.09)})
+    found = verdict({**ALL, CHECKS[0].name: Difference(0.056, 96, (-0.009, 0.12), 0.09)})
     assert found["grounded"] is None
     assert found["checks"][0]["passed"] is None
     assert "too few samples" in found["checks"][0]["meaning"]
     assert "cannot be told" in found["words"]
-    failed = verdict({CHECKS[0].name: Difference(0.2, (-0.1, 0.5), 0.2), CHECKS[1].name: Difference(-0.1)})
+    failed = verdict(
+        {CHECKS[0].name: Difference(0.2, 96, (-0.1, 0.5), 0.2), CHECKS[1].name: Difference(-0.1, 96)}
+    )
     assert failed["grounded"] is False  # one failure is enough, whatever else cannot be told
 
 
@@ -58,7 +55,7 @@ def test_too_few_samples_tell_nothing():
     ],
 )
 def test_without_an_interval_the_difference_must_be_large(value, num_windows, grounded):
-    found = verdict({CHECKS[0].name: Difference(value)}, num_windows=num_windows)
+    found = verdict({CHECKS[0].name: Difference(value, num_windows)})
     assert found["grounded"] is grounded
     assert found["checks"][0]["limit"] == MARGIN
 
@@ -76,9 +73,9 @@ def test_nothing_measured_is_nothing_shown():
 
 def test_a_variable_that_is_remembered_is_not_hidden_by_one_that_is_read():
     variables = {
-        "t2m": Reading(100, 0.97, 0.2),
-        "msl": Reading(100, 0.45, 0.4),
-        "tp": Reading(FEWEST - 1, 0.0, 0.9),  # too few to tell
+        "t2m": Reading(100, 96, 0.97, 0.2),
+        "msl": Reading(100, 96, 0.45, 0.4),
+        "tp": Reading(FEWEST - 1, FEWEST - 1, 0.0, 0.9),  # too few to tell
     }
     found = verdict(ALL, variables=variables)
     assert found["grounded"] is False
@@ -88,9 +85,9 @@ def test_a_variable_that_is_remembered_is_not_hidden_by_one_that_is_read():
     }  # fmt: skip
 
 
-def test_few_windows_tell_nothing_of_a_variable_however_many_questions_there_are():
-    remembered = {"t2m": Reading(100, 0.4, 0.4)}
-    assert verdict(ALL, variables=remembered, num_windows=FEWEST)["grounded"] is False
-    few = verdict(ALL, variables=remembered, num_windows=FEWEST - 1)
-    assert few["grounded"] is None
-    assert few["variables"]["t2m"]["read"] is None
+@pytest.mark.parametrize(("num_windows", "read"), [(FEWEST, False), (FEWEST - 1, None)])
+def test_few_windows_tell_nothing_of_a_variable_however_many_questions_there_are(num_windows, read):
+    """Nor of anything else, however many windows the rest is of."""
+    found = verdict(ALL, variables={"t2m": Reading(100, num_windows, 0.4, 0.4)})
+    assert found["variables"]["t2m"]["read"] is read
+    assert found["grounded"] is (read is None)
