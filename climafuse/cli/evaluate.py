@@ -247,9 +247,14 @@ def _print_verdict(verdict: Mapping[str, Any]) -> None:
         ],
         header=("check", "", "difference", "95 %", ""),
     )
-    words = {True: "read", False: "NOT READ", None: "too few questions"}
-    found = verdict["variables"].items()
-    typer.echo("\nby variable: " + ", ".join(f"{name} {words[row['read']]}" for name, row in found))
+    words = {True: "read", False: "NOT READ", None: "not clear"}
+    typer.echo("")
+    for what, found in (("variable", verdict["variables"]), ("kind", verdict["kinds"])):
+        told = [
+            f"{name} {words[row['read']] if row['judged'] else 'too few questions'}"
+            for name, row in found.items()
+        ]
+        typer.echo(f"by {what}: {', '.join(told)}")
     judged, bracket, rest = verdict["words"].partition(" (")
     typer.echo(f"\nverdict: {judged if verdict['grounded'] else judged.upper()}{bracket}{rest}")
 

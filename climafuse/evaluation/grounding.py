@@ -126,6 +126,7 @@ class Grounding:
     Args:
         windows: The windows asked about.
         questions: The answerable questions.
+        telling: Whether the swap of values changes the right answer to each of them.
         outcomes: Condition, guesser or control → its counts, over these questions.
         withheld: Variable, while it is withheld → questions about it and how many of them were answered so; outcome
             of questions about others.
@@ -137,6 +138,7 @@ class Grounding:
 
     windows: Sequence[Window]
     questions: Sequence[Question]
+    telling: Sequence[bool]
     outcomes: Mapping[str, Outcome]
     withheld: Mapping[str, tuple[tuple[int, int], Outcome]] = field(default_factory=dict)
     abstention: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -174,9 +176,9 @@ class Grounding:
             pair: self._difference(*pair) for pair in [*(check.name for check in CHECKS), *OTHER_DIFFERENCES]
         }
 
-    def _difference(self, one: str, other: str) -> Difference:
-        pair = [self.prior if name == "prior" else name for name in (one, other)]
-        first, second = (self._counts(counts) for counts in self._paired(*pair))
+    def _difference(self, one: str, other: str, chosen: Sequence[bool] | None = None) -> Difference:
+        one, other = (self.prior if name == "prior" else name for name in (one, other))
+        first, second = (self._counts(counts) for counts in self._paired(one, other, chosen))
         asked = first[:, -1] > 0
         if not asked.any():
             return Difference(None)
@@ -187,12 +189,18 @@ class Grounding:
             return Difference(found.value, num_windows)
         return Difference(found.value, num_windows, (found.low, found.high), found.p)
 
-    def _paired(self, one: str, other: str) -> tuple[Sequence[Statistic | None], Sequence[Statistic | None]]:
-        """Counts of two outcomes, of the questions only that count for both."""
+    def _paired(
+        self, one: str, other: str, chosen: Sequence[bool] | None = None
+    ) -> tuple[Sequence[Statistic | None], Sequence[Statistic | None]]:
+        """Counts of two outcomes, of the questions only that count for both, and are chosen."""
         pairs: list[tuple[Statistic | None, Statistic | None]] = [(None, None)] * len(self.questions)
         if one in self.outcomes and other in self.outcomes:
             both = zip(self.outcomes[one].by_question, self.outcomes[other].by_question, strict=True)
-            pairs = [(None, None) if None in pair else pair for pair in both]
+            counted = [True] * len(self.questions) if chosen is None else chosen
+            pairs = [
+                pair if is_chosen and None not in pair else (None, None)
+                for pair, is_chosen in zip(both, counted, strict=True)
+            ]
         return [first for first, _ in pairs], [second for _, second in pairs]
 
     def _counts(self, by_question: Sequence[Statistic | None]) -> np.ndarray:
@@ -203,29 +211,26 @@ class Grounding:
                 by_window[question.window] += counts
         return fact_counts(by_window)
 
-    @property
+    @cached_property
     def verdict(self) -> dict[str, Any]:
         """Whether the model is grounded, and the checks."""
-        return verdict(self.differences, self._readings())
+        return verdict(self.differences, variables=self._readings(1), kinds=self._readings(0))
 
-    def _readings(self) -> dict[str, Reading]:
-        """How each variable is read: under swapped values, the answers follow these or they do not."""
-        pair = self._paired("shown", "shuffled")
-        shown, shuffled = (sum(filter(None, counts), Statistic()) for counts in pair)
-        windows: dict[str, set[int]] = {}
-        for question, counts in zip(self.questions, pair[0], strict=True):
-            for (_, variable), tally in ({} if counts is None else counts.tallies).items():
-                if tally.referenced:
-                    windows.setdefault(variable, set()).add(question.window)
-        return {
-            variable: Reading(
-                shown.only(variable=variable).total().referenced,
-                len(windows[variable]),
-                *(metrics(total.only(variable=variable)).f1 for total in (shown, shuffled)),
-            )
-            for variable in dict.fromkeys(variable for _, variable in shown.tallies)
-            if all(total.only(variable=variable).total().referenced for total in (shown, shuffled))
-        }
+    def _readings(self, part: int) -> dict[str, Reading]:
+        """How each kind (part 0 of a key) or variable (part 1) is read: swapped values are followed, or not."""
+        readings = {}
+        for name in dict.fromkeys(question.key[part] for question in self.questions):
+            chosen = [
+                tells and question.key[part] == name
+                for tells, question in zip(self.telling, self.questions, strict=True)
+            ]
+            pair = self._paired("shown", "shuffled", chosen)
+            shown, shuffled = (sum(filter(None, counts), Statistic()) for counts in pair)
+            num_questions = sum(counts is not None for counts in pair[0])
+            if num_questions:
+                found = self._difference("shown", "shuffled", chosen)
+                readings[str(name)] = Reading(num_questions, metrics(shown).f1, metrics(shuffled).f1, found)
+        return readings
 
     def to_dict(self) -> dict[str, Any]:
         """Figures as JSON types; None where nothing was asked.
@@ -477,6 +482,10 @@ def evaluate_grounding(
     return Grounding(
         windows=windows,
         questions=answerable,
+        telling=[
+            fact is not None and other is not None and not agrees(other, fact)
+            for fact, other in zip(real, truths(views["swapped"], answerable, tables), strict=True)
+        ],
         outcomes=outcomes,
         withheld=without,
         abstention={

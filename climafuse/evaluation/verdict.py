@@ -5,10 +5,17 @@ fails where the first is no higher, or the whole interval below `MARGIN`. What l
 samples; nor does anything of fewer than `FEWEST` windows. Where no interval can be claimed, the difference must be at
 least `MARGIN`.
 
-Beside the checks of all facts together, each variable that is asked about often enough is looked at by itself: a model
-that reads one of them and remembers the others is not grounded.
+Beside the checks of all facts together, each variable and each kind of fact is looked at by itself: a model that reads
+one of them and remembers the others is not grounded. Of its questions, only those tell anything whose right answer the
+swap of values changes. Of these, who reads has all right against the field shown and none against the original, however
+seldom it rains; who does not read has as many right of the one as of the other, or none. So a variable or kind is read
+where an interval of the difference of the two lies beyond zero, and not read where the difference is not above zero
+or the whole interval below `HALF`. Where no interval can be claimed, the difference must be at least that. What lies
+between cannot be told. One with fewer than `FEWEST` such questions or windows is not judged: the verdict names it and
+rests on the others.
 
-A model is called grounded if checks were made and all pass, not grounded if one fails; else it cannot be told.
+A model is called grounded if checks were made, all pass, and all that is judged is read; not grounded if one fails or
+is not read; else it cannot be told.
 """
 
 from __future__ import annotations
@@ -18,7 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MARGIN = 0.1  # of fact F1
-FEWEST = 10  # windows, and questions about a variable, that tell anything
+HALF = 0.5  # of fact F1, of questions whose answer the swap changes: between who reads and who does not
+FEWEST = 10  # windows, and questions about a variable or of a kind, that tell anything
 
 
 @dataclass(frozen=True)
@@ -37,18 +45,21 @@ class Difference:
     interval: tuple[float, float] | None = None
     p: float | None = None
 
-    @property
-    def is_positive(self) -> bool | None:
-        """Whether the first is higher; None if not measured, or if the samples do not tell."""
+    def is_positive(self, margin: float = MARGIN) -> bool | None:
+        """Whether the first is higher; None if not measured, or if the samples do not tell.
+
+        Args:
+            margin: What a difference below it is no reason to believe in, where no interval is claimed.
+        """
         if self.value is None or self.num_windows < FEWEST:
             return None
         if self.value <= 0:
             return False
         if self.interval is None:
-            return True if self.value >= MARGIN else None
+            return True if self.value >= margin else None
         if self.interval[0] > 0:
             return True
-        return None if self.interval[1] >= MARGIN else False
+        return None if self.interval[1] >= margin else False
 
 
 @dataclass(frozen=True)
@@ -102,46 +113,54 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What came of the questions about one variable under swapped values.
+    """What came of the questions about one variable, or of one kind, whose right answer the swap of values changes.
 
     Args:
-        num_questions: Asked.
-        num_windows: That they are about.
+        num_questions: Of these.
         shown: F1 against the field shown.
         shuffled: F1 against the original.
+        difference: Of the two.
     """
 
     num_questions: int
-    num_windows: int
     shown: float
     shuffled: float
+    difference: Difference
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are enough to judge by."""
+        return min(self.num_questions, self.difference.num_windows) >= FEWEST
 
     @property
     def follows(self) -> bool | None:
-        """Whether the answers follow the field shown; None if there are too few to tell."""
-        if min(self.num_questions, self.num_windows) < FEWEST:
-            return None
-        return self.shown - self.shuffled >= MARGIN
+        """Whether the answers follow the field shown; None if that cannot be told."""
+        return self.difference.is_positive(HALF) if self.is_judged else None
 
 
 def verdict(
-    differences: Mapping[tuple[str, str], Difference], variables: Mapping[str, Reading] | None = None
+    differences: Mapping[tuple[str, str], Difference],
+    *,
+    variables: Mapping[str, Reading] | None = None,
+    kinds: Mapping[str, Reading] | None = None,
 ) -> dict[str, Any]:
     """Judge by the differences.
 
     Args:
         differences: (one, other) → how much higher the one is.
         variables: Variable → how it is read.
+        kinds: Kind of fact → likewise.
 
     Returns:
         `grounded`: True, False, or None where it cannot be told; `words`: the same in words, with what was not
         measured; `checks`: `name`, `passed` (None where not measured, or not to be told), `measured`, `value`,
-        `limit`, `interval`, `meaning`; `variables`: name → `num_questions`, `shown`, `shuffled`, `read`.
+        `limit`, `interval`, `meaning`; `variables` and `kinds`: name → `num_questions`, `shown`, `shuffled`,
+        `interval` (of the difference), `judged` (False with too few questions), `read`.
     """
     rows = []
     for check in CHECKS:
         difference = differences.get(check.name, Difference(None))
-        passed = difference.is_positive
+        passed = difference.is_positive()
         measured = difference.value is not None
         unclear = "too few samples to tell whether " + check.meaning
         rows.append(
@@ -159,27 +178,39 @@ def verdict(
                 else check.meaning,
             }
         )
-    read = {
+    read = {"variables": _rows(variables or {}), "kinds": _rows(kinds or {})}
+    results = [row["passed"] for row in rows if row["measured"]]
+    results += [row["read"] for found in read.values() for row in found.values() if row["judged"]]
+    grounded = False if False in results else True if results and None not in results else None
+    return {"grounded": grounded, "words": _in_words(grounded, rows, read), "checks": rows, **read}
+
+
+def _rows(readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
+    return {
         name: {
             "num_questions": reading.num_questions,
             "shown": reading.shown,
             "shuffled": reading.shuffled,
+            "interval": None if reading.difference.interval is None else list(reading.difference.interval),
+            "judged": reading.is_judged,
             "read": reading.follows,
         }
-        for name, reading in sorted((variables or {}).items())
+        for name, reading in sorted(readings.items())
     }
-    results = [row["passed"] for row in rows if row["measured"]]
-    results += [row["read"] for row in read.values() if row["read"] is not None]
-    grounded = False if False in results else True if results and None not in results else None
-    return {"grounded": grounded, "words": _in_words(grounded, rows, read), "checks": rows, "variables": read}
 
 
 def _in_words(
-    grounded: bool | None, rows: Sequence[Mapping[str, Any]], read: Mapping[str, Mapping[str, Any]]
+    grounded: bool | None,
+    rows: Sequence[Mapping[str, Any]],
+    read: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> str:
     words = {True: "grounded", False: "not grounded", None: "cannot be told: too few samples"}[grounded]
-    unread = [name for name, row in read.items() if row["read"] is False]
-    unmeasured = [str(row["name"]) for row in rows if not row["measured"]]
-    notes = [f"not read: {', '.join(unread)}"] if unread else []
-    notes += [f"not measured: {', '.join(unmeasured)}"] if unmeasured else []
+    parts = [(name, row) for found in read.values() for name, row in found.items()]
+    named = {
+        "not read": [name for name, row in parts if row["read"] is False],
+        "not clear whether read": [name for name, row in parts if row["judged"] and row["read"] is None],
+        "too few questions": [name for name, row in parts if not row["judged"]],
+        "not measured": [str(row["name"]) for row in rows if not row["measured"]],
+    }
+    notes = [f"{note}: {', '.join(names)}" for note, names in named.items() if names]
     return f"{words} ({'; '.join(notes)})" if notes else words

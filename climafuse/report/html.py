@@ -176,7 +176,10 @@ def loss(value: float | None, sign: str = "") -> str:
 
 def _verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     verdict, f1 = table(evaluation, "verdict"), table(evaluation, "fact_f1")
-    grounded, variables = verdict.get("grounded"), table(verdict, "variables")
+    grounded = verdict.get("grounded")
+    read = [
+        pair for what in ("variables", "kinds") for pair in list(table(verdict, what).items())[:MOST_ROWS]
+    ]
     checks = [
         {
             "name": _compared(check.get("name")),
@@ -222,9 +225,7 @@ def _verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "judged": bool(verdict.get("words")),
         "read": {
             answer: [
-                text(name, 40)
-                for name, row in list(variables.items())[:MOST_ROWS]
-                if table(row).get("read") is answer
+                text(name, 40).replace("_", " ") for name, row in read if table(row).get("read") is answer
             ]
             for answer in (True, False)
         },

@@ -250,6 +250,65 @@ def test_windows_that_no_question_is_about_tell_nothing(num_asked, asked_about):
     assert (result.verdict["grounded"] is None) == (num_asked < FEWEST)
 
 
+class ReadsButFor(Reader):
+    """Reads, but for one kind or variable: of that, it says the same whatever it is shown."""
+
+    def __init__(self, window, *ignored):
+        super().__init__()
+        self.always = {fact.key: fact for fact in extract(window)}
+        self.ignored = ignored
+
+    def table(self, window):
+        return {
+            key: fact if set(self.ignored).isdisjoint(key[:2]) else self.always.get(key, fact)
+            for key, fact in super().table(window).items()
+        }
+
+
+@pytest.mark.parametrize(("what", "ignored"), [("kinds", "maximum"), ("variables", "msl")])
+def test_what_is_read_does_not_hide_what_is_not(what, ignored, asked_about):
+    """Of most questions the answers follow the field, so that all checks pass."""
+    found = _evaluate(ReadsButFor(asked_about[1][0], ignored), asked_about).verdict
+    assert all(row["passed"] is not False for row in found["checks"])
+    assert found["grounded"] is not True
+    assert [name for name, row in found[what].items() if not row["read"]] == [ignored]
+
+
+def test_a_reader_reads_what_seldom_changes():
+    """Most swaps change no answer about rain where it is dry: those that do tell, and the rest say nothing."""
+    rng = np.random.default_rng(0)
+    shape = (60, 10, 12)
+    wet = np.zeros(60)
+    wet[[3, 11, 45, 49, 53, 57]] = 0.002
+    fields = {
+        "t2m": 290 + 8 * rng.standard_normal((60, 1, 1)) + rng.standard_normal(shape),
+        "tp": wet[:, None, None] * rng.uniform(1, 2, shape),
+    }
+    splits = Splits(np.arange(20), np.arange(24, 30), np.arange(36, 60))
+    store = make_store(fields, splits=splits)
+    windows = [
+        store.window(step, box, 2)
+        for step, box in sample_boxes(
+            store.splits.valid_times("test", history=2), 40, size=(5, 5), seed=1, within=Box(5, 26, 4, 4)
+        )
+    ]
+    questions = [
+        Question(number, prompt, key)
+        for number in range(len(windows))
+        for prompt, key in [
+            ("What is the mean temperature?", ("mean", "t2m", ())),
+            ("What is the mean precipitation?", ("mean", "tp", ())),
+        ]
+    ]
+    found = evaluate_grounding(Reader(), store, windows, questions, history=2).verdict
+    rain = found["variables"]["tp"]
+    assert 0 < rain["num_questions"] < len(windows) / 2
+    assert rain["shown"] == 1.0
+    assert rain["shuffled"] == 0.0
+    assert rain["read"] in (True, None)
+    assert found["grounded"] is not False
+
+
 def test_a_model_that_is_no_better_than_its_control_is_not_grounded(asked_about):
     """Where the questions give the answers away, a control that sees no field knows them, too."""
     found = _evaluate(Reader(), asked_about, controls={"text_only": Reader()}).verdict
@@ -395,7 +454,7 @@ def test_prior_is_the_best_of_the_guessers(best, asked_about):
     windows = asked_about[1][:4]
     outcomes = {name: _outcome(3, 1) for name in ("true", "shuffled", "shown", "blank", "oracle")}
     outcomes |= {name: _outcome(2, 2) if name == best else _outcome(1, 3) for name in GUESSERS}
-    result = Grounding(windows, _one_each(windows), outcomes).to_dict()
+    result = Grounding(windows, _one_each(windows), [True] * 4, outcomes).to_dict()
     assert result["best_guesser"] == best
     assert result["fact_f1"]["prior"] == 0.5
     assert result["fact_f1"]["prior_guesser"] == (0.5 if best == "prior" else 0.25)
@@ -522,7 +581,7 @@ def test_differences_are_over_questions_that_count_for_both():
     guess = [count([bad], [good])] * 3
     outcomes = {"true": Outcome(true, 3, 0), "shuffled": Outcome(shuffled, 2, 0)}
     outcomes |= {name: Outcome(guess, 3, 0) for name in GUESSERS}
-    found = Grounding(some, _one_each(some), outcomes).differences
+    found = Grounding(some, _one_each(some), [True] * 3, outcomes).differences
     assert found["true", "shuffled"].value == pytest.approx(1 / 2)  # of the first two windows
     assert found["true", "prior"].value == pytest.approx(2 / 3)
 

@@ -71,23 +71,51 @@ def test_nothing_measured_is_nothing_shown():
     assert verdict({})["grounded"] is None
 
 
-def test_a_variable_that_is_remembered_is_not_hidden_by_one_that_is_read():
-    variables = {
-        "t2m": Reading(100, 96, 0.97, 0.2),
-        "msl": Reading(100, 96, 0.45, 0.4),
-        "tp": Reading(FEWEST - 1, FEWEST - 1, 0.0, 0.9),  # too few to tell
+def _reading(shown, shuffled, *, num_questions=100, num_windows=96, width=None):
+    value = shown - shuffled
+    interval = None if width is None else (value - width, value + width)
+    return Reading(num_questions, shown, shuffled, Difference(value, num_windows, interval))
+
+
+@pytest.mark.parametrize("what", ["variables", "kinds"])
+def test_what_is_remembered_is_not_hidden_by_what_is_read(what):
+    readings = {
+        "t2m": _reading(0.97, 0.02, width=0.05),
+        "msl": _reading(0.45, 0.4, width=0.1),
+        "tp": _reading(0.0, 0.9, num_questions=FEWEST - 1),  # too few to tell
     }
-    found = verdict(ALL, variables=variables)
+    found = verdict(ALL, **{what: readings})
     assert found["grounded"] is False
-    assert found["words"] == "not grounded (not read: msl)"
-    assert {name: row["read"] for name, row in found["variables"].items()} == {
-        "msl": False, "t2m": True, "tp": None,
-    }  # fmt: skip
+    assert found["words"] == "not grounded (not read: msl; too few questions: tp)"
+    assert {name: row["read"] for name, row in found[what].items()} == {"msl": False, "t2m": True, "tp": None}
 
 
-@pytest.mark.parametrize(("num_windows", "read"), [(FEWEST, False), (FEWEST - 1, None)])
-def test_few_windows_tell_nothing_of_a_variable_however_many_questions_there_are(num_windows, read):
-    """Nor of anything else, however many windows the rest is of."""
-    found = verdict(ALL, variables={"t2m": Reading(100, num_windows, 0.4, 0.4)})
+@pytest.mark.parametrize(
+    ("reading", "read"),
+    [
+        (_reading(1.0, 0.0), True),
+        (_reading(0.5, 0.0), True),  # no interval: half of what a reader has
+        (_reading(0.49, 0.0), None),
+        (_reading(0.3, 0.3), False),
+        (_reading(0.0, 0.0), False),
+        (_reading(0.3, 0.1, width=0.19), True),
+        (_reading(0.3, 0.1, width=0.21), False),  # cannot be half
+        (_reading(0.4, 0.1, width=0.31), None),
+    ],
+)
+def test_how_much_is_enough_to_be_read(reading, read):
+    found = verdict(ALL, variables={"t2m": reading})
     assert found["variables"]["t2m"]["read"] is read
-    assert found["grounded"] is (read is None)
+    assert found["grounded"] is read
+    assert ("not clear whether read: t2m" in found["words"]) == (read is None)
+
+
+@pytest.mark.parametrize(
+    "few", [{"num_windows": FEWEST - 1}, {"num_questions": FEWEST - 1}], ids=["windows", "questions"]
+)
+def test_few_tell_nothing_of_a_variable_however_many_there_are_of_the_rest(few):
+    assert verdict(ALL, variables={"t2m": _reading(0.4, 0.4)})["grounded"] is False
+    found = verdict(ALL, variables={"t2m": _reading(0.4, 0.4, **few)})
+    assert found["variables"]["t2m"]["read"] is None
+    assert found["grounded"] is True
+    assert found["words"] == "grounded (too few questions: t2m)"
