@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from climafuse.cli.app import app
 from climafuse.evaluation import asking
 from climafuse.evaluation.checkpoint import evaluate_checkpoint
+from climafuse.manifest import read_manifest, write_manifest
 from climafuse.model.inference import Reader
 from climafuse.training.config import RunConfig, read_dataclass
 from climafuse.training.pipeline import run as train
@@ -227,6 +228,24 @@ def test_anomalies_against_other_times_are_not_what_a_model_was_trained_on(place
     assert _evaluate(tmp_path / "run", "--no-controls").exit_code == 3
 
 
+@pytest.mark.parametrize("name", ["evaluation/evaluation.json", "run.json", "model/config.json", "log.jsonl"])
+def test_figures_are_not_written_over_what_a_run_keeps(place, tmp_path, monkeypatch, name):
+    run = Path(shutil.copytree(place / "run", tmp_path / "run"))
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation" / "evaluation.json").write_text("{}")
+    before = (run / name).read_bytes()
+
+    def refuse(*_, **__):
+        raise AssertionError("work was done for nothing")
+
+    monkeypatch.setattr("climafuse.evaluation.checkpoint.evaluate_checkpoint", refuse)
+    result = _evaluate(run, "--no-controls", "--questions", 3, "--json", run / name)
+    assert result.exit_code == 2, result.output
+    assert "--json: expected a file that is no run's own" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert (run / name).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -369,9 +388,83 @@ def test_controls_of_data_that_are_gone_are_not_trained_on_others(own, tmp_path)
     assert "use --no-controls" in result.stderr
 
 
+def _as_of_an_earlier_version(model):
+    """Without `data.json`."""
+    manifest = read_manifest(model)
+    (model / "data.json").unlink()
+    write_manifest(model, kind=manifest["kind"], details=manifest["details"])
+
+
+def _interrupted(run, place):
+    """The checkpoint of a run that was killed."""
+    shutil.rmtree(run / "model")
+    (run / "run.json").unlink()
+    return run / "checkpoint-8"
+
+
+def _copied(run, place):
+    return Path(shutil.copytree(run / "model", place / "copied"))
+
+
+def _of_an_earlier_version(run, place):
+    _as_of_an_earlier_version(run / "model")
+    return run
+
+
+@pytest.mark.parametrize("kept", [_interrupted, _copied, _of_an_earlier_version])
+def test_a_model_knows_its_training_times_wherever_it_is(own, tmp_path, kept):
+    run, fields = own
+    model = kept(run, tmp_path)
+    _change(fields, lambda before: before.isel(time=slice(None, 11)))
+    result = _evaluate(model, "--no-controls")
+    assert result.exit_code == 2, result.output
+    assert (
+        "not those of the run, whose train times were others: 2026-03-01T00:00 to 2026-03-06" in result.stderr
+    )
+    assert "none of them such" in result.stderr
+
+
+def test_where_nothing_tells_what_was_in_training_nothing_is_claimed(own):
+    """A run of an earlier version that did not end, or somebody else's model: the file may have been a longer one."""
+    run, fields = own
+    _as_of_an_earlier_version(run / "model")
+    (run / "run.json").unlink()
+    _change(fields, lambda before: before.isel(time=slice(None, 11)))  # the last of these was in training
+    result = _evaluate(run, "--no-controls")
+    assert result.exit_code == 3, result.output
+    assert "it is not known whether these times were in training" in result.stderr
+    assert _kept(run) == {"other.json"}
+    data = _record(run, "other.json")["data"]
+    assert data["unseen"] is None
+    assert set(data["splits"]) == {"test"}
+    assert "grounding" not in (run / "model" / "README.md").read_text(encoding="utf-8").lower()
+
+
+def test_who_knows_says_so(own):
+    run, _ = own
+    assert _evaluate(run, "--no-controls").exit_code == 3
+    data = _record(run, "evaluation.json")["data"]
+    assert data["unseen"] is True
+    assert set(data["splits"]) == {"train", "validation", "test"}
+    assert "times that were not in training" in (run / "model" / "README.md").read_text(encoding="utf-8")
+    found = evaluate_checkpoint(run, split="validation", controls=(), thorough=False, say=lambda line: None)
+    assert found.record["data"]["unseen"] is False
+
+
+def test_a_damaged_record_of_a_run_is_named(own):
+    run, _ = own
+    _as_of_an_earlier_version(run / "model")
+    (run / "run.json").write_text('{"splits": 3}')
+    result = _evaluate(run, "--no-controls")
+    assert result.exit_code == 1, result.output
+    assert f"{run / 'run.json'}: expected" in result.stderr
+    assert "3 for splits" in result.stderr
+
+
 def test_what_a_run_does_not_tell_of_is_its_own_only_where_it_was(own, tmp_path):
     """A run of an earlier version."""
     run, fields = own
+    _as_of_an_earlier_version(run / "model")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     del record["identity"]
     (run / "run.json").write_text(json.dumps(record))

@@ -140,7 +140,9 @@ def _show(
 
     if map_ is not None:
         from climafuse.report.maps import check_picture
+        from climafuse.training.own_files import check_not_of_run
 
+        check_not_of_run(map_, "--map")
         check_picture(map_)  # before the model is loaded for nothing
     reader = load_model(checkpoint)
     start = clock.perf_counter()
@@ -301,7 +303,7 @@ def _play(
     start = clock.perf_counter()
     folder = trained_folder(checkpoint)
     reader = load_model(folder)
-    windows = unseen_windows(
+    windows, unseen = unseen_windows(
         reader, folder, climate=climate, num=num, say=lambda line: typer.echo(spelled_out(line), err=True)
     )
     planted = plant(windows, seed=seed)
@@ -312,6 +314,7 @@ def _play(
                 "checkpoint": checkpoint,
                 "climate": climate,
                 "num_windows": len(windows),
+                "unseen": unseen,
                 "seed": seed,
                 "fill": fill,
                 "sizes": sizes,

@@ -55,8 +55,10 @@ def evaluate(
     """
     from climafuse.data.files import check_destination
     from climafuse.evaluation.checkpoint import evaluate_checkpoint, write_json
+    from climafuse.training.own_files import check_not_of_run
 
     if json_ is not None:
+        check_not_of_run(json_, "--json")
         check_destination(json_)  # before anything is asked for nothing
     options: dict[str, Any] = {} if controls else {"controls": ()}
     with _ends_when_told():

@@ -49,7 +49,9 @@ def infer(
 
     if map_ is not None:
         from climafuse.report.maps import check_picture
+        from climafuse.training.own_files import check_not_of_run
 
+        check_not_of_run(map_, "--map")
         check_picture(map_)  # before the model is loaded for nothing
     model = load_model(checkpoint)
     start = clock.perf_counter()

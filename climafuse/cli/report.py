@@ -74,9 +74,11 @@ def build_report(
     from climafuse.report.html import write_report
     from climafuse.report.runs import read_run
     from climafuse.report.samples import make_cards
+    from climafuse.training.own_files import check_not_of_run
 
     record = read_run(run)
     output = output or record.folder / REPORT_FILE
+    check_not_of_run(output, "--output")
     check_destination(output)  # before a model is loaded for nothing
     cards, notes = make_cards(
         record,

@@ -27,7 +27,7 @@ from climafuse.evaluation.grounding import Grounding, Sample, evaluate_grounding
 from climafuse.evaluation.questions import Question, questions_of
 from climafuse.facts import window_box
 from climafuse.json_file import read_object, read_record
-from climafuse.json_values import number, rows, table
+from climafuse.json_values import number
 from climafuse.manifest import machine, sha256, verify_folder, versions
 from climafuse.model.card import add_grounding
 from climafuse.model.folder import WEIGHTS_FILE
@@ -35,7 +35,7 @@ from climafuse.model.inference import Reader, load_model
 from climafuse.training.config import RunConfig, load_config
 from climafuse.training.dataset import Examples, make_examples, open_store
 from climafuse.training.identity import identify_split, split_spans
-from climafuse.training.pipeline import RECORD_FILE
+from climafuse.training.trained_on import DATA_FILE, NOT_KNOWN, RECORD_FILE, TrainedOn, read_trained_on
 from climafuse.training.trainer import CONFIG_FILE
 
 FORMAT = 1  # of the record; raise it when transcripts must be made anew
@@ -78,7 +78,8 @@ def evaluate_checkpoint(
     What was answered is kept in `evaluation/` beside the model, and so are the trained controls: an evaluation that was
     stopped goes on. The record of the run, `evaluation/evaluation.json`, and the table in the model's card are of its
     own model, all questions and its own data; what else is asked goes to a file of its own (`record_name`). Which data
-    are its own is a matter of what they hold, as far as `run.json` tells, not of where they lie.
+    are its own is a matter of what they hold, as `data.json` beside the weights tells, not of where they lie. Where
+    nothing tells, none are, and it is not known whether their times were in training.
 
     Args:
         checkpoint: Folder of a run, or of the model in it.
@@ -101,15 +102,15 @@ def evaluate_checkpoint(
     folder = trained_folder(checkpoint)
     place = own_folder(folder)
     trained = load_config(folder / CONFIG_FILE)
-    run = read_record(folder.parent / RECORD_FILE)
-    config, store, examples, other = _open(trained, run, climate=climate, pairs=pairs, split=split, say=say)
+    run, known = read_record(folder.parent / RECORD_FILE), read_trained_on(folder)
+    config, store, examples, other = _open(trained, known, climate=climate, pairs=pairs, split=split, say=say)
     groups = [pairs_of for _, pairs_of in examples]
     everything = questions_of(groups)
     windows, questions = _spread([window for window, _ in examples], everything, num_questions)
     reader = load_model(folder, max_new_tokens=config.evaluation.max_new_tokens)
     _check_fields(reader, store)
     steps = store.splits.valid_times(split, history=config.data.history)
-    num_texts = sum(map(len, groups))
+    num_texts, spans = sum(map(len, groups)), split_spans(store)
     num_left = num_texts - len(everything)
     say(
         f"evaluation: {len(questions)} questions about {len(windows)} windows of {_num_times(windows)} {split} times, "
@@ -167,8 +168,9 @@ def evaluate_checkpoint(
             "source": config.data.source,
             "license": store.license,
             "variables": list(store.variables),
-            "splits": split_spans(store),
+            "splits": {name: list(span) for name, span in {**known.splits, split: spans[split]}.items()},
             "split": split,
+            "unseen": (split == "test" or other is not None) if known.splits else None,
             "num_test_times": _num_times(windows),
             "num_windows": len(windows),
             "num_questions": grounding.score("true").num_referenced,
@@ -195,7 +197,9 @@ def evaluate_checkpoint(
     return Evaluation(grounding, record, path, reader)
 
 
-def unseen_windows(reader: Reader, folder: Path, *, climate: str | None, num: int, say: Say) -> list[Window]:
+def unseen_windows(
+    reader: Reader, folder: Path, *, climate: str | None, num: int, say: Say
+) -> tuple[list[Window], bool | None]:
     """Windows of test times: of the data of the run, or of others that the model can tell nothing of from memory.
 
     Args:
@@ -205,19 +209,22 @@ def unseen_windows(reader: Reader, folder: Path, *, climate: str | None, num: in
         num: At most so many.
         say: Told how many windows are left out.
 
+    Returns:
+        The windows, and True, or None where nothing tells whether they were in training.
+
     Raises:
         CheckpointError: The record of the run is damaged.
         ClimafuseError: The data are at fault, or all of them are of times that were seen in training.
     """
-    trained, run = load_config(folder / CONFIG_FILE), read_record(folder.parent / RECORD_FILE)
-    _, store, examples, _ = _open(trained, run, climate=climate, split="test", num_windows=num, say=say)
+    trained, known = load_config(folder / CONFIG_FILE), read_trained_on(folder)
+    _, store, examples, _ = _open(trained, known, climate=climate, split="test", num_windows=num, say=say)
     _check_fields(reader, store)
-    return [window for window, _ in examples[:num]]
+    return [window for window, _ in examples[:num]], True if known.splits else None
 
 
 def _open(
     trained: RunConfig,
-    run: Mapping[str, Any],
+    known: TrainedOn,
     *,
     climate: str | None,
     pairs: str | None = None,
@@ -229,7 +236,7 @@ def _open(
 
     Args:
         trained: How its run was configured.
-        run: What `run.json` holds.
+        known: What it was trained on.
         climate: As of `evaluate_checkpoint`.
         pairs: Likewise.
         split: Likewise.
@@ -238,7 +245,7 @@ def _open(
 
     Returns:
         The configuration, the store, windows with their texts, and how they differ from those of the run (None for its
-        own); of others only times that were not seen.
+        own); of others only times that were not seen, as far as anything tells.
     """
     data = replace(
         trained.data,
@@ -252,14 +259,16 @@ def _open(
     ):
         store = open_store(config)
     made = make_examples(store, split, config)
-    other = _difference(store, made, run, split=split, is_elsewhere=data != trained.data)
+    other = _difference(store, made, known, split=split, is_elsewhere=data != trained.data)
     if num_windows is not None:  # data of a run are known by as many windows as it was set to
         config = replace(config, data=replace(data, test_windows=num_windows))
         made = make_examples(store, split, config)
     examples = _merged(made)
-    if other is not None:
+    if not known.splits:
+        say(f"data: {data.source}: {other}")
+    elif other is not None:
         say(f"data: {data.source}: not those of the run, {other}")
-        examples = _unseen(examples, _seen_times(run), gap_hours=data.gap_hours, say=say)
+        examples = _unseen(examples, known.seen, gap_hours=data.gap_hours, say=say)
     return config, store, examples, other
 
 
@@ -367,24 +376,24 @@ def _num_times(windows: Sequence[Window]) -> int:
 
 
 def _difference(
-    store: TrainingStore, examples: Examples, run: Mapping[str, Any], *, split: str, is_elsewhere: bool
+    store: TrainingStore, examples: Examples, known: TrainedOn, *, split: str, is_elsewhere: bool
 ) -> str | None:
     """How data differ from those of a run, in words; None for its own, wherever they lie.
 
-    Where `run.json` does not tell what they held, they are its own if they lie where it found them.
+    Where only their times are known, not what they held, they are its own if they lie where the run found them.
     """
-    recorded, found = table(run, "splits"), split_spans(store)
-    for name in {**recorded, **found}:
-        if recorded and recorded.get(name) != found.get(name):
-            before, now = (
-                " to ".join(map(str, rows(spans.get(name)))) or "none" for spans in (recorded, found)
-            )
+    if not known.splits:
+        return NOT_KNOWN
+    found = split_spans(store)
+    for name in {**known.splits, **found}:
+        if known.splits.get(name) != found.get(name):
+            before, now = (" to ".join(spans.get(name, ("none",))) for spans in (known.splits, found))
             return f"whose {name} times were others: {before}, now {now}"
-    known = table(run, "identity", "splits").get(split)
-    if known is None:
-        return f"as far as {RECORD_FILE} tells" if is_elsewhere else None
+    content = known.contents.get(split)
+    if content is None:
+        return f"as far as {DATA_FILE} and {RECORD_FILE} tell" if is_elsewhere else None
     texts = bool(store.all_pairs)
-    return None if known == identify_split(examples, texts=texts) else f"which held others at {split} times"
+    return None if content == identify_split(examples, texts=texts) else f"which held others at {split} times"
 
 
 @contextmanager
@@ -403,23 +412,10 @@ def _more_help(remedy: str, *, unless: bool = False) -> Iterator[None]:
         ) from error
 
 
-def _seen_times(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """First and last of the times that the run learned from or chose its best step by."""
-    spans = [table(run, "splits").get(name) for name in ("train", "validation")]
-    return [(str(span[0]), str(span[1])) for span in spans if isinstance(span, list) and len(span) == 2]
-
-
 def _unseen(
     examples: list[tuple[Window, list[Pair]]], seen: Sequence[tuple[str, str]], *, gap_hours: float, say: Say
 ) -> list[tuple[Window, list[Pair]]]:
     """Leave out windows that are not a gap away from times that were seen."""
-    if not seen:
-        raise ConfigurationError(
-            "climate",
-            expected=f"a run that tells its training times in {RECORD_FILE}, so that others can be asked about",
-            received="none there",
-            remedy="Evaluate on the data of the run, or give the folder that `climafuse train` wrote.",
-        )
     if not examples:
         return examples
     like = examples[0][0].time

@@ -25,7 +25,7 @@ from climafuse.data.files import whole_file
 from climafuse.errors import CheckpointError, ConfigurationError, OutputError, UsageError
 from climafuse.evaluation.asking import ReadsClimate
 from climafuse.evaluation.regressor import Regressor, train_regressor
-from climafuse.json_file import read_object, read_record
+from climafuse.json_file import read_object
 from climafuse.json_values import number, table
 from climafuse.manifest import verify_folder
 from climafuse.model import channels_of
@@ -36,12 +36,14 @@ from climafuse.training.checkpoint import list_checkpoints, newest_good_checkpoi
 from climafuse.training.config import EncoderConfig, RunConfig, load_config
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.identity import identify
-from climafuse.training.pipeline import RECORD_FILE, Say, Shared, run
+from climafuse.training.own_files import EVALUATION
+from climafuse.training.pipeline import Say, Shared, run
 from climafuse.training.state import read_state
+from climafuse.training.trained_on import read_trained_on
 from climafuse.training.trainer import CONFIG_FILE, flat_settings
 
 FORMAT = 1  # of what is kept; raise it when controls must be made anew
-FOLDER, RECORD = "evaluation", "control.json"
+RECORD = "control.json"
 # Settings that change neither what a control learns nor for how long.
 _OF_NO_ACCOUNT = frozenset(
     {
@@ -276,7 +278,7 @@ def own_folder(folder: Path, *names: str) -> Path:
         OutputError: It is a link: a run that somebody else made may lead anywhere.
     """
     place = folder.parent
-    for name in (FOLDER, *names):
+    for name in (EVALUATION, *names):
         place /= name
         if place.is_symlink():
             raise OutputError(
@@ -305,8 +307,8 @@ def _trained(folder: Path) -> tuple[dict[str, Any], int]:
 
 def _check_data(folder: Path, data: Mapping[str, str]) -> None:
     """Refuse data that the model was not trained on, where its run or a checkpoint of it still tells."""
-    trained_on = table(read_record(folder.parent / RECORD_FILE), "identity")
-    if not trained_on:
+    trained_on = read_trained_on(folder).identity
+    if not trained_on:  # of an earlier version, and interrupted
         checkpoint = newest_good_checkpoint(folder.parent, with_best=False)
         trained_on = {} if checkpoint is None else read_state(checkpoint)["identity"]
     for name, found in data.items():

@@ -129,6 +129,19 @@ def _with_section(card: str, section: str) -> str:
     return f"{card[:at]}{section}\n{card[at:]}"
 
 
+def whether_unseen(unseen: Any) -> str:
+    """What is said of the times that were asked about, after their number.
+
+    Args:
+        unseen: As an evaluation tells it; None where nothing tells.
+    """
+    if unseen is True:
+        return " that were not in training"
+    if unseen is False:
+        return " by which the best step was chosen"
+    return "; it is not known whether they were in training"
+
+
 def grounding_section(evaluation: Mapping[str, Any]) -> str:
     """Whether the words come from the fields, in Markdown.
 
@@ -141,7 +154,7 @@ def grounding_section(evaluation: Mapping[str, Any]) -> str:
         for key, what in (
             ("num_questions", "questions"),
             ("num_windows", "windows"),
-            ("num_test_times", "times that were not in training"),
+            ("num_test_times", f"times{whether_unseen(data.get('unseen'))}"),
         )
         if (found := number(data.get(key))) is not None
     ]

@@ -29,6 +29,7 @@ from climafuse.facts import FACT_KINDS
 from climafuse.facts.kinds import OTHER_NAMES, SPOKEN_VARIABLES, Rule
 from climafuse.facts.unseen import UNSEEN_NAMES
 from climafuse.json_values import interval, number, rows, table, text
+from climafuse.model.card import whether_unseen
 from climafuse.report.charts import Chart, Curve, line_chart
 from climafuse.report.runs import RunRecord
 from climafuse.report.samples import SampleCard
@@ -118,7 +119,7 @@ def render(run: RunRecord, *, cards: Sequence[SampleCard] = (), notes: Sequence[
         grounding=_grounding(evaluation),
         differences=_differences(evaluation),
         intervals=_intervals(evaluation),
-        asked=_asked(evaluation),
+        asked=_asked(run),
         kinds=_by_kind(evaluation),
         variables=_by_variable(evaluation),
         matrix=_matrix(evaluation),
@@ -293,14 +294,15 @@ def _grounding(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _asked(evaluation: Mapping[str, Any]) -> str:
+def _asked(run: RunRecord) -> str:
     """How much was asked: "546 questions about 96 windows of 3 times"."""
-    data = table(evaluation, "data")
+    data = table(run.evaluation, "data")
     counts = [number(data.get(key)) for key in ("num_questions", "num_windows", "num_test_times")]
     if any(count is None for count in counts):
         return ""
     questions, windows, times = (f"{count:,.0f}" for count in counts)
-    return f"{questions} questions about {windows} windows of {times} times that were not in training. "
+    unseen = whether_unseen(data.get("unseen", True) if run.trained_on.splits else None)
+    return f"{questions} questions about {windows} windows of {times} times{unseen}. "
 
 
 def _style(entry: Condition) -> str:
@@ -671,8 +673,10 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     config, record, evaluation = run.config, run.record, run.evaluation
     data, training = table(evaluation, "data"), table(evaluation, "training")
     # The evaluation may have asked about the test times of other fields than those of training.
-    splits = {**table(data, "splits"), **table(record, "splits"), "test": table(data, "splits").get("test")}
-    splits["test"] = splits["test"] or table(record, "splits").get("test")
+    # Where nothing tells what it was trained on, its file may have been another one then.
+    splits: dict[str, Any] = {**run.trained_on.splits}
+    if splits:
+        splits["test"] = table(data, "splits").get("test") or splits.get("test")
     evaluated = text(data.get("source"), 500)
     backbone, statistics = table(config, "backbone"), table(config, "statistics", "provenance")
     entry = CATALOG.get(text(backbone.get("id")))
@@ -696,6 +700,7 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("source", text(statistics.get("source"), 500) or text(run.settings.data.source, 500)),
                 ("variables", ", ".join(variables)),
                 *((f"{name} period", _period(splits.get(name))) for name in ("train", "validation", "test")),
+                ("periods", "" if splits else "not known: nothing beside the weights tells"),
                 (
                     "windows",
                     ""

@@ -1,8 +1,8 @@
 """What a run left in its folder, read as plain data for the report.
 
-    model/                      the saved model; while a run goes on, its newest checkpoint stands in
+    model/                      the saved model, `data.json` in it; while a run goes on, its newest checkpoint stands in
     log.jsonl                   losses, gates and rates by step
-    run.json                    machine, date, splits, license (`training/pipeline.py` writes it at the end)
+    run.json                    machine, date, license (`training/pipeline.py` writes it at the end)
     evaluation/evaluation.json  what `climafuse evaluate` measured
 
 All but the model may be absent: the report then says what was not measured.
@@ -22,7 +22,7 @@ from climafuse.model.folder import check_folder
 from climafuse.training.callbacks import LOG_FILE, read_log
 from climafuse.training.checkpoint import newest_good_checkpoint
 from climafuse.training.config import RunConfig, load_config
-from climafuse.training.pipeline import RECORD_FILE
+from climafuse.training.trained_on import RECORD_FILE, TrainedOn, read_trained_on
 from climafuse.training.trainer import CONFIG_FILE
 
 EVALUATION_FILE = Path("evaluation", "evaluation.json")
@@ -40,7 +40,8 @@ class RunRecord:
         config: Configuration of the model, as its `config.json` has it.
         manifest: Of the model's folder.
         log: Lines of the log.
-        record: Machine, date, splits, license; empty if the run has not ended.
+        record: Machine, date, license; empty if the run has not ended.
+        trained_on: Splits; empty if nothing tells.
         evaluation: What was measured; empty if nothing was.
         stale: The evaluation is of other weights than those of the model.
     """
@@ -52,6 +53,7 @@ class RunRecord:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
     record: Mapping[str, Any] = field(default_factory=dict)
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     stale: bool = False
 
@@ -93,6 +95,7 @@ def read_run(folder: str | Path) -> RunRecord:
         manifest=read_manifest(model),
         log=read_log(folder / LOG_FILE),
         record=read_record(folder / RECORD_FILE),
+        trained_on=read_trained_on(model),
         evaluation=evaluation,
         stale=bool(evaluation) and _is_stale(folder, model, config, evaluation),
     )

@@ -106,7 +106,8 @@ def train_and_evaluate(folder: Path) -> dict[str, Any]:
     """
     from climafuse.evaluation.checkpoint import evaluate_checkpoint
     from climafuse.training.config import load_config
-    from climafuse.training.pipeline import RECORD_FILE, run
+    from climafuse.training.pipeline import run
+    from climafuse.training.trained_on import RECORD_FILE
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -126,7 +127,7 @@ def _training(folder: Path, windows_per_step: int) -> dict[str, Any]:
     """Seconds a step are a median over the log: of no preparation, no evaluation, and no moment of another load."""
     from climafuse.json_file import read_object
     from climafuse.training.callbacks import LOG_FILE
-    from climafuse.training.pipeline import RECORD_FILE
+    from climafuse.training.trained_on import RECORD_FILE
 
     record = read_object(folder / RECORD_FILE)
     keys = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from climafuse.data.splits import SPLIT_NAMES
 from climafuse.data.store import TrainingStore
 from climafuse.data.times import format_time
 from climafuse.training.dataset import Examples
+from climafuse.training.trained_on import TrainedOn
 
 WINDOWS = 64  # of each split, whose values are compared; statistics stand for the rest
 
@@ -43,6 +44,22 @@ def identify(store: TrainingStore, splits: Iterable[Examples]) -> dict[str, str]
     }
 
 
+def describe(store: TrainingStore, splits: Mapping[str, Examples], **more: str) -> TrainedOn:
+    """What a run is trained on, from the start of training.
+
+    Args:
+        store: The fields.
+        splits: Examples by split: of "train", "validation", and "test" where there are any.
+        **more: Further hashes of what it is made of.
+    """
+    texts = bool(store.all_pairs)
+    return TrainedOn(
+        splits=split_spans(store),
+        identity={**more, **identify(store, (splits["train"], splits["validation"]))},
+        contents={name: identify_split(examples, texts=texts) for name, examples in splits.items()},
+    )
+
+
 def identify_split(examples: Examples, *, texts: bool) -> str:
     """A hash of what is asked about a split.
 
@@ -63,10 +80,10 @@ def identify_split(examples: Examples, *, texts: bool) -> str:
     return found.hexdigest()
 
 
-def split_spans(store: TrainingStore) -> dict[str, list[str]]:
+def split_spans(store: TrainingStore) -> dict[str, tuple[str, str]]:
     """First and last time of each split that has any, as a run records them."""
     splits = {name: store.time[store.splits.indices(name)] for name in SPLIT_NAMES}
-    return {name: [format_time(t[0]), format_time(t[-1])] for name, t in splits.items() if len(t)}
+    return {name: (format_time(t[0]), format_time(t[-1])) for name, t in splits.items() if len(t)}
 
 
 def _add_texts(found: Any, examples: Examples) -> None:

@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,13 +35,13 @@ from climafuse.training.dataset import (
     open_store,
     window_statistics,
 )
-from climafuse.training.identity import identify, identify_split, split_spans
+from climafuse.training.identity import describe
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
 from climafuse.training.thinning import LabelThinning
+from climafuse.training.trained_on import RECORD_FILE, TrainedOn
 from climafuse.training.trainer import ClimateTextTrainer, check_output
 
-RECORD_FILE = "run.json"
 LIKELY_TOKENS = 8  # tokens the bare language model would say, kept for each label
 Say = Callable[[str], None]
 
@@ -153,7 +153,8 @@ def run(
         "validation_loss": trainer.state.best_metric,
         "train_seconds": time.perf_counter() - begin,
     }
-    _write_record(record, setup, result, trainer.identity)
+    assert trainer.trained_on is not None  # make_trainer has told
+    _write_record(record, setup, result, trainer.trained_on)
     loss = result["validation_loss"]
     say(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s, all preparation included; "
@@ -162,22 +163,12 @@ def run(
     return result
 
 
-def _write_record(path: Path, setup: Run, result: dict[str, Any], identity: Mapping[str, str]) -> None:
-    """Write what was trained on what, where and when: what neither the log nor the model tells."""
-    examples = {"train": setup.train, "validation": setup.validation}
-    with suppress(
-        ClimafuseError
-    ):  # there may be no test times, or no texts about them: nothing is asked then
-        examples["test"] = make_examples(setup.store, "test", setup.config)
-    texts = bool(setup.store.all_pairs)
+def _write_record(path: Path, setup: Run, result: dict[str, Any], trained_on: TrainedOn) -> None:
+    """Write what was trained on what, where and when, for people."""
     record = {
         **{key: value for key, value in result.items() if key != "model"},  # a run may be moved
         "license": setup.store.license,
-        "splits": split_spans(setup.store),
-        "identity": {
-            **identity,
-            "splits": {name: identify_split(each, texts=texts) for name, each in examples.items()},
-        },
+        **trained_on.to_dict(),
         "machine": machine(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -338,6 +329,13 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
             },
         )
 
+    splits = {"train": setup.train, "validation": setup.validation}
+    with suppress(
+        ClimafuseError
+    ):  # there may be no test times, or no texts about them: nothing is asked then
+        splits["test"] = make_examples(setup.store, "test", setup.config)
+    content = {"the content of the backbone": setup.model.backbone_identity["content_hash"]}
+    trained_on = describe(setup.store, splits, **content)
     trainer = ClimateTextTrainer(
         setup.model,
         config,
@@ -347,10 +345,8 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
         data_collator=ExampleCollator(setup.processor, setup.thinning),
         processing_class=setup.processor,
         card=card,
-        identity={
-            "the content of the backbone": setup.model.backbone_identity["content_hash"],
-            **identify(setup.store, (setup.train, setup.validation)),
-        },
+        identity=trained_on.identity,
+        trained_on=trained_on,
         describe_sample=lambda number: farthest_value(_window(setup.train, number), setup.store.statistics),
         progress=progress,
     )

@@ -87,6 +87,7 @@ from climafuse.training.state import (
     save_random,
     write_state,
 )
+from climafuse.training.trained_on import TrainedOn
 
 CONFIG_FILE = "run.yaml"
 TRAINER_STATE_FILE = "trainer_state.json"
@@ -160,6 +161,7 @@ class ClimateTextTrainer(Trainer):
         extra_metrics: Computes more evaluation metrics from the model, such as the share of right facts.
         identity: What the run is made of beside its settings, such as texts and backbone: a SHA-256 by name. A run
             is not resumed with others.
+        trained_on: The data, for `data.json` beside all weights that are saved.
         describe_sample: Says what a sample is, for errors that name it.
         callbacks: More callbacks.
         progress: Show the line of progress.
@@ -184,6 +186,7 @@ class ClimateTextTrainer(Trainer):
         card: Callable[[], str] | None = None,
         extra_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         identity: Mapping[str, str] | None = None,
+        trained_on: TrainedOn | None = None,
         describe_sample: Callable[[int], str] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         progress: bool = True,
@@ -198,6 +201,7 @@ class ClimateTextTrainer(Trainer):
         self.train_loader = train_loader
         self.extra_metrics = extra_metrics
         self.identity = dict(identity or {})
+        self.trained_on = trained_on
         self.describe_sample = describe_sample
         self.clock = clock if clock is not None else RunClock()
         self.stopped_by: str | None = None
@@ -656,6 +660,8 @@ class ClimateTextTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
         (folder / CONFIG_FILE).write_text(self.config.to_yaml(), encoding="utf-8")
+        if self.trained_on is not None:
+            self.trained_on.write(folder)
         if self.card is not None:
             (folder / CARD_FILE).write_text(self.card(), encoding="utf-8")
 

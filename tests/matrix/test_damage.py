@@ -21,6 +21,7 @@ NEWEST, BEFORE = "checkpoint-6", "checkpoint-4"
 FILES = (
     "chat_template.jinja",
     "config.json",
+    "data.json",
     "generation_config.json",
     "manifest.json",
     "model.safetensors",

@@ -10,6 +10,7 @@ from typing import Any
 from climafuse.facts import Fact
 from climafuse.report.runs import RunRecord
 from climafuse.training.config import RunConfig
+from climafuse.training.trained_on import TrainedOn
 
 HOSTILE = (
     "</td></style><script>alert(1)</script><img src=http://a.test/x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e\x00"
@@ -157,8 +158,8 @@ def record(**changes: Any) -> RunRecord:
             "steps": 400, "stopped_by": "steps", "train_seconds": 421.7, "trainable_parameters": 2_490_368,
             "train": {"windows": 4000, "texts": 24_000}, "license": "CC-BY-4.0", "date": "2026-11-22T14:00:00+00:00",
             "machine": {"system": "Linux", "processor": "A processor", "cores": 2},
-            "splits": {"train": ["2026-03-25T00:00", "2026-03-28T00:00"]},
         },
+        "trained_on": TrainedOn({"train": ("2026-03-25T00:00", "2026-03-28T00:00")}),
         "evaluation": evaluation(),
     }  # fmt: skip
     return RunRecord(**settings | changes)

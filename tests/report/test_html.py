@@ -12,6 +12,7 @@ import pytest
 from climafuse.report.html import CONDITIONS, render, write_report
 from climafuse.report.samples import Picture, SampleCard
 from climafuse.training.config import RunConfig
+from climafuse.training.trained_on import TrainedOn
 from tests.report.pages import F1, HOSTILE, Page, evaluation, record
 
 
@@ -249,6 +250,18 @@ def test_other_fields_than_those_of_training_are_named():
     assert "test period 2025-12-01 00:00 to 2025-12-31 00:00" in text
     assert "train period 2026-03-25 00:00 to 2026-03-28 00:00" in text
     assert "evaluated on" not in Page(render(record())).words
+
+
+def test_where_nothing_tells_what_was_trained_on_nothing_is_said_of_it():
+    """The file that an evaluation found may be another than that of training."""
+    text = Page(render(record(trained_on=TrainedOn()))).words
+    assert "96 windows of 3 times; it is not known whether they were in training" in text
+    assert "periods not known" in text
+    for invented in ("not in training", "train period", "test period", "2026-03-25", "2026-03-31 07:00"):
+        assert invented not in text.partition("Answers, right and wrong")[0], invented
+    found = evaluation()
+    found["data"]["unseen"] = None
+    assert "it is not known whether they were in training" in Page(render(record(evaluation=found))).words
 
 
 def test_no_answers_may_be_asked_for():

@@ -65,6 +65,20 @@ def test_a_run_tells_and_saves_what_it_did(finished, parts):
     assert _losses(output)[-1][0] == 8
 
 
+def test_what_a_model_was_trained_on_travels_with_it(finished):
+    output, _, _ = finished
+    record = json.loads((output / "run.json").read_text())
+    folders = [output / "model", *output.glob("checkpoint-*")]
+    assert len(folders) >= 2
+    for folder in folders:
+        assert json.loads((folder / "data.json").read_text()) == {
+            key: record[key] for key in ("splits", "identity")
+        }
+        assert "data.json" in json.loads((folder / "manifest.json").read_text())["files"]
+        assert set(record["identity"]["splits"]) == {"train", "validation", "test"}
+        assert str(output.parent) not in (folder / "data.json").read_text()  # no place of this machine
+
+
 def test_a_run_records_what_neither_log_nor_model_tells(finished, parts):
     output, result, _ = finished
     record = json.loads((output / "run.json").read_text())
