@@ -164,6 +164,27 @@ def test_the_season_is_known_where_training_is_longer(first, answer):
     assert found == {"climatology": answer, "prior": answer, "last_training": -10.0}
 
 
+@pytest.mark.parametrize(("days_apart", "remembered"), [(15, True), (16, False)])
+def test_a_season_reaches_fifteen_days_to_both_sides(days_apart, remembered):
+    """Four degrees all year, ten on ten days before and ten after, of which the nearest ones are so far away."""
+    days = np.arange(3 * 365)
+    middle = 365 + 180
+    apart = np.abs(days - middle)
+    # A season is remembered where there are ten of its days: no others of training are near.
+    training = np.flatnonzero((days < 100) | ((apart >= days_apart - 4) & (apart <= days_apart)))
+    warm = (apart >= days_apart - 4) & (apart <= days_apart)
+    store = make_store(
+        {"t2m": KELVIN + np.where(warm, 10.0, 4.0)},
+        splits=Splits(training, [], np.array([middle])),
+    )
+    time = (np.datetime64("2001-01-01") + days.astype("timedelta64[D]")).astype("datetime64[ns]")
+    store = dataclasses.replace(store, time=time)
+    assert len(training) == 110
+    # Of the season alone 10; of all of training (100 × 4 + 10 × 10) / 110 = 4.5, as spoken 5.
+    expected = 10.0 if remembered else 5.0
+    assert _guess(store, ("mean", "t2m", ()), step=middle)["climatology"] == expected
+
+
 def test_a_season_that_training_does_not_know_is_guessed_by_all_of_it():
     days = 365
     store = make_store(
