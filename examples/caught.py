@@ -33,6 +33,7 @@ from climafuse.model.inference import load_model
 from climafuse.training import RunConfig, load_config, write_folder
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.pipeline import run
+from climafuse.training.trained_on import read_trained_on
 from climafuse.training.trainer import CONFIG_FILE
 
 SHOWN = ("true", "shuffled", "shown", "blank", "prior", "text_only", "place_only")
@@ -86,6 +87,7 @@ def cut(folder: Path, destination: Path) -> Path:
         reader.model.save_pretrained(place)
         reader.processor.save_pretrained(place)
         (place / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes())
+        read_trained_on(folder).write(place)  # closed gates have learned from the same times
 
     return write_folder(destination, write, kind="model", details={"step": 0})
 

@@ -143,7 +143,8 @@ def test_models_that_do_not_look_are_caught(
     for name, weight in before.items():
         assert torch.equal(after[name], torch.zeros_like(weight) if name.endswith("gate") else weight), name
     assert any(name.endswith("gate") and weight.any() for name, weight in before.items())
-    figures = json.loads((tmp_path / "out" / "cut" / "evaluation" / "evaluation.json").read_text())
+    figures = json.loads((tmp_path / "out" / "cut" / "evaluation" / "other.json").read_text())
+    assert figures["data"]["unseen"] is True  # closed gates have learned from the same times
     losses = {
         row["token_loss"] for name, row in figures["conditions"].items() if name in ("true", "shuffled")
     }
