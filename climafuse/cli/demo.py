@@ -122,7 +122,7 @@ def draw(reader: Reader, samples: Sequence[Sample], path: Path) -> None:
     from climafuse.report.attribution import draw_attribution, field_of, marks_of
 
     sample = next((s for s in samples if s.truth.key[:2] == ("maximum_position", "t2m")), samples[0])
-    said = parse(sample.answer, sample.prompt)
+    said = parse(sample.answer, sample.prompt, key=sample.question.key)
     fact = next((one for one in said if one.key == sample.truth.key), None)
     asked = sample.window, sample.prompt, sample.answer, fact
     draw_attribution(

@@ -24,6 +24,7 @@ from climafuse.evaluation.oracle import Oracle
 from climafuse.evaluation.polling import count_poll, make_polls
 from climafuse.evaluation.questions import FactTables, Key, Question, questions_of, truths
 from climafuse.evaluation.statistics import NO_FLOOR, Interval, difference, fact_counts, fact_f1, interval
+from climafuse.evaluation.subjects import IsToldSubjects, Subjects
 from climafuse.evaluation.verdict import CHECKS, Difference, Reading, verdict
 from climafuse.evaluation.views import CONDITIONS, View, make_views
 from climafuse.facts import (
@@ -410,6 +411,10 @@ def evaluate_grounding(
         conditions = {name: row for name, row in CONDITIONS.items() if row.view in QUICK}
         views = {name: view for name, view in views.items() if name in QUICK}
 
+    subjects = Subjects((question.prompt, question.key) for question in questions)
+    for told in (model, *(controls or {}).values()):
+        if isinstance(told, IsToldSubjects):
+            told.subjects = subjects
     ask = _Interview(model, transcript("model") if transcript else Transcript())
     for view in views.values():
         ask.add(view, answerable)
@@ -465,7 +470,7 @@ def evaluate_grounding(
             variable: (about, replace(others, likelihood=likelihoods[f"without {variable}"]))
             for variable, (about, others) in without.items()
         }
-    for name, control in {"oracle": Oracle(), **(controls or {})}.items():
+    for name, control in {"oracle": Oracle(subjects), **(controls or {})}.items():
         other = _Interview(control, transcript(name) if transcript and name != "oracle" else Transcript())
         other.add(true, answerable)
         other.all(progress(f"questions, {name}") if progress else None)
@@ -502,7 +507,7 @@ def evaluate_grounding(
                 question,
                 text,
                 truth,
-                _is_right(parse(text, question.prompt), truth),
+                _is_right(parse(text, question.prompt, key=question.key), truth),
                 windows[question.window],
             )
             for question, text, truth in zip(answerable, ask.texts(true, answerable), real, strict=True)
@@ -538,7 +543,7 @@ class _Interview:
     def stated(self, view: View, questions: Sequence[Question]) -> Stated:
         """The facts in the answers."""
         return [
-            parse(text, question.prompt)
+            parse(text, question.prompt, key=question.key)
             for text, question in zip(self.texts(view, questions), questions, strict=True)
         ]
 

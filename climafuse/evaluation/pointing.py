@@ -141,14 +141,16 @@ def pointing_game(
             part = planted[first : first + windows_per_batch]
             answers += reader.answer([one.window for one in part], [one.prompt for one in part])
     right = [
-        any(agrees(said, one.fact) for said in parse(text, one.prompt))
+        any(agrees(said, one.fact) for said in parse(text, one.prompt, key=one.fact.key))
         for one, text in zip(planted, answers, strict=True)
     ]
     counted = [number for number, good in enumerate(right) if good or not only_right]
     maps: dict[str, dict[int, np.ndarray]] = {method: {} for method in METHODS}
     for done, number in enumerate(counted):
         one, text = planted[number], answers[number]
-        said = next((fact for fact in parse(text, one.prompt) if fact.key == one.fact.key), None)
+        said = next(
+            (fact for fact in parse(text, one.prompt, key=one.fact.key) if fact.key == one.fact.key), None
+        )
         asked = one.window, one.prompt, text, said
         looked = attention(reader, *asked)
         if looked is not None:

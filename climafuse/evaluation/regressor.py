@@ -11,11 +11,10 @@ all topics share, and a linear head of the topic, give its value as `targets.py`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from einops import rearrange
@@ -29,8 +28,10 @@ from climafuse.data.pairs import Pair
 from climafuse.data.window import Window
 from climafuse.encoders import ClimateEncoder
 from climafuse.errors import CheckpointError, PairsError
-from climafuse.evaluation.targets import FORMS, NUM_TARGETS, Frame, Key, Subjects, Topic, topics_of
-from climafuse.facts import Fact, abstention, question_answer, withhold
+from climafuse.evaluation.oracle import in_words
+from climafuse.evaluation.subjects import Subjects
+from climafuse.evaluation.targets import FORMS, NUM_TARGETS, Frame, Key, Topic, topics_of
+from climafuse.facts import Fact, withhold
 from climafuse.fusion.base import visible
 from climafuse.json_file import read_object
 from climafuse.manifest import verify_folder
@@ -55,6 +56,8 @@ class Regressor(nn.Module):
         encoder: The encoder.
         statistics: Of the fields; its variables are the encoder's channels.
         topics: What it can answer.
+
+    `subjects` tells what questions ask for; an evaluation sets it to what is declared of its own.
     """
 
     def __init__(self, encoder: ClimateEncoder, statistics: xr.Dataset, topics: Sequence[Topic]) -> None:
@@ -152,22 +155,21 @@ class Regressor(nn.Module):
 
     @torch.no_grad()
     def facts(
-        self, windows: Sequence[Window], prompts: Sequence[str], *, index: Sequence[int] | None = None
-    ) -> list[Fact | None]:
-        """Answer questions with facts, as they are spoken.
+        self, windows: Sequence[Window], keys: Sequence[Key], *, index: Sequence[int] | None = None
+    ) -> list[Fact]:
+        """Facts of windows, as they are spoken.
 
         Args:
             windows: B windows.
-            prompts: N questions.
-            index: Which window each is about; None where question n is about window n.
+            keys: What N facts are to be about.
+            index: Which window each is about; None where fact n is about window n.
 
         Returns:
-            N facts; that of absence where training told no value of what is asked. None where the words ask for none.
+            N facts; that of absence where training told no value of what is asked.
         """
-        keys = [self.subjects[prompt] for prompt in prompts]
-        rows = list(range(len(prompts)) if index is None else index)
+        rows = list(range(len(keys)) if index is None else index)
         known = [number for number, key in enumerate(keys) if key in self.numbers]
-        answers = [None if key is None else Fact("absent", key[1], "absent") for key in keys]
+        answers = [Fact("absent", key[1], "absent") for key in keys]
         if not known:
             return answers
         self.eval()
@@ -175,7 +177,7 @@ class Regressor(nn.Module):
         climate = {
             name: tensor.to(device) for name, tensor in collate_windows(windows, self.statistics).items()
         }
-        topics = [self.numbers[keys[number]] for number in known]  # type: ignore[index]
+        topics = [self.numbers[keys[number]] for number in known]
         outputs = self.outputs(
             climate,
             torch.tensor([rows[number] for number in known], device=device),
@@ -190,8 +192,18 @@ class Regressor(nn.Module):
     def answer(
         self, windows: Sequence[Window], prompts: Sequence[str], *, index: Sequence[int] | None = None
     ) -> list[str]:
-        """The same in words, as any model that is evaluated answers; nothing where `facts` has None."""
-        return [_in_words(fact) for fact in self.facts(windows, prompts, index=index)]
+        """Answer N prompts in words, as any model that is evaluated; nothing where they ask for nothing."""
+        rows = range(len(prompts)) if index is None else index
+        asks = [
+            (number, row, key)
+            for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
+            for key in self.subjects[prompt]
+        ]
+        facts = self.facts(windows, [key for _, _, key in asks], index=[row for _, row, _ in asks])
+        said: list[list[str]] = [[] for _ in prompts]
+        for (number, _, _), fact in zip(asks, facts, strict=True):
+            said[number].append(in_words(fact))
+        return [" ".join(texts) for texts in said]
 
     # ---- Saving and loading; what `ClimateTextTrainer` asks of a model
 
@@ -270,7 +282,7 @@ class RegressorCollator:
         index, topics, absent, targets = [], [], [], []
         for number, example in enumerate(examples):
             for pair in example.pairs:
-                for key, fact in asked_and_told(pair, self.regressor.subjects[pair.prompt]):
+                for key, fact in asked_and_told(pair, self.regressor.subjects):
                     topic = self.regressor.numbers.get(key)
                     if topic is not None:
                         told = fact.kind != "absent"
@@ -293,17 +305,26 @@ class RegressorCollator:
 _NOTHING = (0.0,) * NUM_TARGETS
 
 
-def asked_and_told(pair: Pair, asked: Key | None) -> list[tuple[Key, Fact]]:
+def asked_and_told(pair: Pair, subjects: Subjects) -> list[tuple[Key, Fact]]:
     """What a text asks for and the exact facts it tells.
 
     Args:
         pair: The text.
-        asked: What its prompt asks for, see `Subjects`; of a text with several facts each tells its own key.
+        subjects: What prompts ask for: where the answer is that there is none, its facts do not tell.
     """
     facts = [Fact.from_dict(fact) for fact in pair.facts]
-    if len(facts) == 1 and asked is not None:
-        return [(asked, facts[0])]
+    if len(facts) == 1 and facts[0].kind == "absent":
+        return [(key, facts[0]) for key in subjects[pair.prompt] if key[1] == facts[0].variable]
     return [(fact.key, fact) for fact in facts]
+
+
+def _declare(subjects: Subjects, examples: Iterable[Example]) -> Iterator[Example]:
+    """Learn by the way what the questions of examples ask for."""
+    for example in examples:
+        for pair in example.pairs:
+            if len(pair.facts) == 1:
+                subjects.declare(pair.prompt, Fact.from_dict(pair.facts[0]).key)
+        yield example
 
 
 def train_regressor(config: RunConfig, *, resume: bool = False, say: Say) -> dict[str, Any]:
@@ -326,9 +347,10 @@ def train_regressor(config: RunConfig, *, resume: bool = False, say: Say) -> dic
     subjects = Subjects()
 
     def told(example: Example) -> list[tuple[Key, Fact]]:
-        return [entry for pair in example.pairs for entry in asked_and_told(pair, subjects[pair.prompt])]
+        return [entry for pair in example.pairs for entry in asked_and_told(pair, subjects)]
 
-    topics = topics_of(entry for example in train for entry in told(example))
+    # An absence tells no topic, so that what its question asks for may be declared after it.
+    topics = topics_of(entry for example in _declare(subjects, train) for entry in told(example))
     if not topics:
         raise PairsError(
             "training texts",
@@ -342,6 +364,7 @@ def train_regressor(config: RunConfig, *, resume: bool = False, say: Say) -> dic
         config.encoder.name, channels_of(store.statistics), **dict(config.encoder.options)
     )
     regressor = Regressor(encoder, store.statistics, topics)
+    regressor.subjects = subjects
     say(
         f"regressor: {sum(parameter.numel() for parameter in regressor.parameters()):,} trainable parameters, "
         f"{len(topics)} topics of {', '.join(dict.fromkeys(topic.kind for topic in topics))}"
@@ -364,10 +387,3 @@ def train_regressor(config: RunConfig, *, resume: bool = False, say: Say) -> dic
     folder = Path(config.output.directory) / "model"
     trainer.save_model(folder)
     return {"model": str(folder), "steps": trainer.state.global_step, "stopped_by": trainer.stopped_by}
-
-
-def _in_words(fact: Fact | None) -> str:
-    if fact is None:
-        return ""
-    rng = np.random.default_rng(0)  # any wording is read back as the same fact
-    return (abstention(fact.variable, rng) if fact.kind == "absent" else question_answer(fact, rng))[1]

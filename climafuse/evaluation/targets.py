@@ -26,10 +26,9 @@ from torch.nn import functional
 
 from climafuse.data.window import Window
 from climafuse.errors import CheckpointError
-from climafuse.facts import Fact, asked, spoken
+from climafuse.facts import Fact, spoken
 from climafuse.facts.extract import cell_size
 from climafuse.facts.kinds import CALM, FACT_KINDS, OCTANTS, Form, Qualifiers, Value, rule_of
-from climafuse.facts.parse import named
 
 Key = tuple[str, str, Qualifiers]
 NUM_TARGETS = 4  # numbers that stand for a true value; what a form does not need is 0
@@ -168,21 +167,6 @@ class FormOfFact:
     targets: Callable[[Topic, Fact, Frame], tuple[float, ...]]
     loss: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Topic, Sequence[float], Frame], Value]
-
-
-class Subjects(dict[str, "Key | None"]):
-    """What questions ask for, by their words, which come again and again.
-
-    Of a variable that is known by its name only, a question asks for its absence; other texts ask for nothing, None.
-    """
-
-    def __missing__(self, prompt: str) -> Key | None:
-        """Read the words."""
-        key = asked(prompt)
-        if key is None and (variable := named(prompt)) is not None:
-            key = "absent", variable, ()
-        self[prompt] = key
-        return key
 
 
 def topics_of(facts: Iterable[tuple[Key, Fact]]) -> tuple[Topic, ...]:

@@ -26,13 +26,15 @@ from climafuse.facts.phrasing import NAMED_ABSENCES, WORDINGS
 Key = tuple[str, str, Qualifiers]
 
 
-def parse(text: str, prompt: str | None = None) -> list[Fact]:
+def parse(text: str, prompt: str | None = None, *, key: Key | None = None) -> list[Fact]:
     """Facts that a text states.
 
     Args:
         text: Any string, such as the output of a model.
         prompt: The question it answers. Without it, answers such as a bare "8 °C" or "not given" mean nothing;
             with it, they are read as the value of the fact asked for, if the text states no fact in full.
+        key: What the question asks for, where that is known; it may then have any words. None reads it from the
+            prompt, in which it must be one of our wordings, or name a variable.
 
     Returns:
         Facts in order of appearance, each once, as ``spoken`` gives them. Contradictory statements are all
@@ -40,13 +42,26 @@ def parse(text: str, prompt: str | None = None) -> list[Fact]:
     """
     plain = _normalize(text)
     facts = list(dict.fromkeys(_statements(plain)))
-    if facts or prompt is None:
+    if facts:
         return facts
+    words, read = _subject(prompt or "")
+    # That something is absent is an answer, not a question: which value was asked for, the words may tell.
+    if key is None or (key[0] == "absent" and read is not None and read[1] == key[1]):
+        key = read
+    if key is None:
+        return []
+    if _DENIAL.search(plain):
+        return [Fact("absent", key[1], "absent")]
+    return [] if key[0] == "absent" else _elliptic(_after_echo(plain, words), key)
+
+
+def _subject(prompt: str) -> tuple[str, Key | None]:
+    """The words of a question, and what they ask for; of a variable known by its name only, that it is absent."""
     question = _question(prompt)
     if question is not None:
-        return _elliptic(_after_echo(plain, question[0]), question[1])
+        return question
     variable = named(prompt)
-    return [Fact("absent", variable, "absent")] if variable is not None and _DENIAL.search(plain) else []
+    return _normalize(prompt), None if variable is None else ("absent", variable, ())
 
 
 def named(text: str) -> str | None:
@@ -350,8 +365,6 @@ def _after_echo(plain: str, question: str) -> str:
 def _elliptic(plain: str, key: Key) -> list[Fact]:
     """The value of the fact asked for, if the text is nothing but this value."""
     kind, variable, qualifiers = key
-    if _DENIAL.search(plain):
-        return [Fact("absent", variable, "absent")]
     match = _value_pattern(kind, variable).match(plain)
     value = None if match is None else _read_value(match.groupdict(), kind, variable)
     if value is None:

@@ -177,7 +177,9 @@ def _explainer(reader: Reader | None) -> Explain:
     def explain(window: Window, prompt: str, answer: str, fact: Fact) -> list[Layer]:
         if reader is None or not answer:
             return []
-        said = next((stated for stated in parse(answer, prompt) if stated.key == fact.key), None)
+        said = next(
+            (stated for stated in parse(answer, prompt, key=fact.key) if stated.key == fact.key), None
+        )
         looked = attention(reader, window, prompt, answer, said)
         return attribution_layers(looked, occlusion(reader, window, prompt, answer, said))
 
@@ -269,7 +271,7 @@ def make_card(
     pictures: list[Picture] = []
     try:
         where = f"{card.where} at {card.when}"
-        marks = marks_of(window, truth, parse(answer, prompt))
+        marks = marks_of(window, truth, parse(answer, prompt, key=truth.key))
         pictures.append(field_picture(window, truth, where, marks))
         for layer in explain(window, prompt, answer, truth):
             pictures.append(layer_picture(window, layer, where, marks))
@@ -280,8 +282,9 @@ def make_card(
 
 def _checks(answer: str, prompt: str, truth: Fact, window: Window | None) -> list[dict[str, Any]]:
     if window is not None:
-        return check_facts(answer, window, prompt=prompt)
-    return [compare(said, truth if said.key == truth.key else None) for said in parse(answer, prompt)]
+        return check_facts(answer, window, prompt=prompt, key=truth.key)
+    stated = parse(answer, prompt, key=truth.key)
+    return [compare(said, truth if said.key == truth.key else None) for said in stated]
 
 
 def _window(store: TrainingStore, sample: Mapping[str, Any], truth: Fact, history: int) -> Window | None:

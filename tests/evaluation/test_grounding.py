@@ -722,3 +722,51 @@ def test_how_many_numbers_an_error_is_the_mean_of(asked_about):
     assert row["num_errors"] == {"mean/t2m": 1}
     assert row["num_by_kind_and_variable"] == {"mean/t2m": len(means)}
     assert len(means) > 5
+
+
+MEANING = {
+    "How warm is it around here?": ("mean", "t2m", ()),
+    "How hot does it get?": ("maximum", "t2m", ()),
+    "Where does the air come from?": ("direction", "wd10", ()),
+}
+
+
+class OwnWords:
+    """Knows by heart what questions in any words mean, and answers as briefly as can be."""
+
+    def answer(self, windows, prompts, *, index=None):
+        said = []
+        for prompt, number in zip(prompts, index, strict=True):
+            fact = {fact.key: fact for fact in extract(windows[number])}.get(MEANING.get(prompt))
+            value = "That is not given" if fact is None else spoken(fact).value
+            said.append(f"{value}." if isinstance(value, str) else f"{value:g} °C")
+        return said
+
+
+def test_questions_in_own_words_count_by_what_is_declared_of_them(asked_about):
+    """Bare values and abstentions without the name: the words of the question tell nothing of what they are about."""
+    store, windows, _ = asked_about
+    questions = [
+        Question(number, prompt, key) for number in range(len(windows)) for prompt, key in MEANING.items()
+    ]
+    found = evaluate_grounding(OwnWords(), store, windows, questions, history=HISTORY)
+    figures = found.to_dict()
+    assert figures["fact_f1"]["true"] == figures["fact_f1"]["oracle"] == 1.0
+    assert figures["fact_f1"]["shown"] == 1.0
+    assert figures["conditions"]["blank"]["abstained"] == 1.0
+    assert {name: row["abstained"] for name, row in figures["withheld"].items()} == {"t2m": 1.0, "wd10": 1.0}
+    assert all(sample.right for sample in found.samples)
+
+
+def test_the_same_words_for_two_things_count_each_by_its_own(asked_about):
+    """Of a bare value, each question reads its own fact; the oracle says both in full."""
+    store, windows, _ = asked_about
+    keys = [("mean", "t2m", ()), ("maximum", "t2m", ())]
+    questions = [
+        Question(number, "How warm is it around here?", key) for number in range(len(windows)) for key in keys
+    ]
+    found = evaluate_grounding(OwnWords(), store, windows, questions, history=HISTORY)
+    assert found.score("oracle").f1 == 1.0
+    by_kind = found.to_dict()["conditions"]["true"]["by_kind"]
+    assert by_kind["mean"] == 1.0
+    assert by_kind["maximum"] < 0.5

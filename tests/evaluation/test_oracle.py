@@ -7,7 +7,8 @@ import pytest
 
 from climafuse.data.window import Box
 from climafuse.evaluation import Oracle
-from climafuse.facts import abstention, agrees, answer_to, extract, parse, question_answer, spoken
+from climafuse.evaluation.subjects import Subjects
+from climafuse.facts import Fact, abstention, agrees, answer_to, extract, parse, question_answer, spoken
 from climafuse.facts.phrasing import WORDINGS, phrase
 from tests.evaluation.stores import random_store
 
@@ -40,6 +41,22 @@ def test_what_is_not_there_is_said_in_the_words_of_the_question():
             "z500", np.random.default_rng(seed), kinds=["mean", "maximum", "change"]
         )
         assert Oracle().answer([WINDOW], [prompt]) == [expected]
+
+
+def test_questions_in_other_words_are_answered_as_declared():
+    for fact in FACTS:
+        oracle = Oracle(Subjects([("How is it there?", fact.key)]))
+        (text,) = oracle.answer([WINDOW], ["How is it there?"])
+        assert parse(text) == [spoken(fact)]
+    (text,) = Oracle(Subjects([("How high up?", ("mean", "z500", ()))])).answer([WINDOW], ["How high up?"])
+    assert parse(text, key=("mean", "z500", ())) == [Fact("absent", "z500", "absent")]
+
+
+def test_words_that_ask_for_several_things_are_answered_with_all_of_them():
+    asked = [fact for fact in FACTS if fact.kind in ("mean", "maximum", "direction")]
+    assert len(asked) > 3
+    (text,) = Oracle(Subjects(("And?", fact.key) for fact in asked)).answer([WINDOW], ["And?"])
+    assert set(parse(text)) == set(map(spoken, asked))
 
 
 def test_no_question_no_answer():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -16,6 +17,7 @@ from climafuse.data.window import Box
 from climafuse.errors import CheckpointError, PairsError
 from climafuse.evaluation import evaluate_grounding, questions_of
 from climafuse.evaluation.regressor import Regressor, RegressorCollator, asked_and_told, train_regressor
+from climafuse.evaluation.subjects import Subjects
 from climafuse.evaluation.targets import FORMS
 from climafuse.facts import Fact, metrics, parse, withhold
 from climafuse.manifest import write_manifest
@@ -87,20 +89,86 @@ def test_words_say_the_same_as_facts(trained):
     prompts = [question.prompt for question in questions]
     views = [withhold(windows[question.window], question.withheld) for question in questions]
     index = list(range(len(views)))
-    facts = regressor.facts(views, prompts, index=index)
+    keys = [regressor.subjects[prompt][0] for prompt in prompts]
+    facts = regressor.facts(views, keys, index=index)
     texts = regressor.answer(views, prompts, index=index)
     for prompt, fact, text in zip(prompts, facts, texts, strict=True):
         assert parse(text, prompt) == [fact]
     assert {fact.kind for fact in facts} == {"mean", "event", "absent"}
     # One by one, and without an index, as together.
-    assert [regressor.facts([view], [p])[0] for view, p in zip(views[:9], prompts, strict=False)] == facts[:9]
-    assert regressor.facts(views[:1], ["Who are you?"]) == [None]
+    assert [regressor.facts([view], [k])[0] for view, k in zip(views[:9], keys, strict=False)] == facts[:9]
     assert regressor.answer(views[:1], ["Who are you?"]) == [""]
     # What training told nothing of is absent.
     asked = ["How high does the wave height get?", "What is the mean pressure?"]
-    assert [f.key for f in regressor.facts(views[:1], asked, index=[0, 0])] == [
-        ("absent", "swh", ()), ("absent", "msl", ()),
+    texts = regressor.answer(views[:1], asked, index=[0, 0])
+    assert [parse(text, prompt) for text, prompt in zip(texts, asked, strict=True)] == [
+        [Fact("absent", "swh", "absent")], [Fact("absent", "msl", "absent")],
     ]  # fmt: skip
+
+
+def test_questions_in_own_words_are_learned_and_asked_by_what_is_declared(trained, tmp_path):
+    """A question whose words say nothing, and one that is asked for two things."""
+    config, _, regressor = trained
+    _, windows, questions = _asked(config)
+    ours = [question for question in questions if question.key[0] == "mean"]
+    before = regressor.subjects
+    try:
+        regressor.subjects = Subjects([("Warm?", ("mean", "t2m", ())), ("Cold?", ("mean", "msl", ()))])
+        for question in ours:
+            shown = [windows[question.window]]
+            (fact,) = regressor.facts(shown, [question.key])
+            texts = regressor.answer(shown, ["Warm?", "Cold?", "What?"], index=[0, 0, 0])
+            warm, cold, other = texts
+            assert parse(warm, key=question.key) == [fact]
+            assert parse(cold, key=("mean", "msl", ())) == [Fact("absent", "msl", "absent")]
+            assert other == ""
+        event = ("event", "t2m", (("event", "heat"),))
+        regressor.subjects.declare("Warm?", event)
+        (text,) = regressor.answer(windows[:1], ["Warm?"])
+        assert parse(text) == regressor.facts(windows[:1] * 2, [event, ("mean", "t2m", ())])
+    finally:
+        regressor.subjects = before
+
+
+def test_an_absence_in_own_words_teaches_what_its_question_asks_for():
+    time = (TIMES[0].astype("datetime64[s]"),) * 2
+    absent = Fact("absent", "t2m", "absent")
+    pair = Pair(time, None, "Warm?", "No.", (absent.to_dict(),), 0, ("t2m",))
+    mean = ("mean", "t2m", ())
+    assert asked_and_told(pair, Subjects([("Warm?", mean), ("Warm?", ("mean", "msl", ()))])) == [
+        (mean, absent)
+    ]
+    assert asked_and_told(pair, Subjects([("Warm?", absent.key)])) == [(absent.key, absent)]
+
+
+def test_training_reads_what_its_own_words_ask_for(tmp_path):
+    """The absences of one's own words become labels: otherwise it would never be taught to abstain."""
+    config = _config(tmp_path, steps=2, evaluation_interval=2)
+    pairs = []
+    for number, time in enumerate(TIMES):
+        at = (time.astype("datetime64[s]"),) * 2
+        for fact, withheld in (
+            (Fact("mean", "t2m", 3.0 + number), ()),
+            (Fact("absent", "t2m", "absent"), ("t2m",)),
+        ):
+            pairs.append(Pair(at, Box(40, 10, 40, 40), "Warm?", "…", (fact.to_dict(),), number, withheld))
+    write_pairs(pairs, tmp_path / "pairs.jsonl")
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, pairs=str(tmp_path / "pairs.jsonl"))
+    )
+    seen = []
+    usual = RegressorCollator.__call__
+
+    def spy(self, examples):
+        batch = usual(self, examples)
+        seen.extend(batch["absent"].tolist())
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RegressorCollator, "__call__", spy)
+        train_regressor(config, say=_silent)
+    assert True in seen
+    assert False in seen
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
@@ -160,7 +228,7 @@ def test_batches_hold_the_questions_of_the_examples(trained):
         entry
         for example in examples
         for pair in example.pairs
-        for entry in asked_and_told(pair, regressor.subjects[pair.prompt])
+        for entry in asked_and_told(pair, regressor.subjects)
         if entry[0] in regressor.numbers
     ]
     assert [regressor.topics[n].key for n in batch["labels"][:, 1].tolist()] == [key for key, _ in told]
@@ -222,4 +290,4 @@ def test_a_bulletin_tells_each_of_its_facts():
     pair = Pair(
         (TIMES[0].astype("datetime64[s]"),) * 2, None, "Describe.", "…", tuple(f.to_dict() for f in facts), 0
     )
-    assert asked_and_told(pair, None) == [(fact.key, fact) for fact in facts]
+    assert asked_and_told(pair, Subjects()) == [(fact.key, fact) for fact in facts]

@@ -11,7 +11,7 @@ import torch
 
 from climafuse.data.window import Box, Window
 from climafuse.errors import CheckpointError
-from climafuse.evaluation.targets import FORMS, NUM_TARGETS, Frame, Subjects, Topic, topics_of
+from climafuse.evaluation.targets import FORMS, NUM_TARGETS, Frame, Topic, topics_of
 from climafuse.facts import FACT_KINDS, Fact, agrees, extract, spoken
 from tests.evaluation.stores import random_store
 
@@ -111,16 +111,6 @@ def test_an_absence_tells_no_value():
     assert topics_of([absent]) == ()
     (topic,) = topics_of([absent, (("mean", "t2m", ()), Fact("mean", "t2m", 3.0))])
     assert topic.center == 3.0
-
-
-def test_what_questions_ask_for():
-    subjects = Subjects()
-    assert subjects["What is the mean temperature?"] == ("mean", "t2m", ())
-    assert subjects["What is the mean sea surface temperature anomaly?"] == ("anomaly", "sst", ())
-    # Known by name only; of names within names the longest.
-    assert subjects["How high does the wave height get?"] == ("absent", "swh", ())
-    assert subjects["Tell me of surface pressure."] == ("absent", "sp", ())
-    assert subjects["Who are you?"] is None
 
 
 def test_topics_survive_json():

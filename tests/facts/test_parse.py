@@ -224,6 +224,38 @@ def test_elliptic_answers_need_their_question(prompt: str, text: str, expected: 
     assert parse(text, f"System: be brief.\n{prompt} Place: 48.9N, 2.3E") == expected
 
 
+NORTH_SOUTH = ("comparison", "t2m", (("axis", "north-south"),))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        (MEAN.key, "8 °C", [MEAN]),
+        (MEAN.key, "It is about 8 °C.", [MEAN]),
+        (MEAN.key, "8 hPa", []),
+        (MEAN.key, "The highest temperature is 8 °C.", []),
+        (MEAN.key, "Not given.", [Fact("absent", "t2m", "absent")]),
+        (MEAN.key, "Mean pressure 1013 hPa.", [Fact("mean", "msl", 1013.0)]),  # in full: what it says counts
+        (NORTH_SOUTH, "The north.", [Fact(*NORTH_SOUTH[:2], "north", NORTH_SOUTH[2])]),
+        (NORTH_SOUTH, "The west.", []),
+        (("absent", "t2m", ()), "That is not given.", [Fact("absent", "t2m", "absent")]),
+        (("absent", "t2m", ()), "8 °C", []),  # nothing tells of what
+        (("absent", "ozone", ()), "The fields do not hold that.", [Fact("absent", "ozone", "absent")]),
+    ],
+)
+def test_where_it_is_known_what_is_asked_for_the_question_may_have_any_words(key, text, expected) -> None:
+    for prompt in ("How warm is it around here, on the whole?", "Tell me about the barometer.", "", None):
+        assert parse(text, prompt, key=key) == expected
+    # Words that ask for something else do not change what is known.
+    assert parse(text, "What is the highest wind speed?", key=key) == expected
+
+
+def test_that_something_is_absent_does_not_tell_which_value_was_asked_for() -> None:
+    absent = ("absent", "t2m", ())
+    assert parse("8 °C", "What is the mean temperature?", key=absent) == [MEAN]
+    assert parse("8 °C", "What is the highest temperature?", key=absent) == [Fact("maximum", "t2m", 8.0)]
+
+
 def test_no_two_kinds_answer_in_the_same_words() -> None:
     seen: dict[str, str] = {}
     for kind, entries in WORDINGS.items():
