@@ -150,8 +150,7 @@ def test_one_that_is_told_to_end_says_so_and_goes_on(place, tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGTERM)
         return answer(self, windows, prompts, **options)
 
-    monkeypatch.setattr(asking, "_FIRST", 8)
-    monkeypatch.setattr(asking, "_LARGEST", 8)
+    monkeypatch.setattr(asking, "_PORTION", 8)
     monkeypatch.setattr(Reader, "answer", told_to_end)
     before = signal.getsignal(signal.SIGTERM)
     result = _evaluate(run, "--no-controls")

@@ -4,8 +4,9 @@ A model is any object with `answer`: windows and prompts in, texts out. One with
 holds given texts. Answers are taken for a pure function of fields and prompt, so they are kept by the content of both:
 what two conditions ask alike is asked once.
 
-Questions go to the model in portions of about ten seconds: what is asked together shares work, and a portion is what is
-lost where an evaluation is stopped, and how often it tells how far it is.
+Questions go to the model in portions: what is asked together shares work, and a portion is what is lost where an
+evaluation is stopped, and how often it tells how far it is. What is asked together may change the last bit of a number,
+and now and then a word. So portions are a matter of what is asked only, not of the clock, nor of where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import errno
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -28,8 +28,7 @@ from climafuse.errors import OutputError, UsageError
 
 T = TypeVar("T")
 _MOST = 2**40  # nats, tokens or bytes of a text
-_SECONDS = 10.0  # that a portion of questions may take
-_FIRST, _FEWEST, _LARGEST = 64, 8, 1024  # questions in a portion
+_PORTION = 128  # questions; half of them take a tenth longer each
 Progress = Callable[[int, int], None]
 
 
@@ -178,24 +177,22 @@ class Transcript:
         fits: Callable[[Any], bool],
         progress: Progress | None,
     ) -> list[Any]:
-        missing = {key: ask for key, ask in zip(keys, asks, strict=True) if not fits(self._known.get(key))}
+        wanted = dict(zip(keys, asks, strict=True))
         # Alike prompts side by side: a model can share the work.
-        order = sorted(missing, key=lambda key: (missing[key].prompt, missing[key].answer))
-        done = len(set(keys)) - len(missing)
-        total = done + len(missing)
+        order = sorted(wanted, key=lambda key: (wanted[key].prompt, wanted[key].answer))
+        portions = [order[first : first + _PORTION] for first in range(0, len(order), _PORTION)]
+        # One of which something is known is asked whole: as if it had never been stopped.
+        missing = [part for part in portions if not all(fits(self._known.get(key)) for key in part)]
+        done = len(order) - sum(map(len, missing))
         if progress is not None:
-            progress(done, total)
-        first, batch = 0, _FIRST
-        while part := order[first : first + batch]:
-            begin = time.monotonic()
-            found = compute([missing[key] for key in part])
+            progress(done, len(order))
+        for part in missing:
+            found = compute([wanted[key] for key in part])
             _check(found, len(part), fits)
             self._keep(dict(zip(part, found, strict=True)))
-            first += len(part)
+            done += len(part)
             if progress is not None:
-                progress(done + first, total)
-            rate = len(part) / max(time.monotonic() - begin, 1e-3)
-            batch = min(max(int(rate * _SECONDS), _FEWEST), 2 * batch, _LARGEST)
+                progress(done, len(order))
         return [self._known[key] for key in keys]
 
     def _keep(self, entries: Mapping[str, Any]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import itertools
 import json
+import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,15 +56,23 @@ def test_answers_come_in_the_order_of_the_asks_and_what_is_alike_is_asked_once()
     assert [prompt for prompt, _ in model.asked] == ["a", "a", "b"]  # alike prompts side by side
 
 
-@pytest.mark.parametrize("batch", [1, 2, 100])
-def test_a_file_remembers(tmp_path, batch, monkeypatch):
-    monkeypatch.setattr(asking, "_FIRST", batch)
-    monkeypatch.setattr(asking, "_LARGEST", batch)
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """What was said is asked again only beside what was not; here, nothing is."""
+    monkeypatch.setattr(asking, "_PORTION", 1)
+
+
+@pytest.mark.parametrize(
+    ("portion", "expected"),
+    [(1, [("a", 1)]), (2, [("a", 2), ("a", 1)]), (100, [("a", 2), ("a", 1), ("b", 1)])],
+)
+def test_a_file_remembers(tmp_path, portion, expected, monkeypatch):
+    monkeypatch.setattr(asking, "_PORTION", portion)
     path = tmp_path / "new" / "model.jsonl"
     Transcript(path, {"weights": 1}).answers(Echo(), ASKS[:2])
     model = Echo()
     assert Transcript(path, {"weights": 1}).answers(model, ASKS) == SAID
-    assert model.asked == [("a", 1)]
+    assert model.asked == expected
     again = Echo()
     assert Transcript(path, {"weights": 1}).answers(again, ASKS) == SAID
     assert not again.asked
@@ -74,6 +86,7 @@ def test_of_another_model_nothing_is_remembered(tmp_path):
     assert len(model.asked) == 3
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("cut", [1, 5, 30])
 def test_a_line_that_was_cut_off_is_asked_anew(tmp_path, cut):
     path = tmp_path / "model.jsonl"
@@ -88,6 +101,7 @@ def test_a_line_that_was_cut_off_is_asked_anew(tmp_path, cut):
     assert not again.asked
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize(
     "damage",
     [b"\xff\xfe", b"[]", b'["key"]', b'["key", 3]', b'["key", [1, 2]]', b'[1, "words"]', b"{", b"null"],
@@ -106,6 +120,7 @@ def test_what_comes_after_a_damaged_line_is_asked_anew(tmp_path, damage):
     assert not again.asked
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_a_full_disk_is_told_and_what_was_kept_before_is_there(tmp_path, monkeypatch):
     path = tmp_path / "model.jsonl"
     transcript = Transcript(path, {})
@@ -159,19 +174,53 @@ def test_likelihoods_add_up(tmp_path):
     assert not again.asked
 
 
-def test_portions_grow_until_they_take_long_enough(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(asking.time, "monotonic", lambda: clock[0])
+class Together(Echo):
+    """Says what it was asked together with, as rounding may; stops after some calls."""
 
-    class Slow(Echo):
-        def answer(self, windows, prompts, *, index=None):
-            clock[0] += len(prompts) / 16  # sixteen a second: 160 in ten
-            return super().answer(windows, prompts, index=index)
+    def __init__(self, calls=100):
+        super().__init__()
+        self.calls = calls
 
+    def answer(self, windows, prompts, *, index=None):
+        if not self.calls:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        self.asked += prompts
+        return [f"{prompts[0]} to {prompts[-1]}"] * len(prompts)
+
+
+MANY = [Ask(field(number % 3), f"{number // 2:03}") for number in range(600)]  # of these no two alike
+
+
+@pytest.mark.parametrize("seconds", [0, 1e-4, 100])
+@pytest.mark.parametrize("calls", range(6))
+def test_what_is_asked_together_is_a_matter_of_neither_speed_nor_interruption(
+    tmp_path, calls, seconds, monkeypatch
+):
+    clock = itertools.count(step=seconds)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    expected = Transcript().answers(Together(), MANY)
+    assert len(set(expected)) == math.ceil(600 / asking._PORTION)
+    path = tmp_path / "model.jsonl"
+    stopped = Together(calls)
+    with contextlib.suppress(KeyboardInterrupt):
+        Transcript(path).answers(stopped, MANY)
+    again = Together()
+    assert Transcript(path).answers(again, MANY) == expected
+    assert len(stopped.asked) + len(again.asked) == 600
+    # Cut off within a portion, or where something was asked for another reason before.
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    assert Transcript(path).answers(Together(), MANY) == expected
+    other = tmp_path / "other.jsonl"
+    Transcript(other).answers(Together(), MANY[5::7])
+    assert Transcript(other).answers(Together(), MANY) == expected
+
+
+def test_it_is_told_how_far_it_is_after_each_portion():
     told = []
-    asks = [Ask(field(1), str(number)) for number in range(600)]
-    Transcript().answers(Slow(), asks, progress=lambda done, total: told.append(done))
-    assert told == [0, 64, 192, 352, 512, 600]
+    Transcript().answers(Together(), MANY, progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, 600) for done in (*range(0, 600, asking._PORTION), 600)]
 
 
 @pytest.mark.parametrize(
@@ -192,9 +241,8 @@ def test_a_model_that_gives_no_answers_is_refused(given, received):
     assert received in caught.value.received
 
 
-def test_progress_counts_what_was_said_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(asking, "_FIRST", 1)
-    monkeypatch.setattr(asking, "_LARGEST", 1)
+@pytest.mark.usefixtures("one_by_one")
+def test_progress_counts_what_was_said_before(tmp_path):
     told = []
     Transcript(tmp_path / "t.jsonl", {}).answers(Echo(), ASKS[:1])
     Transcript(tmp_path / "t.jsonl", {}).answers(

@@ -384,12 +384,11 @@ def test_an_evaluation_that_was_stopped_goes_on(asked_about, tmp_path):
     whole = Reader()
     expected = _evaluate(whole, asked_about).to_dict()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asking, "_FIRST", 50)
-        patch.setattr(asking, "_LARGEST", 50)
+        patch.setattr(asking, "_PORTION", 50)
         with pytest.raises(KeyboardInterrupt):
             _evaluate(Stops(), asked_about, transcript=transcript)
-    rest = Reader()
-    assert _evaluate(rest, asked_about, transcript=transcript).to_dict() == expected
+        rest = Reader()
+        assert _evaluate(rest, asked_about, transcript=transcript).to_dict() == expected
     assert sum(len(call[1]) for call in rest.calls) == sum(len(call[1]) for call in whole.calls) - 100
     again = Reader()
     assert _evaluate(again, asked_about, transcript=transcript).to_dict() == expected
