@@ -1,18 +1,19 @@
 """Asking a model, and keeping what it said: an evaluation that was stopped goes on where it was.
 
 A model is any object with `answer`: windows and prompts in, texts out. One with `score`, too, tells how likely it
-holds given texts. Answers are taken for a pure function of fields and prompt, so they are kept by the content of both:
-what two conditions ask alike is asked once.
+holds given texts. What two conditions ask alike, in fields and prompt, is asked once.
 
 Questions go to the model in portions: what is asked together shares work, and a portion is what is lost where an
 evaluation is stopped, and how often it tells how far it is. What is asked together may change the last bit of a number,
-and now and then a word. So portions are a matter of what is asked only, not of the clock, nor of where it was stopped.
+and now and then a word. So portions are a matter of what is asked only, not of the clock nor of where it was stopped;
+one is kept by the content of all of it, and used whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -28,7 +29,8 @@ from climafuse.errors import OutputError, UsageError
 
 T = TypeVar("T")
 _MOST = 2**40  # nats, tokens or bytes of a text
-_PORTION = 128  # questions; half of them take a tenth longer each
+_HEAD = 2**16  # bytes of the line that tells the identity
+_PORTION = 64  # questions; more are hardly faster, and a slow model must tell now and then how far it is
 Progress = Callable[[int, int], None]
 
 
@@ -105,24 +107,35 @@ class Transcript:
     """What a model said, written to a file as it comes.
 
     Args:
-        path: A file of lines of JSON; None keeps all in memory. Lines of another evaluation are dropped.
+        path: A file of lines of JSON; None keeps all in memory. Its name is made longer by a hash of the identity, so
+            that transcripts of other identities lie beside it as they are.
         identity: What the answers depend on beside fields and prompt: the weights, the longest answer, ….
+
+    `path` is the file; `unused` tells of each other one of that name in what its identity differs.
 
     Raises:
         OutputError: The file cannot be read or written.
     """
 
     def __init__(self, path: str | Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
-        self._path = None if path is None else Path(path)
-        self._known: dict[str, Any] = {}
-        head = json.dumps({"identity": dict(identity or {})}, sort_keys=True)
-        if self._path is None:
+        self.path: Path | None = None
+        self.unused: dict[Path, str] = {}
+        self._kept: dict[str, Any] = {}
+        self._said: dict[str, Any] = {}
+        if path is None:
             return
-        with _writing(self._path):
-            if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
+        named, own = Path(path), {**(identity or {}), "portion": _PORTION}
+        head = json.dumps({"identity": own}, sort_keys=True)
+        digest = hashlib.sha256(head.encode()).hexdigest()[:8]
+        self.path = named.with_stem(f"{named.stem}-{digest}")
+        with _writing(self.path):
+            if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
                 # It would be written through to whatever it stands for.
                 raise OSError(errno.EINVAL, "a link, a folder or a device, no file of this evaluation")
-            lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []
+            pattern = f"{glob.escape(named.stem)}*{glob.escape(named.suffix)}"
+            beside = sorted(set(named.parent.glob(pattern)) - {self.path})
+            self.unused = {other: _in_what(other, json.loads(head)["identity"]) for other in beside}
+            lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.is_file() else []
             if lines and lines[0].decode(errors="replace") == head:
                 # The last line may have been cut off in the midst; it has no end and is not among these.
                 whole = len(lines[0]) + 1
@@ -130,13 +143,13 @@ class Transcript:
                     entry = _entry(line)
                     if entry is None:  # damaged: what comes from here on is asked anew
                         break
-                    self._known[entry[0]] = entry[1]
+                    self._kept[entry[0]] = entry[1]
                     whole += len(line) + 1
-                with self._path.open("r+b") as file:
+                with self.path.open("r+b") as file:
                     file.truncate(whole)
             else:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._path.write_text(head + "\n", encoding="utf-8")
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_text(head + "\n", encoding="utf-8")
 
     def answers(
         self, model: ReadsClimate, asks: Sequence[Ask], *, progress: Progress | None = None
@@ -180,27 +193,41 @@ class Transcript:
         wanted = dict(zip(keys, asks, strict=True))
         # Alike prompts side by side: a model can share the work.
         order = sorted(wanted, key=lambda key: (wanted[key].prompt, wanted[key].answer))
+        if all(key in self._said for key in order):
+            order = []
         portions = [order[first : first + _PORTION] for first in range(0, len(order), _PORTION)]
-        # One of which something is known is asked whole: as if it had never been stopped.
-        missing = [part for part in portions if not all(fits(self._known.get(key)) for key in part)]
-        done = len(order) - sum(map(len, missing))
+        missing = []
+        for part in portions:
+            kept = {key: self._kept.get(name) for key, name in _names(part).items()}
+            if all(map(fits, kept.values())):
+                self._said.update(kept)
+            else:
+                missing.append(part)
+        done, total = len(wanted) - sum(map(len, missing)), len(wanted)
         if progress is not None:
-            progress(done, len(order))
+            progress(done, total)
         for part in missing:
             found = compute([wanted[key] for key in part])
             _check(found, len(part), fits)
             self._keep(dict(zip(part, found, strict=True)))
             done += len(part)
             if progress is not None:
-                progress(done, len(order))
-        return [self._known[key] for key in keys]
+                progress(done, total)
+        return [self._said[key] for key in keys]
 
-    def _keep(self, entries: Mapping[str, Any]) -> None:
-        self._known.update(entries)
-        if self._path is not None:
-            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries.items())
-            with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
+    def _keep(self, said: Mapping[str, Any]) -> None:
+        self._said.update(said)
+        if self.path is not None:
+            entries = zip(_names(list(said)).values(), said.values(), strict=True)
+            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+            with _writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(lines)
+
+
+def _names(part: Sequence[str]) -> dict[str, str]:
+    """What is asked together, by what it is kept: all of it counts."""
+    together = hashlib.sha256("".join(part).encode()).hexdigest()
+    return {key: together[:16] + key[:16] for key in part}
 
 
 def _check(found: Any, expected: int, fits: Callable[[Any], bool]) -> None:
@@ -218,6 +245,35 @@ def _check(found: Any, expected: int, fits: Callable[[Any], bool]) -> None:
             else repr(wrong)[:60],
             remedy='Return one for each prompt; "" where the model has nothing to say.',
         )
+
+
+def _in_what(path: Path, identity: Mapping[str, Any]) -> str:
+    """In what the identity of a transcript differs from another, in words."""
+    found: Any = None
+    if path.is_file() and not path.is_symlink():
+        with (
+            contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError),
+            path.open("rb") as file,
+        ):
+            found = json.loads(file.readline(_HEAD))["identity"]
+    if not isinstance(found, dict):
+        return "nothing tells what was asked"
+    before, now = _flat(found), _flat(identity)
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in names)
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions one by one, not in one."""
+    return {
+        name: value
+        for key, entry in identity.items()
+        for name, value in (entry.items() if isinstance(entry, dict) else [(key, entry)])
+    }
+
+
+def _short(value: Any) -> str:
+    return "unknown" if value is None else str(value)[:20]
 
 
 def _entry(line: bytes) -> tuple[str, Any] | None:

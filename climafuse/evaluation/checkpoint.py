@@ -137,7 +137,11 @@ def evaluate_checkpoint(
             "max_new_tokens": config.evaluation.max_new_tokens,
             "versions": versions(("climafuse", "torch", "transformers")),
         }
-        return Transcript(place / f"{name}-{weights[name][:12]}.jsonl", identity)
+        kept = Transcript(place / f"{name}-{weights[name][:12]}.jsonl", identity)
+        if kept.unused:
+            beside = "; ".join(f"{other.name} ({why})" for other, why in kept.unused.items())
+            say(f"note: answers of other evaluations are kept, but not used: {beside}")
+        return kept
 
     others: dict[str, ReadsClimate] = {name: control.read() for name, control in trained_controls.items()}
     with alone(place / ".lock"):

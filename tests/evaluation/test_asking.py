@@ -64,7 +64,7 @@ def one_by_one(monkeypatch):
 
 @pytest.mark.parametrize(
     ("portion", "expected"),
-    [(1, [("a", 1)]), (2, [("a", 2), ("a", 1)]), (100, [("a", 2), ("a", 1), ("b", 1)])],
+    [(1, [("a", 1)]), (2, [("a", 2), ("a", 1), ("b", 1)]), (100, [("a", 2), ("a", 1), ("b", 1)])],
 )
 def test_a_file_remembers(tmp_path, portion, expected, monkeypatch):
     monkeypatch.setattr(asking, "_PORTION", portion)
@@ -78,24 +78,55 @@ def test_a_file_remembers(tmp_path, portion, expected, monkeypatch):
     assert not again.asked
 
 
-def test_of_another_model_nothing_is_remembered(tmp_path):
+def test_of_another_model_nothing_is_remembered_and_nothing_is_lost(tmp_path):
     path = tmp_path / "model.jsonl"
-    Transcript(path, {"weights": 1}).answers(Echo(), ASKS)
+    versions = {"climafuse": "1", "torch": "2"}
+    one = Transcript(path, {"weights": 1, "versions": versions})
+    one.answers(Echo(), ASKS)
+    assert one.path.parent == tmp_path
+    before = one.path.read_bytes()
     model = Echo()
-    assert Transcript(path, {"weights": 2}).answers(model, ASKS) == SAID
+    other = Transcript(path, {"weights": 1, "versions": versions | {"climafuse": "not installed"}})
+    assert other.answers(model, ASKS) == SAID
     assert len(model.asked) == 3
+    assert one.path.read_bytes() == before
+    assert other.unused == {one.path: "climafuse 1, now not installed"}
+    again, model = Transcript(path, {"weights": 1, "versions": versions}), Echo()
+    assert again.answers(model, ASKS) == SAID
+    assert not model.asked
+    assert again.unused == {other.path: "climafuse not installed, now 1"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"identity": 3}', b"\xff", b"[" * 100_000, b"{" * 100_000]
+)
+def test_what_lies_beside_may_hold_anything(tmp_path, content):
+    (tmp_path / "model.jsonl").write_bytes(content + b"\n")
+    (tmp_path / "model-link.jsonl").symlink_to(tmp_path / "model.jsonl")
+    (tmp_path / "model-folder.jsonl").mkdir()
+    (tmp_path / "models.txt").touch()
+    found = Transcript(tmp_path / "model.jsonl", {"weights": 1})
+    assert found.answers(Echo(), ASKS) == SAID
+    assert sorted(path.name for path in found.unused) == [
+        "model-folder.jsonl",
+        "model-link.jsonl",
+        "model.jsonl",
+    ]
+    assert set(found.unused.values()) == {"nothing tells what was asked"}
+    assert (tmp_path / "model.jsonl").read_bytes() == content + b"\n"
 
 
 @pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("cut", [1, 5, 30])
 def test_a_line_that_was_cut_off_is_asked_anew(tmp_path, cut):
     path = tmp_path / "model.jsonl"
-    Transcript(path, {}).answers(Echo(), ASKS)
-    path.write_bytes(path.read_bytes()[:-cut])
+    transcript = Transcript(path, {})
+    transcript.answers(Echo(), ASKS)
+    transcript.path.write_bytes(transcript.path.read_bytes()[:-cut])
     model = Echo()
     assert Transcript(path, {}).answers(model, ASKS) == SAID
     assert len(model.asked) == 1
-    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    assert all(json.loads(line) for line in transcript.path.read_text(encoding="utf-8").splitlines())
     again = Echo()
     Transcript(path, {}).answers(again, ASKS)
     assert not again.asked
@@ -108,10 +139,11 @@ def test_a_line_that_was_cut_off_is_asked_anew(tmp_path, cut):
 )
 def test_what_comes_after_a_damaged_line_is_asked_anew(tmp_path, damage):
     path = tmp_path / "model.jsonl"
-    Transcript(path, {}).answers(Echo(), ASKS)
-    lines = path.read_bytes().split(b"\n")
+    transcript = Transcript(path, {})
+    transcript.answers(Echo(), ASKS)
+    lines = transcript.path.read_bytes().split(b"\n")
     lines[2] = damage  # of three answers the second
-    path.write_bytes(b"\n".join(lines))
+    transcript.path.write_bytes(b"\n".join(lines))
     model = Echo()
     assert Transcript(path, {}).answers(model, ASKS) == SAID
     assert len(model.asked) == 2
@@ -209,12 +241,15 @@ def test_what_is_asked_together_is_a_matter_of_neither_speed_nor_interruption(
     assert Transcript(path).answers(again, MANY) == expected
     assert len(stopped.asked) + len(again.asked) == 600
     # Cut off within a portion, or where something was asked for another reason before.
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) * 2 // 3])
+    file = Transcript(path).path
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 2 // 3])
     assert Transcript(path).answers(Together(), MANY) == expected
     other = tmp_path / "other.jsonl"
-    Transcript(other).answers(Together(), MANY[5::7])
-    assert Transcript(other).answers(Together(), MANY) == expected
+    fewer = Transcript().answers(Together(), MANY[5::7])
+    for _ in range(2):
+        assert Transcript(other).answers(Together(), MANY[5::7]) == fewer
+        assert Transcript(other).answers(Together(), MANY) == expected
 
 
 def test_it_is_told_how_far_it_is_after_each_portion():

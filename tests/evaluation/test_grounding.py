@@ -389,9 +389,9 @@ def test_an_evaluation_that_was_stopped_goes_on(asked_about, tmp_path):
             _evaluate(Stops(), asked_about, transcript=transcript)
         rest = Reader()
         assert _evaluate(rest, asked_about, transcript=transcript).to_dict() == expected
+        again = Reader()
+        assert _evaluate(again, asked_about, transcript=transcript).to_dict() == expected
     assert sum(len(call[1]) for call in rest.calls) == sum(len(call[1]) for call in whole.calls) - 100
-    again = Reader()
-    assert _evaluate(again, asked_about, transcript=transcript).to_dict() == expected
     assert not again.calls
 
 

@@ -750,8 +750,9 @@ def manifest_of_a_backbone(ground: Ground, content: Any) -> Path:
 
 
 def transcript_of(run: Path) -> Path:
-    """What the model of a run has answered, known by its weights."""
-    return run / "evaluation" / f"model-{sha256(run / 'model' / 'model.safetensors')[:12]}.jsonl"
+    """What the model of a run has answered, known by its weights and whatever else its answers depend on."""
+    (path,) = (run / "evaluation").glob(f"model-{sha256(run / 'model' / 'model.safetensors')[:12]}-*.jsonl")
+    return path
 
 
 @attack(
