@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from climafuse.cli.app import app
-from climafuse.evaluation import asking
+from climafuse.evaluation import asking, checkpoint
 from climafuse.evaluation.checkpoint import evaluate_checkpoint
 from climafuse.manifest import read_manifest, write_manifest
 from climafuse.model.inference import Reader
@@ -179,6 +179,25 @@ def test_lesser_evaluations_replace_no_others(place, tmp_path):
     assert record.read_bytes() == kept[record]
     other = json.loads((run / "evaluation" / "other.json").read_text(encoding="utf-8"))
     assert other["training"]["steps"] == int(checkpoint.name.partition("-")[2])
+
+
+def test_answers_of_another_version_are_left_and_not_used(place, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    first = _evaluate(run, "--no-controls", "--questions", 3)
+    assert "not used" not in first.stderr
+    (kept,) = (run / "evaluation").glob("*.jsonl")
+    before = kept.read_bytes()
+    usual = checkpoint.versions
+    monkeypatch.setattr(checkpoint, "versions", lambda names: usual(names) | {"torch": "9.9"})
+    result = _evaluate(run, "--no-controls", "--questions", 3)
+    assert result.exit_code == 3, result.output
+    (note,) = (line for line in result.stderr.splitlines() if "not used" in line)
+    assert kept.name in note
+    assert f"torch {usual(['torch'])['torch']}, now 9.9" in note
+    assert kept.read_bytes() == before
+    assert len(list((run / "evaluation").glob("*.jsonl"))) == 2
 
 
 def test_times_of_training_are_not_asked_about_in_other_files(place, tmp_path):
