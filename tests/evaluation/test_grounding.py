@@ -17,6 +17,7 @@ from climafuse.errors import PairsError
 from climafuse.evaluation import (
     GUESSERS,
     Grounding,
+    Oracle,
     Outcome,
     Question,
     Transcript,
@@ -748,9 +749,13 @@ def test_questions_in_own_words_count_by_what_is_declared_of_them(asked_about):
     questions = [
         Question(number, prompt, key) for number in range(len(windows)) for prompt, key in MEANING.items()
     ]
-    found = evaluate_grounding(OwnWords(), store, windows, questions, history=HISTORY)
+    # A control that answers from facts, as the regressor, is told, too.
+    controls = {"regressor": Oracle()}
+    found = evaluate_grounding(OwnWords(), store, windows, questions, history=HISTORY, controls=controls)
     figures = found.to_dict()
-    assert figures["fact_f1"]["true"] == figures["fact_f1"]["oracle"] == 1.0
+    assert (
+        figures["fact_f1"]["true"] == figures["fact_f1"]["oracle"] == figures["fact_f1"]["regressor"] == 1.0
+    )
     assert figures["fact_f1"]["shown"] == 1.0
     assert figures["conditions"]["blank"]["abstained"] == 1.0
     assert {name: row["abstained"] for name, row in figures["withheld"].items()} == {"t2m": 1.0, "wd10": 1.0}
