@@ -7,20 +7,17 @@ from typing import Any
 from climafuse.data.window import Window
 from climafuse.facts.extract import extract
 from climafuse.facts.kinds import Fact, agrees, rule_of, sources, spoken
-from climafuse.facts.parse import Key, parse
+from climafuse.facts.parse import parse
 from climafuse.facts.phrasing import topic_of
 
 
-def check_facts(
-    text: str, window: Window, *, prompt: str | None = None, key: Key | None = None
-) -> list[dict[str, Any]]:
+def check_facts(text: str, window: Window, *, prompt: str | None = None) -> list[dict[str, Any]]:
     """What a text says, beside the same facts computed from the fields.
 
     Args:
         text: The answer.
         window: The fields it is about.
         prompt: What was asked: a bare value answers it.
-        key: What that asks for, as of `parse`.
 
     Returns:
         One row for each fact in the text: `fact`, `said`, `field` and `exact` (None where the fields do not
@@ -29,7 +26,7 @@ def check_facts(
     exact = {fact.key: fact for fact in extract(window)}
     held = set(window.available())
     rows = []
-    for said in parse(text, prompt, key=key):
+    for said in parse(text, prompt):
         truth = exact.get(said.key)
         if said.kind == "absent":
             is_held = not held.isdisjoint(sources(said.variable))
