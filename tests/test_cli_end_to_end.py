@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from climafuse.data.pairs import Pair, read_pairs, write_pairs
 from climafuse.data.samples import sample_path
 from climafuse.data.sources import open_climate
 from climafuse.errors import BackboneNotFoundError
+from climafuse.model import inference
 from climafuse.model.modeling import ClimateTextForCausalLM
 from tests.training.runs import TIMES, write_climate
 
@@ -504,6 +506,25 @@ def test_attribute_says_where_an_answer_comes_from(place, tmp_path):
     told = runner.invoke(app, [*_attribute(place, *asked, "--prompt", prompt), "--fill", "missing"])
     assert told.exit_code == 0, told.output
     assert "lost without each variable: t2m" in told.stdout
+
+
+@pytest.mark.parametrize(("asked_for", "right"), [("salinity", True), ("temperature", False)])
+def test_attribute_and_infer_judge_an_abstention_alike(place, monkeypatch, asked_for, right):
+    """What the fields do not hold is rightly said not to be given."""
+    given = inference.answer
+
+    def abstains(*args, **options):
+        return dataclasses.replace(given(*args, **options), text="That is not given.")
+
+    monkeypatch.setattr(inference, "answer", abstains)
+    asked = ("--climate", place / "fields.nc", "--time", LAST, "--location", "48.9,2.3")
+    result = runner.invoke(
+        app, [*_attribute(place, *asked, "--prompt", f"What is the {asked_for}?"), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["facts"]
+    assert (row["said"], row["right"]) == ("absent", right)
+    assert row["field"] == ("absent" if right else "given")
 
 
 def test_attribute_counts_planted_signals(place, tmp_path):

@@ -192,7 +192,8 @@ def _attributed(
     from climafuse.data.times import format_time
     from climafuse.evaluation.attribution import attention, occlusion
     from climafuse.evaluation.value_tokens import value_tokens
-    from climafuse.facts import compare, extract
+    from climafuse.facts import compare
+    from climafuse.facts.check import exact_facts
 
     window = found.window
     asked = window, found.prompt, found.text, fact
@@ -201,7 +202,7 @@ def _attributed(
     row: dict[str, Any] = {"fact": None, "said": None, "field": None, "right": None, "exact": None}
     truth: Fact | None = None
     if fact is not None:
-        truth = next((one for one in extract(window) if one.key == fact.key), None)
+        (truth,) = exact_facts([fact], window)
         row = compare(fact, truth)
     row["words"] = [reader.processor.tokenizer.decode([tokens[place]]) for place in words]
     row["attention"] = looked and {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from climafuse.data.window import Window
@@ -23,16 +24,27 @@ def check_facts(text: str, window: Window, *, prompt: str | None = None) -> list
         One row for each fact in the text: `fact`, `said`, `field` and `exact` (None where the fields do not
         tell), and `right` (None where it cannot be told).
     """
-    exact = {fact.key: fact for fact in extract(window)}
+    facts = parse(text, prompt)
+    return [compare(said, truth) for said, truth in zip(facts, exact_facts(facts, window), strict=True)]
+
+
+def exact_facts(facts: Sequence[Fact], window: Window) -> list[Fact | None]:
+    """What the fields say of the same: values, and of what is said to be absent, whether it is.
+
+    Args:
+        facts: Read from a text.
+        window: The fields it is about.
+
+    Returns:
+        One for each; None where the fields do not tell.
+    """
+    exact = {fact.key: fact for fact in extract(window)} if facts else {}
     held = set(window.available())
-    rows = []
-    for said in parse(text, prompt):
-        truth = exact.get(said.key)
-        if said.kind == "absent":
-            is_held = not held.isdisjoint(sources(said.variable))
-            truth = Fact("absent", said.variable, "given" if is_held else "absent")
-        rows.append(compare(said, truth))
-    return rows
+
+    def presence(variable: str) -> Fact:
+        return Fact("absent", variable, "absent" if held.isdisjoint(sources(variable)) else "given")
+
+    return [presence(fact.variable) if fact.kind == "absent" else exact.get(fact.key) for fact in facts]
 
 
 def compare(said: Fact, truth: Fact | None) -> dict[str, Any]:

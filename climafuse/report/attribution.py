@@ -10,7 +10,7 @@ import numpy as np
 
 from climafuse.data.window import Window
 from climafuse.evaluation.attribution import Attention, Occlusion
-from climafuse.facts import Fact, agrees, extract, sources
+from climafuse.facts import Fact, agrees, extract, sources, window_box
 from climafuse.report.maps import Layer, draw_map, drawn_variables
 
 _COLORS = {True: "#2e8b57", False: "#c0392b", None: "#8a94a0"}
@@ -55,19 +55,22 @@ class Marks:
     Args:
         star: Latitude and longitude, in degrees, where the fields have what was asked for.
         cross: Likewise, where the answer puts it instead.
+        is_beyond: The answer puts it where the maps do not reach.
     """
 
     star: tuple[float, float] | None = None
     cross: tuple[float, float] | None = None
+    is_beyond: bool = False
 
     @property
     def words(self) -> str:
         """What they are; "" where there is none."""
         named = (
-            ("the star is where the fields have it", self.star),
-            ("the cross where the answer puts it", self.cross),
+            ("the star is where the fields have it", self.star is not None),
+            ("the cross where the answer puts it", self.cross is not None),
+            ("the answer puts it outside this map", self.is_beyond),
         )
-        return ", ".join(words for words, place in named if place is not None)
+        return ", ".join(words for words, holds in named if holds)
 
 
 def marks_of(window: Window, truth: Fact, said: Sequence[Fact]) -> Marks:
@@ -79,10 +82,16 @@ def marks_of(window: Window, truth: Fact, said: Sequence[Fact]) -> Marks:
         said: What the answer states.
     """
     stated = next((fact for fact in said if fact.key == truth.key), None)
-    cross = None
-    if stated is not None and isinstance(stated.value, tuple) and not agrees(stated, truth):
-        cross = stated.value
-    return Marks(_place_of(window, truth), cross)
+    star = _place_of(window, truth)
+    if stated is None or not isinstance(stated.value, tuple) or agrees(stated, truth):
+        return Marks(star)
+    return Marks(star, stated.value) if _holds(window, stated.value) else Marks(star, is_beyond=True)
+
+
+def _holds(window: Window, place: tuple[float, float]) -> bool:
+    box = window_box(window)
+    east = (place[1] - box.longitude + 180) % 360 - 180
+    return abs(place[0] - box.latitude) <= box.height / 2 and abs(east) <= box.width / 2
 
 
 def _place_of(window: Window, fact: Fact) -> tuple[float, float] | None:

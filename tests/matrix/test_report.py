@@ -219,6 +219,13 @@ def test_it_prints(cell, opened, tmp_path):
     # Nothing is cut off at the edge of an A4 page: 210 mm less the margins of 14 mm, at 96 dots an inch.
     page.set_viewport_size({"width": 688, "height": 1000})
     assert page.evaluate("document.documentElement.scrollWidth") <= 688
+    # No unit is broken: "hP" and "a" below it, or two lines of "m"., however narrow the column.
+    page.set_viewport_size({"width": 480, "height": 1000})
+    heights = "[...document.querySelectorAll('.unit')].map(e => { const r = document.createRange();"
+    heights += " r.selectNodeContents(e); return new Set([...r.getClientRects()].map(b => b.top)).size; })"
+    lines = page.evaluate(heights)
+    assert len(lines) > 3
+    assert max(lines) == 1
 
 
 def test_it_can_be_read_with_a_keyboard(cell, opened):

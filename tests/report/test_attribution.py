@@ -139,6 +139,11 @@ def test_marks_are_where_the_fields_have_it_and_where_the_answer_puts_it():
     far = _fact("maximum_position", (44.0, 2.0))
     assert marks_of(window, truth, [far]) == Marks(truth.value, (44.0, 2.0))
     assert "cross where the answer puts it" in marks_of(window, truth, [far]).words
+    # What no map shows is not spoken of as if it did.
+    for place in [(44.0, 60.0), (10.0, 2.0)]:
+        beyond = marks_of(window, truth, [_fact("maximum_position", place)])
+        assert beyond == Marks(truth.value, is_beyond=True)
+        assert beyond.words == "the star is where the fields have it, the answer puts it outside this map"
     # The highest value has a place, though nobody asked for it; a mean has none.
     assert marks_of(window, _fact("maximum", 50.0), [_fact("maximum", 3.0)]) == Marks(truth.value)
     assert marks_of(window, _fact("mean", 47.0), [_fact("mean", 3.0)]) == Marks()
