@@ -8,8 +8,8 @@
   own control "text_only", which sees no field.
 
 All three must be called not grounded, and the exit code is that of `climafuse evaluate` for such a model, 3. It is 1 if
-one of them passes for grounded. What was trained and answered is kept in --output and beside the run: a second start
-goes on.
+one of them passes for grounded, or if there are too few questions to tell. What was trained and answered is kept in
+--output and beside the run: a second start goes on.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = evaluate_checkpoint(model, controls=controls, num_questions=options.questions, say=say)
         records[name] = found.record
     show(records)
-    return 1 if any(record["verdict"]["grounded"] for record in records.values()) else NOT_GROUNDED
+    return NOT_GROUNDED if all(record["verdict"]["grounded"] is False for record in records.values()) else 1
 
 
 def cut(folder: Path, destination: Path) -> Path:
@@ -151,7 +151,7 @@ def show(records: dict[str, Any]) -> None:
         scores = [record["fact_f1"].get(key) for key in SHOWN]
         print(f"{name:10}" + "".join(f"{'–' if score is None else f'{score:.3f}':>11}" for score in scores))
     for name, record in records.items():
-        print(f"\n{name}: {'GROUNDED' if record['verdict']['grounded'] else 'not grounded'}")
+        print(f"\n{name}: {record['verdict']['words']}")
         for check in record["verdict"]["checks"]:
             if check["passed"] is False:
                 print(f"  {check['name']}: {check['value']:.3f}; {check['meaning']}")

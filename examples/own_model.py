@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for check in figures["verdict"]["checks"]:
         if check["passed"] is not None:
             print(f"{check['name']:20s} {'passes' if check['passed'] else 'fails'}: {check['meaning']}")
-    print("grounded" if figures["verdict"]["grounded"] else "not grounded")
+    print(figures["verdict"]["words"])
     return figures
 
 

@@ -122,16 +122,14 @@ def test_models_that_do_not_look_are_caught(
         "training.steps=2",
         "data.train_windows=8",
         "data.validation_windows=4",
-        "data.test_windows=4",
+        "data.test_windows=12",
         "data.box_degrees=[8, 8]",
     ]
     folder = Path(run(load_config(None, settings))["model"])
 
-    assert (
-        caught.main([str(tmp_path / "run"), f"--output={tmp_path}/out", "--steps=2", "--questions=18"]) == 3
-    )
+    assert caught.main([str(tmp_path / "run"), f"--output={tmp_path}/out", "--steps=2"]) == 3
     printed = capsys.readouterr().out
-    assert re.findall(r"^(\w+): not grounded$", printed, re.MULTILINE) == ["cut", "memory", "leak"]
+    assert re.findall(r"^(\w+): not grounded", printed, re.MULTILINE) == ["cut", "memory", "leak"]
     leaked = list(read_pairs(tmp_path / "out" / "leak" / "pairs.jsonl"))
     assert all(pair.prompt.endswith(pair.text) and pair.facts for pair in leaked)
 
@@ -143,7 +141,7 @@ def test_models_that_do_not_look_are_caught(
     for name, weight in before.items():
         assert torch.equal(after[name], torch.zeros_like(weight) if name.endswith("gate") else weight), name
     assert any(name.endswith("gate") and weight.any() for name, weight in before.items())
-    figures = json.loads((tmp_path / "out" / "cut" / "evaluation" / "other.json").read_text())
+    figures = json.loads((tmp_path / "out" / "cut" / "evaluation" / "evaluation.json").read_text())
     assert figures["data"]["unseen"] is True  # closed gates have learned from the same times
     losses = {
         row["token_loss"] for name, row in figures["conditions"].items() if name in ("true", "shuffled")
@@ -526,7 +524,7 @@ def test_own_model_is_told_of_the_fields_and_judged(
     assert figures["num_windows"] == 12
     assert figures["fact_f1"]["oracle"] == 1.0
     assert not figures["verdict"]["grounded"]  # a tiny random model
-    assert "not grounded" in capsys.readouterr().out
+    assert figures["verdict"]["words"] in capsys.readouterr().out
     # What it is told is what the fields say.
     rng = np.random.default_rng(0)
     time = np.datetime64("2026-03-25T12:00") + np.arange(2) * np.timedelta64(8, "h")

@@ -8,23 +8,26 @@ from typing import Any
 from climafuse.data.window import Window
 from climafuse.facts.extract import extract
 from climafuse.facts.kinds import Fact, agrees, rule_of, sources, spoken
-from climafuse.facts.parse import parse
+from climafuse.facts.parse import Key, parse
 from climafuse.facts.phrasing import topic_of
 
 
-def check_facts(text: str, window: Window, *, prompt: str | None = None) -> list[dict[str, Any]]:
+def check_facts(
+    text: str, window: Window, *, prompt: str | None = None, key: Key | None = None
+) -> list[dict[str, Any]]:
     """What a text says, beside the same facts computed from the fields.
 
     Args:
         text: The answer.
         window: The fields it is about.
         prompt: What was asked: a bare value answers it.
+        key: The fact asked for, where it is known otherwise than by the prompt's words.
 
     Returns:
         One row for each fact in the text: `fact`, `said`, `field` and `exact` (None where the fields do not
         tell), and `right` (None where it cannot be told).
     """
-    facts = parse(text, prompt)
+    facts = parse(text, prompt, key=key)
     return [compare(said, truth) for said, truth in zip(facts, exact_facts(facts, window), strict=True)]
 
 

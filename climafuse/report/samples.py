@@ -282,7 +282,7 @@ def make_card(
 
 def _checks(answer: str, prompt: str, truth: Fact, window: Window | None) -> list[dict[str, Any]]:
     if window is not None:
-        return check_facts(answer, window, prompt=prompt)
+        return check_facts(answer, window, prompt=prompt, key=truth.key)
     stated = parse(answer, prompt, key=truth.key)
     return [compare(said, truth if said.key == truth.key else None) for said in stated]
 
