@@ -228,7 +228,7 @@ def _verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             answer: [
                 text(name, 40).replace("_", " ") for name, row in read if table(row).get("read") is answer
             ]
-            for answer in (True, False)
+            for answer in (True, False, None)
         },
         "checks": checks[:MOST_ROWS],
         "tiles": tiles if any(tile["value"] is not None for tile in tiles) else [],

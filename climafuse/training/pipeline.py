@@ -330,9 +330,8 @@ def make_trainer(setup: Run, *, spent: float = 0.0, progress: bool = True) -> Cl
         )
 
     splits = {"train": setup.train, "validation": setup.validation}
-    with suppress(
-        ClimafuseError
-    ):  # there may be no test times, or no texts about them: nothing is asked then
+    # There may be no test times, or no texts about them: nothing is asked then.
+    with suppress(ClimafuseError):
         splits["test"] = make_examples(setup.store, "test", setup.config)
     content = {"the content of the backbone": setup.model.backbone_identity["content_hash"]}
     trained_on = describe(setup.store, splits, **content)

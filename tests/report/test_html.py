@@ -86,6 +86,18 @@ def test_the_verdict_is_first(page):
         assert row(page.text, label, value, f"{low} to {high}")
 
 
+def test_the_verdict_says_what_is_read_what_is_not_and_what_cannot_be_told():
+    verdict = {
+        "grounded": False,
+        "words": "not grounded",
+        "variables": {"t2m": {"read": True}, "msl": {"read": False}},
+        "kinds": {"mean": {"read": True}, "maximum_position": {"read": False}, "event": {"read": None}},
+    }
+    words = Page(render(record(evaluation=evaluation(verdict=verdict)))).words
+    assert "answers follow the field shown: t2m, mean. They do not: msl, maximum position. " in words
+    assert "Not to be told, by so few questions: event." in words
+
+
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
