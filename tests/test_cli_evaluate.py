@@ -342,6 +342,15 @@ def _record(run, name):
     return json.loads((run / "evaluation" / name).read_text(encoding="utf-8"))
 
 
+def _knows_what_it_has_seen(result):
+    """Of a file that was cut to times of training and validation, none is asked about."""
+    assert result.exit_code == 2, result.output
+    assert (
+        "not those of the run, whose train times were others: 2026-03-01T00:00 to 2026-03-06" in result.stderr
+    )
+    assert "none of them such" in result.stderr
+
+
 def _prolonged(fields):
     """The same fields, and the same again ten days later: 40 half days, the last of them for testing."""
     later = fields.assign_coords(time=fields["time"] + (fields["time"][-1] - fields["time"][0]))
@@ -352,11 +361,7 @@ def test_a_file_cut_short_is_not_asked_about_times_that_the_best_step_was_chosen
     run, fields = own
     _change(fields, lambda before: before.isel(time=slice(None, 15)))
     result = _evaluate(run, "--no-controls")
-    assert result.exit_code == 2, result.output
-    assert (
-        "not those of the run, whose train times were others: 2026-03-01T00:00 to 2026-03-06" in result.stderr
-    )
-    assert "none of them such" in result.stderr
+    _knows_what_it_has_seen(result)
     assert _kept(run) == set()
 
 
@@ -451,11 +456,7 @@ def test_a_model_knows_its_training_times_wherever_it_is(own, tmp_path, kept):
     model = kept(run, tmp_path)
     _change(fields, lambda before: before.isel(time=slice(None, 11)))
     result = _evaluate(model, "--no-controls")
-    assert result.exit_code == 2, result.output
-    assert (
-        "not those of the run, whose train times were others: 2026-03-01T00:00 to 2026-03-06" in result.stderr
-    )
-    assert "none of them such" in result.stderr
+    _knows_what_it_has_seen(result)
 
 
 def test_where_nothing_tells_what_was_in_training_nothing_is_claimed(own):

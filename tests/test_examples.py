@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,27 @@ def test_models_that_do_not_look_are_caught(
         row["token_loss"] for name, row in figures["conditions"].items() if name in ("true", "shuffled")
     }
     assert len(losses) == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "code"), [(False, 3), (None, 1), (True, 1)], ids=["caught", "cannot be told", "grounded"]
+)
+def test_only_who_is_called_not_grounded_is_caught(
+    last: bool | None, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caught = example("caught")
+    verdicts = iter([False, False, last])
+
+    def evaluated(*_: object, **__: object) -> SimpleNamespace:
+        verdict = {"grounded": next(verdicts), "words": "", "checks": []}
+        return SimpleNamespace(record={"verdict": verdict, "fact_f1": {}})
+
+    monkeypatch.setattr(caught, "evaluate_checkpoint", evaluated)
+    monkeypatch.setattr(caught, "load_config", lambda path: None)
+    monkeypatch.setattr(caught, "model_folder", lambda run: run)
+    for name in ("cut", "memory", "leak"):
+        monkeypatch.setattr(caught, name, lambda *_: tmp_path)
+    assert caught.main([str(tmp_path)]) == code
 
 
 def test_own_pairs_are_written_trained_on_and_asked_for(backbone: str, tmp_path: Path) -> None:

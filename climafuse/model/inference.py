@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -84,7 +84,7 @@ class Reader:
             (window, self.processor.encode(prompt, None)[0])
             for window, prompt in zip(of, prompts, strict=True)
         ]
-        self._check_length(text for _, text in asked)
+        self.model.check_length(max(len(text) for _, text in asked), "prompts")
         said: dict[tuple[int, Tokens], list[int]] = {}
         total = len(set(asked))
         decode = greedy_words if decodes_greedily(self.model) else generated_words
@@ -137,7 +137,7 @@ class Reader:
             return []
         of = self._windows_of(len(prompts), len(windows), index)
         texts = [self.processor.encode(*pair) for pair in zip(prompts, answers, strict=True)]
-        self._check_length(text for text, _ in texts)
+        self.model.check_length(max(len(text) for text, _ in texts), "prompts and answers")
         asked = list(zip(of, texts, strict=True))
         found: dict[tuple[int, tuple[Tokens, int]], tuple[np.ndarray, np.ndarray]] = {}
         total = len(set(asked))
@@ -160,9 +160,6 @@ class Reader:
         given = None if index is None else torch.as_tensor(index)
         check_rows(num_texts, num_windows, given)
         return list(range(num_texts)) if given is None else cast("list[int]", given.tolist())
-
-    def _check_length(self, texts: Iterable[Tokens]) -> None:
-        self.model.check_length(max(map(len, texts)))
 
     @torch.no_grad()
     def _encoded(

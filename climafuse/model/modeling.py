@@ -509,10 +509,14 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         return ClimateTextOutput(loss=total / count, logits=logits, climate_mask=climate.mask)
 
-    def check_length(self, num_tokens: int) -> None:
+    def check_length(self, num_tokens: int, argument: str = "input_ids") -> None:
         """Refuse texts of more tokens than the backbone has positions, those of soft tokens before them included.
 
         Beyond them some models fail in the midst of a sum, and others say something that they never learned to say.
+
+        Args:
+            num_tokens: Of the longest text.
+            argument: Whose texts they are, for the error.
 
         Raises:
             ModelInputError: There are more.
@@ -521,7 +525,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         positions: int = getattr(self.config.get_text_config(), "max_position_embeddings", None) or -1
         if 0 < positions < num_tokens + self.num_soft_tokens:
             raise ModelInputError(
-                "input_ids",
+                argument,
                 expected=f"texts of at most {positions - self.num_soft_tokens} tokens, for which "
                 f"{type(self.backbone).__name__} has positions",
                 received=f"{num_tokens} tokens",

@@ -231,16 +231,17 @@ def _encode(
                 received=f"{type(error).__name__}: {error}",
                 remedy="Use the template that belongs to the model, or none.",
             ) from error
-        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        # Silent about long texts: the model refuses what is too long for it (`check_length`).
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         lead = ""
     else:
-        tokens = tokenizer(f"Question: {prompt}\nAnswer:").input_ids
+        tokens = tokenizer(f"Question: {prompt}\nAnswer:", verbose=False).input_ids
         if tokens[-1] == tokenizer.eos_token_id:  # some tokenizers end every text, this one goes on
             tokens = tokens[:-1]
         lead = " "
     length = len(tokens)
     if answer is not None:
-        tokens = tokens + tokenizer(lead + answer, add_special_tokens=False).input_ids
+        tokens = tokens + tokenizer(lead + answer, add_special_tokens=False, verbose=False).input_ids
         tokens = [*tokens, tokenizer.eos_token_id]
     return tuple(tokens), length
 

@@ -229,7 +229,7 @@ def assemble(config: RunConfig, *, backbone: LoadedBackbone | None = None, say: 
     settings = config.training
     encoded = [processor.encode(prompt, answer) for prompt, answer in train.texts()]
     others = (processor.encode(prompt, answer) for prompt, answer in validation.texts())
-    model.check_length(max(len(tokens) for tokens, _ in (*encoded, *others)))
+    model.check_length(max(len(tokens) for tokens, _ in (*encoded, *others)), "texts")
     thinning = None
     if settings.labels_decided_by_words < 1:
         thinning = LabelThinning(encoded, kept=settings.labels_decided_by_words, seed=settings.seed)

@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_refused(sites: Any) -> None:
         reader.answer(WINDOWS, ["Wind?"], index=[4])
     with pytest.raises(ModelInputError, match="climate_index"):
         reader.answer(WINDOWS, ["Wind?"], index=[0, 1])
-    with pytest.raises(ModelInputError, match="texts of at most 256 tokens"):
+    with pytest.raises(ModelInputError, match=r"^prompts: expected texts of at most 256 tokens"):
         reader.answer(WINDOWS[:1], ["Wind? " * 200])
     with pytest.raises(ModelInputError, match="one for each of 1 prompts"):
         reader.score(WINDOWS[:1], ["Wind?"], [])
