@@ -106,6 +106,7 @@ def print_evaluation(record: Mapping[str, Any]) -> None:
     _print_kinds(record["conditions"])
     _print_withheld(record["withheld"])
     _print_abstention(record["abstention"])
+    _print_left_out(record["num_left_out"])
     _print_polling(record["polling"])
     _print_verdict(record["verdict"])
 
@@ -219,6 +220,11 @@ def _print_abstention(abstention: Mapping[str, Any]) -> None:
         f"questions ({reasons});\nanswerable: abstains in {_figure(abstention['false_abstentions'])} of "
         f"{abstention['num_answerable']}"
     )
+
+
+def _print_left_out(num_left_out: int) -> None:
+    if num_left_out:
+        typer.echo(f"not asked: {num_left_out} questions to which the fields do not tell the answer")
 
 
 def _print_polling(polling: Mapping[str, Any]) -> None:

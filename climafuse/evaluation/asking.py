@@ -26,6 +26,7 @@ import numpy as np
 
 from climafuse.data.window import Window
 from climafuse.errors import OutputError, UsageError
+from climafuse.facts.parse import Key
 
 T = TypeVar("T")
 _MOST = 2**40  # nats, tokens or bytes of a text
@@ -76,11 +77,13 @@ class Ask:
         window: What is shown.
         prompt: What is asked.
         answer: The right words, whose likelihood is wanted; "" where they are not.
+        subject: What the prompt asks for, where the model is told that.
     """
 
     window: Window
     prompt: str
     answer: str = ""
+    subject: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class Transcript:
             windows, index = _distinct([ask.window for ask in part], key=id)
             return model.answer(windows, [ask.prompt for ask in part], index=index)
 
-        keys = [_key("answer", ask.window, ask.prompt) for ask in asks]
+        keys = [_key("answer", ask.window, ask.prompt, *map(repr, ask.subject)) for ask in asks]
         return self._fill(keys, asks, say, _is_answer, progress)
 
     def likelihoods(
@@ -174,7 +177,7 @@ class Transcript:
                 windows, [ask.prompt for ask in part], [ask.answer for ask in part], index=index
             )
             return [
-                (-float(s.log_probabilities.sum()), len(s.right), int(s.right.sum()), s.num_bytes)
+                (-float(s.log_probabilities.sum()), len(s.right), int(s.right.sum()), int(s.num_bytes))
                 for s in scores
             ]
 

@@ -24,7 +24,7 @@ from climafuse.evaluation.oracle import Oracle
 from climafuse.evaluation.polling import count_poll, make_polls
 from climafuse.evaluation.questions import FactTables, Key, Question, questions_of, truths
 from climafuse.evaluation.statistics import NO_FLOOR, Interval, difference, fact_counts, fact_f1, interval
-from climafuse.evaluation.subjects import IsToldSubjects, Subjects
+from climafuse.evaluation.subjects import Subjects, is_told_subjects
 from climafuse.evaluation.verdict import CHECKS, Difference, Reading, verdict
 from climafuse.evaluation.views import CONDITIONS, View, make_views
 from climafuse.facts import (
@@ -134,6 +134,8 @@ class Grounding:
         abstention: Why there is no answer → questions asked, and how many were answered so.
         polls: Strategy → figures of `count_poll`.
         samples: Answers with the true field.
+        num_left_out: Questions that were given and not asked: the fields do not tell the answer, or tell what the
+            question takes for missing.
         floor: Correlation lengths of the fields, which blocks are at least as long as.
     """
 
@@ -145,6 +147,7 @@ class Grounding:
     abstention: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     polls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
+    num_left_out: int = 0
     floor: Scales = NO_FLOOR
 
     @property
@@ -215,7 +218,17 @@ class Grounding:
     @cached_property
     def verdict(self) -> dict[str, Any]:
         """Whether the model is grounded, and the checks."""
-        return verdict(self.differences, variables=self._readings(1), kinds=self._readings(0))
+        return verdict(
+            {
+                check.name: self._difference(*check.name, self.telling)
+                if check.is_of_swap
+                else self.differences[check.name]
+                for check in CHECKS
+            },
+            best_guess=self.score(self.prior).f1,
+            variables=self._readings(1),
+            kinds=self._readings(0),
+        )
 
     def _readings(self, part: int) -> dict[str, Reading]:
         """How each kind (part 0 of a key) or variable (part 1) is read: swapped values are followed, or not."""
@@ -228,9 +241,9 @@ class Grounding:
             pair = self._paired("shown", "shuffled", chosen)
             shown, shuffled = (sum(filter(None, counts), Statistic()) for counts in pair)
             num_questions = sum(counts is not None for counts in pair[0])
-            if num_questions:
-                found = self._difference("shown", "shuffled", chosen)
-                readings[str(name)] = Reading(num_questions, metrics(shown).f1, metrics(shuffled).f1, found)
+            figures = [_number(metrics(counts).f1) for counts in (shown, shuffled)]
+            found = self._difference("shown", "shuffled", chosen)
+            readings[str(name)] = Reading(num_questions, figures[0], figures[1], found)
         return readings
 
     def to_dict(self) -> dict[str, Any]:
@@ -247,6 +260,7 @@ class Grounding:
             "best_guesser": self.prior,
             "num_windows": len(self.windows),
             "num_questions": self.score("true").num_referenced,
+            "num_left_out": self.num_left_out,
             "conditions": {shown: self._condition(name) for shown, name in names.items()},
             "withheld": {
                 variable: {
@@ -387,20 +401,28 @@ def evaluate_grounding(
     Raises:
         PairsError: No question asks for a fact.
     """
-    answerable = [question for question in questions if question.key[0] != "absent"]
+    tables = FactTables()
+    true: View = [*windows]
+    told = [
+        question
+        for question, fact in zip(questions, truths(true, questions, tables), strict=True)
+        if fact is not None and (fact.kind != "absent" or not _holds(windows[question.window], question))
+    ]
+    answerable = [question for question in told if question.key[0] != "absent"]
     if not answerable:
         raise PairsError(
             "questions",
-            expected="at least one that asks for one fact of the fields",
+            expected="at least one that asks for one fact which the fields tell",
             received=f"{len(questions)} questions, none of them such",
-            remedy="Raise test_windows or questions_per_window, or lower the shares of bulletins and abstentions.",
+            remedy="Ask about variables and kinds of fact of these fields: raise test_windows or questions_per_window, "
+            "or lower the shares of bulletins and abstentions.",
         )
     kinds = sorted({question.key[0] for question in answerable})
     memories = remember(store, windows, answerable, history=history)
     views = make_views(windows, steps, store, memories, seed=seed)
     conditions = CONDITIONS
     hidden: dict[str, tuple[View, list[Question], list[Question]]] = {}
-    unanswerable = [question for question in questions if question.key[0] == "absent"]
+    unanswerable = [question for question in told if question.key[0] == "absent"]
     polls: dict[str, list[Question]] = {}
     if thorough:
         hidden = _hide(windows, answerable)
@@ -411,10 +433,10 @@ def evaluate_grounding(
         conditions = {name: row for name, row in CONDITIONS.items() if row.view in QUICK}
         views = {name: view for name, view in views.items() if name in QUICK}
 
-    subjects = Subjects((question.prompt, question.key) for question in questions)
-    for told in (model, *(controls or {}).values()):
-        if isinstance(told, IsToldSubjects):
-            told.subjects = subjects
+    subjects = Subjects((question.prompt, question.key) for question in told)
+    for asked in (model, *(controls or {}).values()):
+        if is_told_subjects(asked):
+            asked.subjects = subjects
     ask = _Interview(model, transcript("model") if transcript else Transcript())
     for view in views.values():
         ask.add(view, answerable)
@@ -425,14 +447,11 @@ def evaluate_grounding(
         ask.add([*windows], poll)
     ask.all(progress("questions") if progress else None)
 
-    tables = FactTables()
-
     def count(
         stated: Stated, asked: Sequence[Question], view: View, reference: View, **options: bool
     ) -> Outcome:
         return _count(stated, asked, view, reference, tables, **options)
 
-    true: View = [*windows]
     outcomes = {
         name: count(
             ask.stated(views[condition.view], answerable),
@@ -513,6 +532,7 @@ def evaluate_grounding(
             for question, text, truth in zip(answerable, ask.texts(true, answerable), real, strict=True)
             if truth is not None
         ],
+        num_left_out=len(questions) - len(told),
         floor=field_scales(store),
     )
 
@@ -523,6 +543,7 @@ class _Interview:
     def __init__(self, model: ReadsClimate, transcript: Transcript) -> None:
         self._model = model
         self._transcript = transcript
+        self._subjects = model.subjects if is_told_subjects(model) else None
         self._asks: list[Ask] = []
         self._hidden: dict[tuple[int, tuple[str, ...]], Window] = {}
 
@@ -563,7 +584,9 @@ class _Interview:
         for question in questions:
             window = view[question.window]
             if window is not None:
-                asks.append(Ask(self._without(window, question.withheld), question.prompt))
+                shown = self._without(window, question.withheld)
+                subject = () if self._subjects is None else self._subjects[question.prompt]
+                asks.append(Ask(shown, question.prompt, subject=subject))
         return asks
 
     def _without(self, window: Window, withheld: tuple[str, ...]) -> Window:
@@ -611,6 +634,11 @@ def _untrained(windows: Sequence[Window], kinds: Sequence[str], seed: int) -> li
         Question(number, prompt, ("absent", name, ()), answer=answer)
         for number, (name, (prompt, answer)) in enumerate(zip(chosen, texts, strict=True))
     ]
+
+
+def _holds(window: Window, question: Question) -> bool:
+    """Whether a field holds what a question takes for missing."""
+    return set(sources(question.key[1])) <= _left(window, question)
 
 
 def _is_unseen(question: Question) -> bool:

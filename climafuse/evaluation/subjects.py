@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 from climafuse.facts import asked
 from climafuse.facts.parse import Key, named
@@ -53,8 +53,12 @@ class Subjects:
         return () if variable is None else (("absent", variable, ()),)
 
 
-@runtime_checkable
 class IsToldSubjects(Protocol):
     """What answers from facts, and is told what the questions of an evaluation ask for."""
 
     subjects: Subjects
+
+
+def is_told_subjects(model: object) -> TypeGuard[IsToldSubjects]:
+    """Whether a model is one of these; others may have something of that name that is their own."""
+    return isinstance(getattr(model, "subjects", None), Subjects)

@@ -5,6 +5,10 @@ fails where the first is no higher, or the whole interval below `MARGIN`. What l
 samples; nor does anything of fewer than `FEWEST` windows. Where no interval can be claimed, the difference must be at
 least `MARGIN`.
 
+What is said under swapped values tells something only where the swap changes the right answer: checks of it are of
+these questions. And where the best guesser lacks less than `MARGIN` of being always right, who reads cannot be much
+better than who does not: a check against what has no field then fails only if the model is worse.
+
 Beside the checks of all facts together, each variable and each kind of fact is looked at by itself: a model that reads
 one of them and remembers the others is not grounded. Of its questions, only those tell anything whose right answer the
 swap of values changes. Of these, who reads has all right against the field shown and none against the original, however
@@ -12,10 +16,10 @@ seldom it rains; who does not read has as many right of the one as of the other,
 where an interval of the difference of the two lies beyond zero, and not read where the difference is not above zero
 or the whole interval below `HALF`. Where no interval can be claimed, the difference must be at least that. What lies
 between cannot be told. One with fewer than `FEWEST` such questions or windows is not judged: the verdict names it and
-rests on the others.
+rests on the others, which must have at least `HALF` of these questions.
 
-A model is called grounded if checks were made, all pass, and all that is judged is read; not grounded if one fails or
-is not read; else it cannot be told.
+A model is called grounded if checks were made, all pass, and all that is judged is read, and is enough; not grounded if
+one fails or is not read; else it cannot be told.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MARGIN = 0.1  # of fact F1
-HALF = 0.5  # of fact F1, of questions whose answer the swap changes: between who reads and who does not
+HALF = 0.5  # of fact F1, of questions whose answer the swap changes: between who reads and who does not; and of these
 FEWEST = 10  # windows, and questions about a variable or of a kind, that tell anything
 
 
@@ -61,6 +65,14 @@ class Difference:
             return True
         return None if self.interval[1] >= margin else False
 
+    @property
+    def is_negative(self) -> bool | None:
+        """Whether the first is lower; None as of `is_positive`."""
+        if self.value is None:
+            return None
+        turned = None if self.interval is None else (-self.interval[1], -self.interval[0])
+        return Difference(-self.value, self.num_windows, turned, self.p).is_positive()
+
 
 @dataclass(frozen=True)
 class Check:
@@ -76,6 +88,11 @@ class Check:
     meaning: str
     failure: str
 
+    @property
+    def is_of_swap(self) -> bool:
+        """Whether it is of questions only whose right answer the swap of values changes."""
+        return "shuffled" in self.name
+
 
 CHECKS = (
     Check(
@@ -85,12 +102,12 @@ CHECKS = (
     ),
     Check(
         ("true", "shuffled"),
-        "its words change with the values of the field",
+        "where the values of the field change the answer, its words change",
         "its words are the same whatever the field holds: the answer comes from the question or from memory",
     ),
     Check(
         ("shown", "shuffled"),
-        "its words follow the field that it is shown",
+        "and they follow the field that it is shown",
         "its words do not follow the field that it is shown",
     ),
     Check(
@@ -117,14 +134,14 @@ class Reading:
 
     Args:
         num_questions: Of these.
-        shown: F1 against the field shown.
-        shuffled: F1 against the original.
+        shown: F1 against the field shown; None where there are none.
+        shuffled: F1 against the original; likewise.
         difference: Of the two.
     """
 
     num_questions: int
-    shown: float
-    shuffled: float
+    shown: float | None
+    shuffled: float | None
     difference: Difference
 
     @property
@@ -141,14 +158,17 @@ class Reading:
 def verdict(
     differences: Mapping[tuple[str, str], Difference],
     *,
+    best_guess: float = 0.0,
     variables: Mapping[str, Reading] | None = None,
     kinds: Mapping[str, Reading] | None = None,
 ) -> dict[str, Any]:
     """Judge by the differences.
 
     Args:
-        differences: (one, other) → how much higher the one is.
-        variables: Variable → how it is read.
+        differences: (one, other) → how much higher the one is; of a check of the swap, on the questions whose right
+            answer it changes.
+        best_guess: Fact F1 of the best guesser.
+        variables: Variable → how it is read; None where that was not looked at.
         kinds: Kind of fact → likewise.
 
     Returns:
@@ -157,12 +177,23 @@ def verdict(
         `limit`, `interval`, `meaning`; `variables` and `kinds`: name → `num_questions`, `shown`, `shuffled`,
         `interval` (of the difference), `judged` (False with too few questions), `read`.
     """
-    rows = []
+    rows, reasons = [], []
     for check in CHECKS:
         difference = differences.get(check.name, Difference(None))
-        passed = difference.is_positive()
-        measured = difference.value is not None
-        unclear = "too few samples to tell whether " + check.meaning
+        passed, measured, meaning = difference.is_positive(), difference.value is not None, check.meaning
+        if (
+            passed is False
+            and not check.is_of_swap
+            and 1 - best_guess < MARGIN
+            and not difference.is_negative
+        ):
+            passed, meaning = None, f"the questions are too easy to tell whether {meaning}"
+            reasons.append("too easy questions")
+        elif passed is False:
+            meaning = check.failure
+        elif measured and passed is None:
+            meaning = f"too few samples to tell whether {meaning}"
+            reasons.append("too few samples")
         rows.append(
             {
                 "name": " - ".join(check.name),
@@ -171,18 +202,25 @@ def verdict(
                 "value": difference.value,
                 "limit": MARGIN if difference.interval is None else 0.0,
                 "interval": None if difference.interval is None else list(difference.interval),
-                "meaning": check.failure
-                if passed is False
-                else unclear
-                if measured and not passed
-                else check.meaning,
+                "meaning": meaning,
             }
         )
-    read = {"variables": _rows(variables or {}), "kinds": _rows(kinds or {})}
     results = [row["passed"] for row in rows if row["measured"]]
-    results += [row["read"] for found in read.values() for row in found.values() if row["judged"]]
+    read = {"variables": _rows(variables or {}), "kinds": _rows(kinds or {})}
+    for given, found in zip((variables, kinds), read.values(), strict=True):
+        judged = [row for row in found.values() if row["judged"]]
+        results += [row["read"] for row in judged]
+        if None in (row["read"] for row in judged):
+            reasons.append("too few samples")
+        num_judged, num_questions = (
+            sum(row["num_questions"] for row in part) for part in (judged, found.values())
+        )
+        if given is not None and (not judged or num_judged < HALF * num_questions):
+            results.append(None)
+            reasons.append("too few questions whose answer a swap changes")
     grounded = False if False in results else True if results and None not in results else None
-    return {"grounded": grounded, "words": _in_words(grounded, rows, read), "checks": rows, **read}
+    words = {True: "grounded", False: "not grounded", None: f"cannot be told: {_why(reasons)}"}[grounded]
+    return {"grounded": grounded, "words": words + _notes(rows, read), "checks": rows, **read}
 
 
 def _rows(readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
@@ -199,12 +237,12 @@ def _rows(readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _in_words(
-    grounded: bool | None,
-    rows: Sequence[Mapping[str, Any]],
-    read: Mapping[str, Mapping[str, Mapping[str, Any]]],
-) -> str:
-    words = {True: "grounded", False: "not grounded", None: "cannot be told: too few samples"}[grounded]
+def _why(reasons: Sequence[str]) -> str:
+    return " and ".join(dict.fromkeys(reasons)) or "nothing was measured"
+
+
+def _notes(rows: Sequence[Mapping[str, Any]], read: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """What the verdict does not rest on, and what is not read, in brackets."""
     parts = [(name, row) for found in read.values() for name, row in found.items()]
     named = {
         "not read": [name for name, row in parts if row["read"] is False],
@@ -213,4 +251,4 @@ def _in_words(
         "not measured": [str(row["name"]) for row in rows if not row["measured"]],
     }
     notes = [f"{note}: {', '.join(names)}" for note, names in named.items() if names]
-    return f"{words} ({'; '.join(notes)})" if notes else words
+    return f" ({'; '.join(notes)})" if notes else ""

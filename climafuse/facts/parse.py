@@ -365,6 +365,8 @@ def _after_echo(plain: str, question: str) -> str:
 def _elliptic(plain: str, key: Key) -> list[Fact]:
     """The value of the fact asked for, if the text is nothing but this value."""
     kind, variable, qualifiers = key
+    if variable not in FACT_KINDS[kind].rules:  # no such fact, whatever a text says
+        return []
     match = _value_pattern(kind, variable).match(plain)
     value = None if match is None else _read_value(match.groupdict(), kind, variable)
     if value is None:

@@ -224,6 +224,7 @@ def _verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "grounded": grounded if isinstance(grounded, bool) else None,
         "judged": bool(verdict.get("words")),
+        "reason": text(verdict.get("words"), 500).partition(": ")[2].partition(" (")[0],
         "read": {
             answer: [
                 text(name, 40).replace("_", " ") for name, row in read if table(row).get("read") is answer

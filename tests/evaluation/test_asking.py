@@ -39,7 +39,9 @@ class Echo:
         self.asked += list(answers)
         return [
             SimpleNamespace(
-                log_probabilities=np.full(3, -0.5), right=np.array([True, True, False]), num_bytes=len(a)
+                log_probabilities=np.full(3, -0.5),
+                right=np.array([True, True, False]),
+                num_bytes=np.int64(len(a)),
             )
             for a in answers
         ]
@@ -192,6 +194,24 @@ def test_missing_values_are_alike():
     model = Echo()
     Transcript().answers(model, [Ask(field(np.nan), "a"), Ask(field(np.nan), "a")])
     assert len(model.asked) == 1
+
+
+def test_what_a_model_is_told_of_a_prompt_counts(tmp_path):
+    """The same words that mean another thing, to one that answers from facts, are another question."""
+    mean, maximum = ("mean", "t2m", ()), ("maximum", "t2m", ())
+    asks = [
+        Ask(field(1), "a"),
+        Ask(field(1), "a", subject=(mean,)),
+        Ask(field(1), "a", subject=(mean, maximum)),
+    ]
+    for number, ask in enumerate(asks):
+        model = Echo()
+        assert Transcript(tmp_path / "t.jsonl", {}).answers(model, [ask]) == ["a 1"]
+        assert len(model.asked) == 1, number
+    again = Echo()
+    for ask in asks:
+        Transcript(tmp_path / "t.jsonl", {}).answers(again, [ask])
+    assert not again.asked
 
 
 def test_likelihoods_add_up(tmp_path):

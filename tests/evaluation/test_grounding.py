@@ -310,6 +310,41 @@ def test_a_reader_reads_what_seldom_changes():
     assert found["grounded"] is not False
 
 
+def _frost(num_cold):
+    """Whether there is frost in 40 windows, of which a number are cold at one place, the same at all times."""
+    cold = np.arange(24) < 12
+    level = np.where(cold, 263.0, 293.0) + np.random.default_rng(0).normal(0, 1, (60, 10, 24))
+    splits = Splits(np.arange(20), np.arange(24, 30), np.arange(36, 60))
+    store = make_store({"t2m": level}, splits=splits, longitude=np.arange(20.0, 44.0))
+    places = [Box(4.5, 25, 5, 5)] * num_cold + [Box(4.5, 38, 5, 5)] * (40 - num_cold)
+    windows = [store.window(37 + number % 22, place, 2) for number, place in enumerate(places)]
+    key = ("event", "t2m", (("event", "freezing"),))
+    questions = [Question(number, "Is there any frost?", key) for number in range(len(windows))]
+    return store, windows, questions
+
+
+@pytest.mark.parametrize(("num_cold", "too_few"), [(20, False), (0, True)])
+def test_a_reader_of_easy_questions_is_not_called_one_that_does_not_look(num_cold, too_few):
+    """Who knows the place is always right: nobody can be better. Where all places are alike, no swap tells, either."""
+    store, windows, questions = _frost(num_cold)
+    found = evaluate_grounding(Oracle(), store, windows, questions, history=2)
+    assert found.score("true").f1 == found.score(found.prior).f1 == 1.0
+    assert any(found.telling) is not too_few
+    told = found.verdict
+    assert told["grounded"] is None
+    assert "too easy questions" in told["words"]
+    assert ("too few questions whose answer a swap changes" in told["words"]) is too_few
+    blind = evaluate_grounding(Rememberer(windows), store, windows, questions, history=2)
+    assert blind.verdict["grounded"] is (None if too_few else False)
+
+
+def test_checks_of_the_swap_are_of_the_questions_that_it_changes(reading):
+    checks = {row["name"]: row["value"] for row in reading.verdict["checks"]}
+    # Of all questions, those whose answer is the same under the other values count for both sides.
+    for pair in (("true", "shuffled"), ("shown", "shuffled")):
+        assert checks[" - ".join(pair)] > 0.99 > 0.95 > reading.differences[pair].value
+
+
 def test_a_model_that_is_no_better_than_its_control_is_not_grounded(asked_about):
     """Where the questions give the answers away, a control that sees no field knows them, too."""
     found = _evaluate(Reader(), asked_about, controls={"text_only": Reader()}).verdict
@@ -482,6 +517,52 @@ def test_questions_that_nobody_can_answer_are_refused():
     questions = [Question(0, "Any wind?", ("absent", "ws10", ()))]
     with pytest.raises(PairsError, match="at least one that asks for one fact"):
         evaluate_grounding(Reader(), store, [store.window(10)], questions, history=1)
+
+
+def test_questions_that_the_fields_do_not_answer_are_left_out_and_counted():
+    """Half of the days have no temperature; salt is no variable, temperature has no direction, and is there."""
+    level = KELVIN + np.random.default_rng(0).uniform(0, 20, 60)
+    level[1::2] = np.nan
+    splits = Splits(np.arange(20), np.arange(24, 30), np.arange(36, 60))
+    store = make_store({"t2m": level, "msl": 1e5 + np.arange(60.0)}, splits=splits)
+    windows = [store.window(step, Box(4.5, 25, 5, 5), 1) for step in range(36, 60)]
+    told = [Question(n, "What is the mean temperature?", ("mean", "t2m", ())) for n in range(24)]
+    untold = [
+        Question(0, "Salt?", ("mean", "salt", ())),
+        Question(0, "Where to?", ("direction", "t2m", ())),
+        Question(0, "Any temperature?", ("absent", "t2m", ())),
+    ]
+    missing = [Question(1, "Any temperature?", ("absent", "t2m", ()))]
+    model = OwnWords()
+    found = evaluate_grounding(model, store, windows, told + untold + missing, history=1)
+    assert found.num_left_out == found.to_dict()["num_left_out"] == 12 + len(untold)
+    assert found.questions == told[::2]
+    figures = found.to_dict()["abstention"]
+    assert figures["num_answerable"] == 12
+    assert figures["by_reason"]["unseen"]["num_questions"] >= 1
+    assert (
+        evaluate_grounding(Oracle(), store, windows, told, history=1).to_dict()["abstention"][
+            "false_abstentions"
+        ]
+        == 0
+    )
+    with pytest.raises(PairsError, match="which the fields tell"):
+        evaluate_grounding(model, store, windows, untold, history=1)
+
+
+class Sealed(Reader):
+    """Has subjects of its own, which are nobody's business."""
+
+    @property
+    def subjects(self):
+        return ("physics", "chemistry")
+
+
+def test_what_a_model_calls_subjects_is_its_own(asked_about):
+    store, windows, questions = asked_about
+    few = [question for question in questions if question.window < 2]
+    found = evaluate_grounding(Sealed(), store, windows, few, history=HISTORY, thorough=False)
+    assert found.score("true").f1 == 1.0
 
 
 def test_progress_is_told_by_stage(asked_about):
@@ -677,7 +758,10 @@ def test_to_see_that_there_are_no_values_is_not_to_read_values():
     for pair in (("true", "shuffled"), ("shown", "shuffled")):
         assert found.differences[pair].value == 0.0
     assert not any(row["read"] for row in figures["verdict"]["variables"].values())
-    assert figures["verdict"]["grounded"] is False
+    # No swap changed an answer, so that nothing tells of it: named, and no reason to call it grounded.
+    assert {row["num_questions"] for row in figures["verdict"]["variables"].values()} == {0}
+    assert figures["verdict"]["grounded"] is None
+    assert "too few questions: msl, t2m, tendency" in figures["verdict"]["words"]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,54 @@ def test_how_much_is_enough_to_be_read(reading, read):
 )
 def test_few_tell_nothing_of_a_variable_however_many_there_are_of_the_rest(few):
     assert verdict(ALL, variables={"t2m": _reading(0.4, 0.4)})["grounded"] is False
-    found = verdict(ALL, variables={"t2m": _reading(0.4, 0.4, **few)})
+    found = verdict(ALL, variables={"t2m": _reading(0.4, 0.4, **few), "msl": _reading(0.9, 0.0)})
     assert found["variables"]["t2m"]["read"] is None
     assert found["grounded"] is True
     assert found["words"] == "grounded (too few questions: t2m)"
+
+
+@pytest.mark.parametrize("what", ["variables", "kinds"])
+@pytest.mark.parametrize(
+    ("readings", "grounded"),
+    [
+        ({}, None),
+        ({"t2m": Reading(0, None, None, Difference(None))}, None),  # the swap changed no answer
+        ({"t2m": _reading(1.0, 0.0, num_questions=FEWEST - 1)}, None),
+        ({"t2m": _reading(1.0, 0.0, num_questions=12), "msl": _reading(1.0, 0.0, num_windows=9)}, None),  # 12 of 112
+        ({"t2m": _reading(1.0, 0.0), "msl": _reading(1.0, 0.0, num_windows=9)}, True),  # 100 of 200
+        ({"t2m": _reading(0.2, 0.2, num_questions=12), "msl": _reading(1.0, 0.0, num_windows=9)}, False),
+    ],
+)  # fmt: skip
+def test_a_verdict_rests_on_half_of_what_could_tell(readings, grounded, what):
+    found = verdict(ALL, **{what: readings})
+    assert found["grounded"] is grounded
+    assert (grounded is None) == (
+        found["words"].partition(" (")[0] == "cannot be told: too few questions whose answer a swap changes"
+    )
+
+
+TIE, WORSE = Difference(0.01, 96, (-0.01, 0.03), 0.4), Difference(-0.05, 96, (-0.09, -0.01), 0.01)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: " - ".join(check.name))
+@pytest.mark.parametrize(
+    ("best_guess", "difference", "passed"),
+    [
+        (0.89, TIE, False),
+        (0.91, TIE, None),
+        (0.91, Difference(0.0, 96), None),
+        (0.91, WORSE, False),
+        (0.91, Difference(-MARGIN, 96), False),
+        (0.91, ALL[CHECKS[0].name], True),
+    ],
+)
+def test_where_guesses_are_right_nobody_can_be_better(check, best_guess, difference, passed):
+    """But a model whose words are the same under swapped values does not read, however easy the questions are."""
+    found = verdict({**ALL, check.name: difference}, best_guess=best_guess)
+    row = next(row for row in found["checks"] if row["name"] == " - ".join(check.name))
+    expected = False if passed is None and "shuffled" in check.name else passed
+    assert row["passed"] is expected
+    assert found["grounded"] is expected
+    if expected is None:
+        assert found["words"] == "cannot be told: too easy questions"
+        assert row["meaning"] == f"the questions are too easy to tell whether {check.meaning}"
