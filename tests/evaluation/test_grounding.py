@@ -858,3 +858,21 @@ def test_the_same_words_for_two_things_count_each_by_its_own(asked_about):
     by_kind = found.to_dict()["conditions"]["true"]["by_kind"]
     assert by_kind["mean"] == 1.0
     assert by_kind["maximum"] < 0.5
+
+
+def test_a_control_that_is_told_another_subject_is_asked_again(asked_about, tmp_path):
+    """The same words, declared of another fact: what was kept of the first is no answer to the second."""
+    store, windows, _ = asked_about
+    for kind in ("mean", "maximum"):
+        questions = [Question(number, "Tell me how warm.", (kind, "t2m", ())) for number in range(4)]
+        found = evaluate_grounding(
+            OwnWords(),
+            store,
+            windows,
+            questions,
+            history=HISTORY,
+            controls={"regressor": Oracle()},
+            transcript=lambda name: Transcript(tmp_path / f"{name}.jsonl", {}),
+            thorough=False,
+        )
+        assert found.score("regressor").f1 == 1.0
