@@ -465,6 +465,42 @@ def test_output_that_cannot_be_written_is_refused_before_any_model_is_loaded(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "{run}", "--no-controls", "--climate", "{fields}", "--json", "{fields}"],
+        ["evaluate", "{run}", "--no-controls", "--pairs", "{pairs}", "--json", "{pairs}"],
+        ["evaluate", "{run}", "--no-controls", "--json", "{backbone}/config.json"],
+        ["report", "{run}", "--no-attribution", "-o", "{fields}"],
+        ["report", "{run}", "--no-attribution", "-o", "{run}/run.json"],
+        ["infer", "{run}", *_ASKED, "--map", "{picture}"],
+        ["attribute", "{run}", *_ASKED, "--map", "{picture}"],
+        ["data", "describe", "{fields}", "{run}/log.jsonl"],
+    ],
+)
+def test_what_a_command_reads_is_not_written_over(place, tmp_path, monkeypatch, command):
+    """Whatever names it: an option, the configuration of the run, or a file that only looks like a result."""
+
+    def refuse(*_, **__):
+        raise AssertionError("work was done for nothing")
+
+    monkeypatch.setattr(ClimateTextForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr("climafuse.report.samples.make_cards", refuse)
+    names = {"run": "run", "backbone": "backbone", "fields": "fields.nc"}
+    for name in ("run", "backbone"):
+        shutil.copytree(place / name, tmp_path / name)
+    shutil.copy(place / "fields.nc", tmp_path)
+    shutil.copy(place / "fields.nc", tmp_path / "picture.png")
+    (tmp_path / "pairs.jsonl").write_text('{"time": "2026-03-09", "text": "Warm."}\n')
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    named = {key: tmp_path / name for key, name in names.items()}
+    named |= {"pairs": tmp_path / "pairs.jsonl", "picture": tmp_path / "picture.png"}
+    line = _one_line_error(runner.invoke(app, [part.format(**named) for part in command]), 2)
+    assert "expected a file that is not there yet" in line
+    assert command[-1].format(**named) in line
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
 @pytest.mark.parametrize("command", ["infer", "attribute"])
 def test_a_run_stands_for_its_model(place, command):
     def told(folder):
@@ -506,6 +542,21 @@ def test_attribute_says_where_an_answer_comes_from(place, tmp_path):
     told = runner.invoke(app, [*_attribute(place, *asked, "--prompt", prompt), "--fill", "missing"])
     assert told.exit_code == 0, told.output
     assert "lost without each variable: t2m" in told.stdout
+
+
+def test_maps_of_further_facts_write_over_no_other_file(place, tmp_path, monkeypatch):
+    """How many facts an answer has is known once it is given; its maps are drawn after that."""
+    given = inference.answer
+    two = "The temperature averages 8 °C. The temperature reaches 9 °C."
+    monkeypatch.setattr(
+        inference, "answer", lambda *args, **options: dataclasses.replace(given(*args, **options), text=two)
+    )
+    (tmp_path / "map-2.png").write_text("kept")
+    asked = ("--climate", place / "fields.nc", "--time", LAST, "--location", "48.9,2.3")
+    arguments = _attribute(place, *asked, "--prompt", "How warm is it?", "--map", tmp_path / "map.png")
+    assert "map-2.png" in _one_line_error(runner.invoke(app, arguments), 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["map-2.png"]
+    assert (tmp_path / "map-2.png").read_text() == "kept"
 
 
 @pytest.mark.parametrize(("asked_for", "right"), [("salinity", True), ("temperature", False)])

@@ -275,7 +275,7 @@ def test_figures_are_not_written_over_what_a_run_keeps(place, tmp_path, monkeypa
     monkeypatch.setattr("climafuse.evaluation.checkpoint.evaluate_checkpoint", refuse)
     result = _evaluate(run, "--no-controls", "--questions", 3, "--json", run / name)
     assert result.exit_code == 2, result.output
-    assert "--json: expected a file that is no run's own" in result.stderr
+    assert "--json: expected a file that is not there yet, or figures" in result.stderr
     assert result.stderr.count("\n") == 1
     assert (run / name).read_bytes() == before
 
@@ -473,6 +473,32 @@ def test_where_nothing_tells_what_was_in_training_nothing_is_claimed(own):
     assert data["unseen"] is None
     assert set(data["splits"]) == {"test"}
     assert "grounding" not in (run / "model" / "README.md").read_text(encoding="utf-8").lower()
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--no-controls"), ("attribute", "--planted", "2")])
+def test_weights_that_no_run_has_saved_are_refused_before_anything_is_asked(own, monkeypatch, command):
+    """Somebody's own, beside those of the run, which tells nothing of them."""
+    run, _ = own
+    tuned = Path(shutil.copytree(run / "model", run / "tuned"))
+    (tuned / "manifest.json").unlink()
+    (tuned / "data.json").unlink()
+    monkeypatch.setattr(Reader, "answer", lambda *_, **__: pytest.fail("asked for nothing"))
+    before = sorted(run.rglob("*"))
+    name, *options = command
+    result = runner.invoke(app, [name, str(tuned), *options])
+    assert result.exit_code == 1, result.output
+    assert f"{tuned / 'manifest.json'}: expected a manifest" in result.stderr
+    assert sorted(run.rglob("*")) == before
+
+
+def test_what_is_not_of_the_run_says_why(own):
+    run, _ = own
+    assert _evaluate(run / "checkpoint-8", "--no-controls", "--questions", 4).exit_code == 3
+    few, other = _record(run, "other.json")["data"]["apart"]
+    assert few.startswith("4 of ")
+    assert other == "not the model of the run"
+    assert _evaluate(run, "--no-controls").exit_code == 3
+    assert _record(run, "evaluation.json")["data"]["apart"] == []
 
 
 def test_who_knows_says_so(own):

@@ -137,22 +137,26 @@ def _show(
     from climafuse.data.times import format_time
     from climafuse.facts import parse, window_box
     from climafuse.model.inference import answer, load_model
+    from climafuse.training.own_files import Result, check_result
 
     if map_ is not None:
         from climafuse.report.maps import check_picture
-        from climafuse.training.own_files import check_not_of_run
 
-        check_not_of_run(map_, "--map")
         check_picture(map_)  # before the model is loaded for nothing
+        check_result(map_, "--map", Result.PICTURE)
     reader = load_model(checkpoint)
     start = clock.perf_counter()
     found = answer(
         reader, source_path(climate), time=time, location=location, prompt=prompt, whole_grid=whole_grid
     )
     facts: list[Fact | None] = [*parse(found.text, prompt)]
+    facts = facts or [None]
+    paths = [None if map_ is None else _numbered(map_, number) for number in range(1, len(facts) + 1)]
+    for path in paths:
+        if path is not None:  # how many there are is known only now
+            check_result(path, "--map", Result.PICTURE)
     rows = [
-        _attributed(reader, found, fact, fill, sizes, None if map_ is None else _numbered(map_, number))
-        for number, fact in enumerate(facts or [None], 1)
+        _attributed(reader, found, fact, fill, sizes, path) for fact, path in zip(facts, paths, strict=True)
     ]
     seconds = clock.perf_counter() - start
     box, window = window_box(found.window), found.window

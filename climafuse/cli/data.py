@@ -92,7 +92,9 @@ def describe(
     from climafuse.data.batch import sample_boxes
     from climafuse.data.pairs import write_pairs
     from climafuse.data.window import Grid
+    from climafuse.training.own_files import Result, check_result
 
+    check_result(output, "OUTPUT", Result.PAIRS)
     times, grid, cut = _open_for_windows(source, variables, history)
     if history > times:
         raise UsageError(

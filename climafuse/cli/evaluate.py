@@ -53,13 +53,11 @@ def evaluate(
     all questions about the run's own data; any other is beside it. Exit code 3: the model is not grounded, or it cannot
     be told.
     """
-    from climafuse.data.files import check_destination
     from climafuse.evaluation.checkpoint import evaluate_checkpoint, write_json
-    from climafuse.training.own_files import check_not_of_run
+    from climafuse.training.own_files import Result, check_result
 
     if json_ is not None:
-        check_not_of_run(json_, "--json")
-        check_destination(json_)  # before anything is asked for nothing
+        check_result(json_, "--json", Result.FIGURES)  # before anything is asked for nothing
     options: dict[str, Any] = {} if controls else {"controls": ()}
     with _ends_when_told():
         found = evaluate_checkpoint(

@@ -49,10 +49,10 @@ def infer(
 
     if map_ is not None:
         from climafuse.report.maps import check_picture
-        from climafuse.training.own_files import check_not_of_run
+        from climafuse.training.own_files import Result, check_result
 
-        check_not_of_run(map_, "--map")
         check_picture(map_)  # before the model is loaded for nothing
+        check_result(map_, "--map", Result.PICTURE)
     model = load_model(checkpoint)
     start = clock.perf_counter()
     found = answer(

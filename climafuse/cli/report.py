@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from climafuse.cli.handler import CheckpointArgument, JsonOption, print_json, progress_line
-from climafuse.errors import OutputError
+from climafuse.errors import OutputError, spelled_out
 
 if TYPE_CHECKING:
     from climafuse.model.inference import Reader
@@ -42,7 +42,10 @@ def report(
     for note in written["notes"]:
         typer.echo(f"note: {note}", err=True)
     if not written["evaluated"]:
-        typer.echo(f"note: nothing was measured yet; run `climafuse evaluate {run}` first", err=True)
+        obstacle = written["obstacle"]
+        way = f"{obstacle}: figures are kept apart" if obstacle else f"run `climafuse evaluate {run}` first"
+        apart = f" {written['apart']}" if written["apart"] else ""
+        typer.echo(spelled_out(f"note: nothing of this run was measured yet; {way}.{apart}"), err=True)
     elif written["stale"]:
         typer.echo(
             f"note: the evaluation is of other weights; run `climafuse evaluate {run}` again", err=True
@@ -70,16 +73,14 @@ def build_report(
     Returns:
         What was written, and of what.
     """
-    from climafuse.data.files import check_destination
     from climafuse.report.html import write_report
     from climafuse.report.runs import read_run
     from climafuse.report.samples import make_cards
-    from climafuse.training.own_files import check_not_of_run
+    from climafuse.training.own_files import Result, check_result
 
     record = read_run(run)
     output = output or record.folder / REPORT_FILE
-    check_not_of_run(output, "--output")
-    check_destination(output)  # before a model is loaded for nothing
+    check_result(output, "--output", Result.PAGE)  # before a model is loaded for nothing
     cards, notes = make_cards(
         record,
         count=samples,
@@ -100,6 +101,8 @@ def build_report(
         "report": path,
         "bytes": path.stat().st_size,
         "evaluated": bool(record.evaluation),
+        "obstacle": record.obstacle,
+        "apart": record.apart,
         "stale": record.stale,
         "samples": len(cards),
         "card": card,

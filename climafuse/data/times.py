@@ -75,6 +75,28 @@ def parse_time(value: TimeLike, *, like: np.ndarray | None = None, argument: str
     return np.datetime64(gregorian, "s")
 
 
+def latest_time(value: TimeLike, *, like: np.ndarray, argument: str = "time") -> Any:
+    """One time in the calendar of a time axis; where that has no such date, the last second before it.
+
+    Args:
+        value: As in `parse_time`.
+        like: Likewise.
+        argument: Likewise.
+
+    Raises:
+        UsageError: The text is a date of no calendar, or the calendar has none in its month before it.
+    """
+    try:
+        return parse_time(value, like=like, argument=argument)
+    except UsageError:
+        label = parse_label(value, argument=argument)  # no date at all
+        year, month, day, *_ = _fields_of(label, argument)
+        for earlier in range(day - 1, 0, -1):
+            with contextlib.suppress(UsageError):
+                return parse_time(OtherDate(year, month, earlier, 23, 59, 59), like=like)
+        raise
+
+
 @dataclass(frozen=True)
 class OtherDate:
     """A date of other calendars that the Gregorian one lacks, such as 30 February. Reads as ISO 8601 text."""

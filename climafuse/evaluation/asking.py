@@ -263,7 +263,8 @@ def _in_what(path: Path, identity: Mapping[str, Any]) -> str:
         return "nothing tells what was asked"
     before, now = _flat(found), _flat(identity)
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    return ", ".join(f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in names)
+    told = (f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in names)
+    return ", ".join(told) or "a copy of what is used"
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,22 +12,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from climafuse.data.files import whole_file
 from climafuse.data.lock import alone
 from climafuse.data.pair_table import PairTable
 from climafuse.data.pairs import Pair
 from climafuse.data.splits import SplitName
 from climafuse.data.store import TrainingStore
-from climafuse.data.times import days_since_epoch, format_time, parse_time
+from climafuse.data.times import days_since_epoch, format_time, latest_time
 from climafuse.data.window import Window
-from climafuse.errors import ClimateFileError, ConfigurationError, OutputError, PairsError
+from climafuse.errors import (
+    CheckpointError,
+    ClimateFileError,
+    ConfigurationError,
+    OutputError,
+    PairsError,
+    UsageError,
+)
 from climafuse.evaluation.asking import Progress, ReadsClimate, Transcript
 from climafuse.evaluation.controls import CONTROLS, own_folder, train_controls, trained_folder
 from climafuse.evaluation.grounding import Grounding, Sample, evaluate_grounding
 from climafuse.evaluation.questions import Question, questions_of
 from climafuse.facts import window_box
 from climafuse.json_file import read_object, read_record
-from climafuse.json_values import number
+from climafuse.json_values import number, table
 from climafuse.manifest import machine, sha256, verify_folder, versions
 from climafuse.model.card import add_grounding
 from climafuse.model.folder import WEIGHTS_FILE
@@ -95,12 +104,14 @@ def evaluate_checkpoint(
         progress: As of `evaluate_grounding`.
 
     Raises:
-        CheckpointError: The folder holds no model of a run, or its record is damaged.
+        CheckpointError: The folder holds no model that a run has saved, or one that was altered, or its record is
+            damaged.
         ClimafuseError: The data are at fault, or a control cannot be trained.
     """
     begin = time.perf_counter()
     folder = trained_folder(checkpoint)
     place = own_folder(folder)
+    manifest = verify_folder(folder)
     trained = load_config(folder / CONFIG_FILE)
     run, known = read_record(folder.parent / RECORD_FILE), read_trained_on(folder)
     config, store, examples, other = _open(trained, known, climate=climate, pairs=pairs, split=split, say=say)
@@ -160,6 +171,11 @@ def evaluate_checkpoint(
             progress=progress,
         )
     now = time.perf_counter()
+    apart = [] if other is None else [other if not known.splits else f"not the data of the run, {other}"]
+    if len(questions) < len(everything):
+        apart.append(f"{len(questions)} of {len(everything)} questions")
+    if folder.name != "model":
+        apart.append("not the model of the run")
     record = {
         "format": FORMAT,
         "checkpoint": str(checkpoint),
@@ -167,7 +183,7 @@ def evaluate_checkpoint(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(("climafuse", "torch", "transformers")),
-        "training": _training(run, folder, trained, reader),
+        "training": _training(run, manifest, trained, reader),
         "data": {
             "source": config.data.source,
             "license": store.license,
@@ -179,6 +195,7 @@ def evaluate_checkpoint(
             "num_windows": len(windows),
             "num_questions": grounding.score("true").num_referenced,
             "num_texts_not_asked": num_left,
+            "apart": apart,
         },
         "controls": {
             name: {"label": control.label, "steps": control.steps, "seconds": control.seconds}
@@ -188,9 +205,8 @@ def evaluate_checkpoint(
         "samples": [_sample(sample) for sample in grounding.samples],
         "seconds": {"asking": now - asked, "all": now - begin},
     }
-    is_of_run = other is None and len(questions) == len(everything) and folder.name == "model"
     path = place / record_name(
-        split, thorough=thorough, is_of_run=is_of_run, record=record, kept=place / RECORD
+        split, thorough=thorough, is_of_run=not apart, record=record, kept=place / RECORD
     )
     write_json(path, record)
     if path.name == RECORD:
@@ -217,9 +233,10 @@ def unseen_windows(
         The windows, and True, or None where nothing tells whether they were in training.
 
     Raises:
-        CheckpointError: The record of the run is damaged.
+        CheckpointError: The folder is not as a run has saved it, or the record of the run is damaged.
         ClimafuseError: The data are at fault, or all of them are of times that were seen in training.
     """
+    verify_folder(folder)
     trained, known = load_config(folder / CONFIG_FILE), read_trained_on(folder)
     _, store, examples, _ = _open(trained, known, climate=climate, split="test", num_windows=num, say=say)
     _check_fields(reader, store)
@@ -423,7 +440,7 @@ def _unseen(
     if not examples:
         return examples
     like = examples[0][0].time
-    ends = [days_since_epoch([parse_time(end, like=like) for end in span]) for span in seen]
+    ends = [days_since_epoch([_in_calendar_of(like, end) for end in span]) for span in seen]
     kept = []
     for window, pairs in examples:
         first, last = days_since_epoch(window.time)[[0, -1]]
@@ -443,13 +460,28 @@ def _unseen(
     return kept
 
 
+def _in_calendar_of(like: np.ndarray, end: str) -> Any:
+    """The end of a span of training; fields of another calendar may have no such date."""
+    try:
+        return latest_time(end, like=like)
+    except UsageError as error:
+        raise CheckpointError(
+            "times of training",
+            expected=f"dates that the calendar of the fields has, {getattr(like[0], 'calendar', 'standard')}",
+            received=end,
+            remedy="Ask about fields of the calendar that the model was trained on.",
+        ) from error
+
+
 def _spans(seen: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{first} to {last}" for first, last in seen)
 
 
-def _training(run: Mapping[str, Any], folder: Path, config: RunConfig, reader: Reader) -> dict[str, Any]:
+def _training(
+    run: Mapping[str, Any], manifest: Mapping[str, Any], config: RunConfig, reader: Reader
+) -> dict[str, Any]:
     # A checkpoint has done fewer than its run.
-    steps = verify_folder(folder)["details"].get("step", run.get("steps"))
+    steps = table(manifest, "details").get("step", run.get("steps"))
     return {
         "steps": steps if number(steps) is not None else None,
         "seconds": number(run.get("train_seconds")),

@@ -129,12 +129,13 @@ def _with_section(card: str, section: str) -> str:
     return f"{card[:at]}{section}\n{card[at:]}"
 
 
-def whether_unseen(unseen: Any) -> str:
+def whether_unseen(evaluation: Mapping[str, Any]) -> str:
     """What is said of the times that were asked about, after their number.
 
     Args:
-        unseen: As an evaluation tells it; None where nothing tells.
+        evaluation: As `climafuse evaluate` writes it. Of earlier versions it does not tell.
     """
+    unseen = table(evaluation, "data").get("unseen")
     if unseen is True:
         return " that were not in training"
     if unseen is False:
@@ -154,7 +155,7 @@ def grounding_section(evaluation: Mapping[str, Any]) -> str:
         for key, what in (
             ("num_questions", "questions"),
             ("num_windows", "windows"),
-            ("num_test_times", f"times{whether_unseen(data.get('unseen'))}"),
+            ("num_test_times", f"times{whether_unseen(evaluation)}"),
         )
         if (found := number(data.get(key))) is not None
     ]

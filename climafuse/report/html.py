@@ -115,6 +115,8 @@ def render(run: RunRecord, *, cards: Sequence[SampleCard] = (), notes: Sequence[
         finished=run.finished,
         stale=run.stale,
         evaluated=bool(evaluation),
+        apart=run.apart,
+        obstacle=run.obstacle,
         verdict=_verdict(evaluation),
         grounding=_grounding(evaluation),
         differences=_differences(evaluation),
@@ -302,7 +304,7 @@ def _asked(run: RunRecord) -> str:
     if any(count is None for count in counts):
         return ""
     questions, windows, times = (f"{count:,.0f}" for count in counts)
-    unseen = whether_unseen(data.get("unseen", True) if run.trained_on.splits else None)
+    unseen = whether_unseen(run.evaluation)
     return f"{questions} questions about {windows} windows of {times} times{unseen}. "
 
 

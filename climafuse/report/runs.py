@@ -4,6 +4,8 @@
     log.jsonl                   losses, gates and rates by step
     run.json                    machine, date, license (`training/pipeline.py` writes it at the end)
     evaluation/evaluation.json  what `climafuse evaluate` measured
+    evaluation/other.json       what it measured of other data, of some of the questions or of another checkpoint: not
+                                shown, but told of where there is nothing else
 
 All but the model may be absent: the report then says what was not measured.
 """
@@ -17,6 +19,7 @@ from typing import Any
 
 from climafuse.errors import CheckpointError
 from climafuse.json_file import read_object, read_record
+from climafuse.json_values import number, rows, table, text
 from climafuse.manifest import MANIFEST_NAME, read_manifest
 from climafuse.model.folder import check_folder
 from climafuse.training.callbacks import LOG_FILE, read_log
@@ -25,7 +28,7 @@ from climafuse.training.config import RunConfig, load_config
 from climafuse.training.trained_on import RECORD_FILE, TrainedOn, read_trained_on
 from climafuse.training.trainer import CONFIG_FILE
 
-EVALUATION_FILE = Path("evaluation", "evaluation.json")
+EVALUATION_FILE, OTHER_FILE = Path("evaluation", "evaluation.json"), Path("evaluation", "other.json")
 EVALUATION_FORMAT = 1
 
 
@@ -44,6 +47,7 @@ class RunRecord:
         trained_on: Splits; empty if nothing tells.
         evaluation: What was measured; empty if nothing was.
         stale: The evaluation is of other weights than those of the model.
+        apart: Where there is no evaluation, but figures that are not of this run: what they are of, as sentences.
     """
 
     folder: Path
@@ -56,6 +60,14 @@ class RunRecord:
     trained_on: TrainedOn = field(default_factory=TrainedOn)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     stale: bool = False
+    apart: str = ""
+
+    @property
+    def obstacle(self) -> str:
+        """Why any evaluation is kept apart, in words; empty where one can be that of this run."""
+        if not self.trained_on.splits:
+            return "nothing tells what it was trained on"
+        return "" if self.finished else "the run has not saved its model yet"
 
     @property
     def finished(self) -> bool:
@@ -98,7 +110,25 @@ def read_run(folder: str | Path) -> RunRecord:
         trained_on=read_trained_on(model),
         evaluation=evaluation,
         stale=bool(evaluation) and _is_stale(folder, model, config, evaluation),
+        apart="" if evaluation else _apart(folder),
     )
+
+
+def _apart(folder: Path) -> str:
+    """What figures are of that an evaluation has kept apart."""
+    other = read_record(folder / OTHER_FILE)
+    if not other:
+        return ""
+    data = table(other, "data")
+    asked = number(data.get("num_questions"))
+    questions = "figures" if asked is None else f"figures of {asked:,.0f} questions"
+    why = [text(reason, 500) for reason in rows(data.get("apart"))]
+    told = (
+        f"{OTHER_FILE} holds {questions} about {text(data.get('source'), 500) or 'unknown fields'}, asked of "
+        f"{text(other.get('checkpoint'), 500) or 'an unknown model'}. They are not shown as those of this run: "
+        f"{'; '.join(why) or 'other data, fewer questions or another checkpoint'}."
+    )
+    return " ".join(told.split())
 
 
 def _model_of(folder: Path) -> Path:

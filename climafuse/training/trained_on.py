@@ -1,13 +1,15 @@
 """What a model was trained on, as its folder tells: `data.json`, which travels with the weights.
 
 It is written into every checkpoint and every model of a run, so that an interrupted run and a copied folder know it,
-too. Runs of versions before it have it in `run.json` beside the model only, and that only once they had ended. Where
-neither tells, nobody can say whether some time was in training, and nobody shall.
+too. Runs of versions before it have it in `run.json` beside the model only, and that only once they had ended; it tells
+of what the run has saved, not of any other weights that somebody has put there. Where neither tells, nobody can say
+whether some time was in training, and nobody shall.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from climafuse.errors import CheckpointError, UsageError
 from climafuse.json_file import read_record
 
 DATA_FILE, RECORD_FILE = "data.json", "run.json"
+_SAVED_BY_A_RUN = re.compile(r"model|checkpoint-\d+")  # names of folders
 NOT_KNOWN = (
     f"it is not known whether these times were in training: neither {DATA_FILE} beside the weights nor {RECORD_FILE} "
     "of the run tells"
@@ -64,14 +67,15 @@ def read_trained_on(folder: Path) -> TrainedOn:
         folder: Of the model, or of a checkpoint.
 
     Returns:
-        What `data.json` in it tells, else `run.json` beside it; empty where there is neither.
+        What `data.json` in it tells, else `run.json` beside it where it is a folder that the run has saved; empty where
+        there is neither.
 
     Raises:
         CheckpointError: The file is damaged.
     """
-    path = folder / DATA_FILE
-    if not path.exists():
-        path = folder.parent / RECORD_FILE
+    path, own = folder / DATA_FILE, folder.resolve()
+    if not path.exists() and _SAVED_BY_A_RUN.fullmatch(own.name):
+        path = own.parent / RECORD_FILE
     content = read_record(path)
     try:
         identity = dict(_table(content, "identity"))

@@ -17,6 +17,7 @@ from climafuse.data.times import (
     format_time,
     label_number,
     label_of,
+    latest_time,
     parse_label,
     parse_time,
 )
@@ -63,6 +64,34 @@ def test_calendar_of_the_axis_decides_which_dates_exist() -> None:
     assert parse_time("2000-02-30", like=axis) == axis[1]
     with pytest.raises(UsageError):
         parse_time("2000-02-31", like=axis)
+
+
+@pytest.mark.parametrize(
+    ("calendar", "text", "expected"),
+    [
+        ("360_day", "2026-03-31T06:00", "2026-03-30T23:59:59"),
+        ("360_day", "2026-02-30T06:00", "2026-02-30T06:00:00"),
+        ("noleap", "2024-02-29", "2024-02-28T23:59:59"),
+        ("noleap", "2024-02-30", "2024-02-28T23:59:59"),
+        ("standard", "2026-02-30", "2026-02-28T23:59:59"),
+        ("standard", "1582-10-10", "1582-10-04T23:59:59"),  # left out when the Julian calendar ended
+        (None, "2026-02-30T18:00", "2026-02-28T23:59:59"),
+        (None, "2024-02-30T18:00", "2024-02-29T23:59:59"),
+        (None, "2026-02-28", "2026-02-28T00:00:00"),
+    ],
+)
+def test_of_a_date_that_a_calendar_lacks_the_latest_time_before_it_is_taken(calendar, text, expected) -> None:
+    axis = AXIS
+    if calendar is not None:
+        axis = np.array([cftime.datetime(2026, 1, 1, calendar=calendar)], dtype=object)
+    found = latest_time(text, like=axis)
+    assert (str(found) if calendar is None else found.strftime("%Y-%m-%dT%H:%M:%S")) == expected
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-02-31", "2026-13-01", "0000-02-30"])
+def test_what_is_a_date_of_no_calendar_has_none_before_it(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a date"):
+        latest_time(text, like=AXIS)
 
 
 @settings(deadline=None)

@@ -97,6 +97,9 @@ def test_of_another_model_nothing_is_remembered_and_nothing_is_lost(tmp_path):
     assert again.answers(model, ASKS) == SAID
     assert not model.asked
     assert again.unused == {other.path: "climafuse not installed, now 1"}
+    copy = tmp_path / "model-copy.jsonl"
+    copy.write_bytes(again.path.read_bytes())
+    assert Transcript(path, {"weights": 1, "versions": versions}).unused[copy] == "a copy of what is used"
 
 
 @pytest.mark.parametrize(

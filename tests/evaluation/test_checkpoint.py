@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import cftime
 import numpy as np
 import pytest
 
-from climafuse.errors import ConfigurationError
+from climafuse.errors import CheckpointError, ConfigurationError
 from climafuse.evaluation.checkpoint import _spread, _unseen, record_name
 from climafuse.evaluation.questions import Question
 
@@ -92,6 +93,31 @@ def test_validation_times_were_seen_too_and_where_all_were_nothing_is_asked():
         _unseen(_windows((0, 1), (14, 20)), seen, gap_hours=6, say=lambda line: None)
     assert "2026-03-10T00:00 to 2026-03-11T00:00" in caught.value.expected
     assert _unseen([], seen, gap_hours=6, say=lambda line: None) == []
+
+
+@pytest.mark.parametrize(
+    ("span", "kept"),
+    [(("2026-02-30", "2026-03-11"), False), (("2026-02-01", "2026-02-30"), True)],
+)
+def test_dates_of_another_calendar_are_told_apart_from_seen_ones_all_the_same(span, kept):
+    """A model of a calendar of 360 days, asked about fields of the common one, and the other way round."""
+    far, (window,) = _windows((900, 901)), _windows((0, 1))
+    assert (
+        _unseen([window, *far], [span], gap_hours=6, say=lambda line: None)
+        == ([window] if kept else []) + far
+    )
+    day = [cftime.datetime(2026, 3, number, calendar="360_day") for number in (28, 29)]
+    other = SimpleNamespace(time=np.array(day)), []
+    later = SimpleNamespace(time=np.array([cftime.datetime(2027, 1, 1, calendar="360_day")])), []
+    seen = [("2026-03-29", "2026-03-31T12:00")]
+    assert _unseen([other, later], seen, gap_hours=6, say=lambda line: None) == [later]
+
+
+def test_a_date_that_no_fields_can_have_is_named_with_their_calendar():
+    with pytest.raises(CheckpointError) as caught:
+        _unseen(_windows((0, 1)), [("0000-01-01", "2026-03-10")], gap_hours=6, say=lambda line: None)
+    assert caught.value.received == "0000-01-01"
+    assert "standard" in caught.value.expected
 
 
 # ---- Lesser figures replace no others

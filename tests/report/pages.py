@@ -74,7 +74,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
             "splits": {
                 "train": ["2026-03-25T00:00", "2026-03-28T00:00"], "test": ["2026-03-31T07:00", "2026-03-31T23:00"],
             },
-            "num_test_times": 3, "num_windows": 96, "num_questions": 546,
+            "unseen": True, "num_test_times": 3, "num_windows": 96, "num_questions": 546,
         },
         "fact_f1": F1 | {"prior": 0.487},
         "best_guesser": "prior",

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from climafuse.model.card import grounding_section
 from climafuse.report.html import CONDITIONS, render, write_report
 from climafuse.report.samples import Picture, SampleCard
 from climafuse.training.config import RunConfig
@@ -266,14 +267,30 @@ def test_other_fields_than_those_of_training_are_named():
 
 def test_where_nothing_tells_what_was_trained_on_nothing_is_said_of_it():
     """The file that an evaluation found may be another than that of training."""
-    text = Page(render(record(trained_on=TrainedOn()))).words
+    found = evaluation()
+    found["data"]["unseen"] = None
+    text = Page(render(record(trained_on=TrainedOn(), evaluation=found))).words
     assert "96 windows of 3 times; it is not known whether they were in training" in text
     assert "periods not known" in text
     for invented in ("not in training", "train period", "test period", "2026-03-25", "2026-03-31 07:00"):
         assert invented not in text.partition("Answers, right and wrong")[0], invented
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"unseen": True}, "3 times that were not in training"),
+        ({"unseen": False}, "3 times by which the best step was chosen"),
+        ({"unseen": None}, "3 times; it is not known whether they were in training"),
+        ({}, "3 times; it is not known whether they were in training"),  # of an earlier version
+    ],
+)
+def test_page_and_card_say_alike_whether_the_times_were_in_training(told, words):
     found = evaluation()
-    found["data"]["unseen"] = None
-    assert "it is not known whether they were in training" in Page(render(record(evaluation=found))).words
+    del found["data"]["unseen"]
+    found["data"] |= told
+    assert words in Page(render(record(evaluation=found))).words
+    assert words in grounding_section(found)
 
 
 def test_no_answers_may_be_asked_for():

@@ -10,10 +10,10 @@ import pytest
 
 from climafuse.cli.app import app
 from climafuse.errors import CheckpointError
-from climafuse.manifest import verify_folder
+from climafuse.manifest import read_manifest, verify_folder, write_manifest
 from climafuse.model.folder import check_folder
 from climafuse.report.html import write_report
-from climafuse.report.runs import EVALUATION_FILE, read_run
+from climafuse.report.runs import EVALUATION_FILE, OTHER_FILE, read_run
 from climafuse.report.samples import make_cards
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.pipeline import run as train
@@ -90,6 +90,54 @@ def test_a_report_of_a_run_that_was_not_evaluated(run):
     assert "Not measured" in page.words
     assert "Gap at the end" in page.words
     assert "what it is pretrained" in page.words
+
+
+@pytest.mark.parametrize(
+    "state", ["", "nothing tells what it was trained on", "the run has not saved its model yet"]
+)
+def test_figures_that_are_kept_apart_are_told_of(run, state):
+    """Oracle: what the file says. Where an evaluation cannot be that of the run, none is recommended."""
+    from typer.testing import CliRunner
+
+    def reported():
+        result = CliRunner().invoke(app, ["report", str(run), "--no-attribution"])
+        assert result.exit_code == 0, result.output
+        (note,) = [line for line in result.stderr.splitlines() if "nothing of this run was measured" in line]
+        return note, Page((run / "report.html").read_text(encoding="utf-8")).words
+
+    if "trained on" in state:
+        manifest = read_manifest(run / "model")
+        (run / "model" / "data.json").unlink()
+        (run / "run.json").unlink()
+        write_manifest(run / "model", kind=manifest["kind"], details=manifest["details"])
+    elif state:
+        shutil.rmtree(run / "model")
+    note, page = reported()
+    assert "other.json" not in note + page
+    for words in (note, page):
+        assert state in words
+        assert ("kept apart" in words) == bool(state)
+    assert ("climafuse evaluate" in note) == (not state)
+
+    found = evaluation(checkpoint="runs/mine/checkpoint-4")
+    found["data"] |= {"source": "winter.nc", "apart": ["400 of 546 questions", "not the model of the run"]}
+    (run / OTHER_FILE).parent.mkdir()
+    (run / OTHER_FILE).write_text(json.dumps(found))
+    for words in reported():
+        assert "evaluation/other.json holds figures of 546 questions about winter.nc" in words
+        assert "asked of runs/mine/checkpoint-4" in words
+        assert "400 of 546 questions; not the model of the run." in words
+    measured(run)
+    assert read_run(run).apart == ""
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"data": 3}, {"data": {"apart": 3, "source": None}, "checkpoint": []}]
+)
+def test_figures_that_are_kept_apart_may_be_of_any_version(run, content):
+    (run / OTHER_FILE).parent.mkdir()
+    (run / OTHER_FILE).write_text(json.dumps(content | {"format": 1}))
+    assert "unknown fields, asked of an unknown model" in read_run(run).apart
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,26 @@ def test_what_lies_with_the_weights_holds_wherever_they_are_copied(model: Path) 
     assert read_trained_on(model) == TOLD
 
 
+@pytest.mark.parametrize(
+    ("name", "is_of_run"), [("checkpoint-8", True), ("tuned", False), ("model-2", False)]
+)
+def test_a_run_tells_of_what_it_has_saved_and_of_no_other_weights(
+    tmp_path: Path, name: str, is_of_run: bool
+) -> None:
+    (tmp_path / RECORD_FILE).write_text(json.dumps(AS_WRITTEN))
+    (tmp_path / name).mkdir()
+    assert read_trained_on(tmp_path / name) == (TOLD if is_of_run else TrainedOn())
+
+
+def test_a_folder_is_known_by_its_own_name(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model.parent / RECORD_FILE).write_text(json.dumps(AS_WRITTEN))
+    (elsewhere := model.parent / "elsewhere").mkdir()
+    (elsewhere / "newest").symlink_to(model)
+    assert read_trained_on(elsewhere / "newest") == TOLD
+    monkeypatch.chdir(model)
+    assert read_trained_on(Path()) == TOLD
+
+
 def test_where_nothing_tells_nothing_is_known(model: Path) -> None:
     assert read_trained_on(model) == TrainedOn()
     assert read_trained_on(model).seen == []
