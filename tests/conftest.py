@@ -17,6 +17,7 @@ from hypothesis import settings
 # Set before anything imports them. A test that reached a hub would depend on the day it runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too
 
 # The quick suite tries few examples of a property, `--thorough` as many as the tables promise.
 settings.register_profile("quick", max_examples=100, deadline=None)
@@ -48,6 +49,20 @@ def _one_thread() -> None:
     # All tests are imported by now, and with them most libraries: a million objects that no collection need look at.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test turns the power off: writing through to the disk, and removing what was, took a fifth of the time.
+
+    Whether syncs come, and in which order, is told by tests that put their own in this one's place; what comes of them
+    if they fail, or if the process dies between two, by processes of their own, which do sync.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            os, "fsync", lambda descriptor: os.fstat(descriptor) and None
+        )  # a closed one is refused still
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -94,14 +94,15 @@ def test_answers_of_another_length_are_asked_anew(place, tmp_path):
     """What was cut off after so many tokens tells nothing of longer answers."""
     run = Path(shutil.copytree(place / "run", tmp_path / "run"))
     shutil.rmtree(run / "evaluation", ignore_errors=True)
-    assert _evaluate(run, "--no-controls").exit_code == 3
-    assert "going on from" in _evaluate(run, "--no-controls").stderr
+    few = ("--no-controls", "--questions", 3)
+    assert _evaluate(run, *few).exit_code == 3
+    assert "going on from" in _evaluate(run, *few).stderr
     model = run / "model"
     settings_of_run = yaml.safe_load((model / "run.yaml").read_text(encoding="utf-8"))
     settings_of_run["evaluation"]["max_new_tokens"] += 1
     (model / "run.yaml").write_text(yaml.safe_dump(settings_of_run), encoding="utf-8")
     write_manifest(model, kind="model", details=read_manifest(model)["details"])
-    longer = _evaluate(run, "--no-controls")
+    longer = _evaluate(run, *few)
     assert longer.exit_code == 3, longer.output
     assert "going on from" not in longer.stderr
 

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -188,11 +189,19 @@ def test_own_pairs_are_written_trained_on_and_asked_for(backbone: str, tmp_path:
     assert result["score"].num_referenced == 1
 
 
+@pytest.fixture(scope="module")
+def granules(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return list(example("merra2").write_granules(tmp_path_factory.mktemp("granules")))
+
+
 def test_merra2_from_granules_to_a_checked_answer(
-    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    backbone: str,
+    granules: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     merra2 = example("merra2")
-    files = merra2.write_granules(tmp_path / "granules")
     seen: list[float] = []
 
     def answer(reader: object, windows: list[Window], prompts: list[str], *, index: list[int]) -> list[str]:
@@ -202,11 +211,11 @@ def test_merra2_from_granules_to_a_checked_answer(
 
     monkeypatch.setattr("climafuse.model.inference.Reader.answer", answer)
     arguments = [f"--output={tmp_path}/out", f"--backbone={backbone}", "--steps=2", "--windows=12"]
-    result = merra2.main([*map(str, files), *arguments])
+    result = merra2.main([*map(str, granules), *arguments])
     said = capsys.readouterr().out
     assert "no files given" not in said
     assert f"in the fields: {seen[0]:.1f} °C; the answer is right" in said
-    assert (result["files"], result["right"]) == (files, True)
+    assert (result["files"], result["right"]) == (granules, True)
     assert result["store"].variables == merra2.VARIABLES
     assert (Path(result["trained"]["model"]) / MANIFEST_NAME).is_file()
     assert result["map"].stat().st_size > 10_000
@@ -222,16 +231,15 @@ def test_merra2_without_files_says_what_it_writes(
     assert "no files given: wrote the bundled ERA5 sample in MERRA-2's layout" in capsys.readouterr().out
 
 
-def test_the_granules_of_the_example_are_the_sample_in_the_layout_of_merra2(tmp_path: Path) -> None:
+def test_the_granules_of_the_example_are_the_sample_in_the_layout_of_merra2(granules: list[Path]) -> None:
     import xarray as xr
 
     from climafuse import open_climate, sample_path
 
-    files = example("merra2").write_granules(tmp_path)
-    names = [path.name for path in files]
+    names = [path.name for path in granules]
     assert names[1] == "MERRA2_400.tavg1_2d_slv_Nx.20260325.nc4"
-    assert len(files) == 2 * 8  # from 23:30 of the day before the first to 31 March
-    with xr.open_dataset(files[1], decode_cf=False) as stored:
+    assert len(granules) == 2 * 8  # from 23:30 of the day before the first to 31 March
+    with xr.open_dataset(granules[1], decode_cf=False) as stored:
         assert {"T2M", "U10M", "V10M", "SLP"} == set(stored.data_vars)
         assert stored["T2M"].dims == ("time", "lat", "lon")
         assert (stored["lon"].values[0], stored["lon"].values[-1]) == (-180, 179)
@@ -239,7 +247,7 @@ def test_the_granules_of_the_example_are_the_sample_in_the_layout_of_merra2(tmp_
         assert stored["time"].attrs["units"].endswith(":30:00")
 
     # As open_climate reads both: the same fields half an hour earlier, and precipitation as a rate.
-    sample, opened = open_climate(sample_path("era5")).load(), open_climate(files).load()
+    sample, opened = open_climate(sample_path("era5")).load(), open_climate(granules).load()
     assert (sample["time"].values - opened["time"].values == np.timedelta64(30, "m")).all()
     np.testing.assert_array_equal(opened["longitude"], sample["longitude"])
     for name in ("t2m", "u10", "v10", "msl"):
@@ -538,9 +546,11 @@ def test_what_contributing_names_is_there() -> None:
 
 
 def test_own_model_is_told_of_the_fields_and_judged(
-    backbone: str, capsys: pytest.CaptureFixture[str]
+    backbone: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_model = example("own_model")
+    # Nothing that random weights say is a fact, however long.
+    monkeypatch.setattr(own_model, "PromptedModel", partial(own_model.PromptedModel, max_new_tokens=6))
     figures = own_model.main(["--windows=12", f"--backbone={backbone}"])
     assert figures["num_windows"] == 12
     assert figures["fact_f1"]["oracle"] == 1.0

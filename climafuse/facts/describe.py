@@ -115,6 +115,7 @@ def _describe(
     """The generator apart, so that ``describe`` refuses bad arguments when it is called."""
     fewest, most = facts_per_bulletin
     shares = _Shares.of(bulletins, abstentions)
+    unseen: _Unseen = {}
     for sample, window in windows:
         rng = np.random.default_rng((seed, sample))
         told = extract(window, kinds=entries, climatology=climatology)
@@ -132,7 +133,7 @@ def _describe(
                 count = int(rng.integers(fewest, most + 1))
                 text = _bulletin(facts, groups, count, rng)
             elif form < shares.bulletin + shares.unseen:
-                text = _about_unseen(told, window, entries, rng)
+                text = _about_unseen(told, window, entries, unseen, rng)
             elif hidden and rng.random() < shares.lacking:
                 text = _about_hidden(told, left, rng)
             if text is None and facts:
@@ -142,7 +143,7 @@ def _describe(
             if text is None and hidden:
                 text = _about_hidden(told, left, rng)
             elif text is None and form < bulletins + abstentions:
-                text = _about_unseen(told, window, entries, rng)
+                text = _about_unseen(told, window, entries, unseen, rng)
             if text is not None:
                 prompt, answer, stated = text
                 yield Pair(
@@ -232,20 +233,31 @@ def _about_hidden(facts: Sequence[Fact], left: set[str], rng: np.random.Generato
     return _without_answer(variable, {fact.kind for fact in lost if fact.variable == variable}, rng)
 
 
+_Unseen = dict[
+    tuple[frozenset[str], frozenset[str]], list[str]
+]  # (variables held, kinds) -> others to ask for
+
+
 def _about_unseen(
-    facts: Sequence[Fact], window: Window, entries: Sequence[str], rng: np.random.Generator
+    facts: Sequence[Fact],
+    window: Window,
+    entries: Sequence[str],
+    known: _Unseen,
+    rng: np.random.Generator,
 ) -> _Text | None:
     """A question about a variable that the window never held; None where the kinds allow none.
 
     Only kinds that this window's other questions are about: another kind would give the answer away.
     """
-    kinds = {fact.kind for fact in facts} or {entry.partition("/")[0] for entry in entries}
-    held = set(window.available())
-    unseen = [
-        name
-        for name in FACT_KINDS["absent"].rules
-        if name not in UNTRAINED_NAMES and held.isdisjoint(sources(name)) and askable(name, kinds)
-    ]
+    kinds = frozenset(fact.kind for fact in facts) or frozenset(e.partition("/")[0] for e in entries)
+    held = frozenset(window.available())
+    if (held, kinds) not in known:  # nearly every window holds the same
+        known[held, kinds] = [
+            name
+            for name in FACT_KINDS["absent"].rules
+            if name not in UNTRAINED_NAMES and held.isdisjoint(sources(name)) and askable(name, kinds)
+        ]
+    unseen = known[held, kinds]
     return _without_answer(unseen[int(rng.integers(len(unseen)))], kinds, rng) if unseen else None
 
 

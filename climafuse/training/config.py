@@ -16,6 +16,7 @@ This module imports neither torch nor transformers: `climafuse --help` and `--dr
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import types
@@ -722,6 +723,8 @@ def _write(config: Any, lines: list[str], *, indent: int, comments: bool) -> Non
 
 def _inline(value: Any) -> str:
     """A plain value as YAML on one line; letters beyond ASCII stay readable where PyYAML reads them back."""
+    if value is None or isinstance(value, bool | int):  # half of all values, and every checkpoint writes them
+        return json.dumps(value)
     for readable in (True, False):
         text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=readable)
         if yaml.safe_load(text) == value:

@@ -295,13 +295,14 @@ def content_of(folder: Path) -> dict[str, Any]:
 
 # A child is forked for each kill before anything has read a file: thousands of imports would take minutes.
 KILLED = """
-import datetime, os, pathlib, signal, sys
+import datetime, gc, os, pathlib, signal, sys
 import dask, netCDF4, pyarrow.parquet, xarray.backends, zarr
 from climafuse.data import sources, store
 
 source, pairs, folder, block, *moments = sys.argv[1:]
 gap = datetime.timedelta(hours=12)
 store.BLOCK_BYTES, synced = int(block), os.fsync
+gc.freeze()
 for moment in moments:
     if (child := os.fork()) == 0:
         left = int(moment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -89,6 +90,13 @@ def test_words_are_those_of_generate(architecture: str, fusion: str) -> None:
         assert max(map(len, others.values())) > 1
 
 
+@functools.cache
+def answered(architecture: str) -> tuple[Reader, list[str]]:
+    """A reader, and what it says where everything fits into memory."""
+    reader = make_reader(architecture)
+    return reader, ask(reader)
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral"])
 @pytest.mark.parametrize(
     "limits",
@@ -98,8 +106,7 @@ def test_words_are_those_of_generate(architecture: str, fusion: str) -> None:
 def test_words_do_not_depend_on_how_many_are_in_memory(
     architecture: str, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = make_reader(architecture)
-    expected = ask(reader)
+    reader, expected = answered(architecture)
     for name, value in limits.items():
         monkeypatch.setattr(greedy, name, value)
     assert ask(reader) == expected

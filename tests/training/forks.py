@@ -270,12 +270,19 @@ def _child(job: dict[str, Any]) -> None:
 
 
 def _serve() -> None:
-    import torch
+    import gc
 
-    import climafuse.cli.app
+    import torch
+    import zarr  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    import climafuse.cli.train
+    import climafuse.data.sources
     import climafuse.training.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # no collection in a process of these need look at what all of them have imported
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()

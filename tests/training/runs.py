@@ -46,7 +46,7 @@ def save_backbone(folder: Path, architecture: str = "llama") -> Path:
     return folder
 
 
-def settings(climate: Path, backbone: Path, output: Path, **changes: Any) -> dict[str, Any]:
+def settings(climate: Path, backbone: Path, output: Path, /, **changes: Any) -> dict[str, Any]:
     """A short run with everything on: stored states, sampled vocabulary, thinned labels."""
     content: dict[str, Any] = {
         "data": {
@@ -79,6 +79,6 @@ def settings(climate: Path, backbone: Path, output: Path, **changes: Any) -> dic
     return content
 
 
-def make_config(climate: Path, backbone: Path, output: Path, **changes: Any) -> RunConfig:
+def make_config(climate: Path, backbone: Path, output: Path, /, **changes: Any) -> RunConfig:
     """The same as a configuration."""
     return read_dataclass(RunConfig, settings(climate, backbone, output, **changes))

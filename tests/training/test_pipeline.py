@@ -168,7 +168,10 @@ def test_an_untrained_model_is_the_bare_backbone(parts, tmp_path):
 
 
 def test_learning_the_texts_lowers_the_loss(parts, tmp_path):
-    changes = {"training": {"steps": 30, "learning_rate": 0.02, "evaluation_interval": 15}}
+    changes = {
+        "training": {"steps": 30, "learning_rate": 0.02, "evaluation_interval": 15},
+        "output": {"save_interval": 30},
+    }
     result = run(make_config(*parts, tmp_path / "run", **changes), say=_silent)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
