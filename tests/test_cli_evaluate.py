@@ -154,12 +154,12 @@ def test_one_that_is_told_to_end_says_so_and_goes_on(place, tmp_path, monkeypatc
     monkeypatch.setattr(asking, "_PORTION", 8)
     monkeypatch.setattr(Reader, "answer", told_to_end)
     before = signal.getsignal(signal.SIGTERM)
-    result = _evaluate(run, "--no-controls")
+    result = _evaluate(run, "--no-controls", "--questions", 6)
     assert result.exit_code == 75, result.output
     assert "interrupted: SIGTERM" in result.stderr
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.setattr(Reader, "answer", answer)
-    again = _evaluate(run, "--no-controls")
+    again = _evaluate(run, "--no-controls", "--questions", 6)
     assert again.exit_code == 3
     assert "going on from 16 of" in again.stderr
 
