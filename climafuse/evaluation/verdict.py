@@ -102,12 +102,12 @@ CHECKS = (
     ),
     Check(
         ("true", "shuffled"),
-        "where the values of the field change the answer, its words change",
+        "its words change with the values of the field, where these change the answer",
         "its words are the same whatever the field holds: the answer comes from the question or from memory",
     ),
     Check(
         ("shown", "shuffled"),
-        "and they follow the field that it is shown",
+        "its words follow the field that it is shown, where that changes the answer",
         "its words do not follow the field that it is shown",
     ),
     Check(
