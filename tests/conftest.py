@@ -61,7 +61,7 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             os, "fsync", lambda descriptor: os.fstat(descriptor) and None
-        )  # a closed one is refused still
+        )  # refused still if closed
         yield
 
 

@@ -16,7 +16,7 @@ seldom it rains; who does not read has as many right of the one as of the other,
 where an interval of the difference of the two lies beyond zero, and not read where the difference is not above zero
 or the whole interval below `HALF`. Where no interval can be claimed, the difference must be at least that. What lies
 between cannot be told. One with fewer than `FEWEST` such questions or windows is not judged: the verdict names it and
-rests on the others, which must have at least `HALF` of these questions.
+rests on the others, which must have at least `ENOUGH` of these questions.
 
 A model is called grounded if checks were made, all pass, and all that is judged is read, and is enough; not grounded if
 one fails or is not read; else it cannot be told.
@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MARGIN = 0.1  # of fact F1
-HALF = 0.5  # of fact F1, of questions whose answer the swap changes: between who reads and who does not; and of these
+HALF = 0.5  # of fact F1, of questions whose answer the swap changes: between who reads and who does not
+ENOUGH = 0.5  # of these questions, that are about what is judged
 FEWEST = 10  # windows, and questions about a variable or of a kind, that tell anything
 
 
@@ -215,7 +216,7 @@ def verdict(
         num_judged, num_questions = (
             sum(row["num_questions"] for row in part) for part in (judged, found.values())
         )
-        if given is not None and (not judged or num_judged < HALF * num_questions):
+        if given is not None and (not judged or num_judged < ENOUGH * num_questions):
             results.append(None)
             reasons.append("too few questions whose answer a swap changes")
     grounded = False if False in results else True if results and None not in results else None

@@ -25,7 +25,7 @@ class Result(Enum):
 
     FIGURES = "figures of an evaluation", rb'\{\s*"format":\s*\d+,\s*"checkpoint":'
     PAGE = "a page of HTML", rb"(?i:<!doctype html)"
-    PICTURE = "a picture", rb"\x89PNG\r\n|%PDF-|RIFF....WEBP|<\?xml|<svg"
+    PICTURE = "a picture", rb"\x89PNG\r\n|%PDF-|RIFF....WEBP|(?:<\?xml[^>]*>\s*)?<(?:!DOCTYPE )?svg\b"
     PAIRS = "climate-text pairs", rb'\{"time":|"time","place","prompt"|PAR1'
 
 

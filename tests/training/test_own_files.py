@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from climafuse.data.files import whole_file
 from climafuse.errors import OutputError, UsageError
@@ -123,3 +124,18 @@ def test_no_pipe_or_device_is_waited_for_or_replaced(tmp_path: Path) -> None:
     check_result(tmp_path / "loop", "--json", Result.FIGURES)
     with whole_file(tmp_path / "loop") as file:
         file.write_text(FIGURES)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "webp"])
+def test_every_picture_that_is_drawn_may_be_drawn_again(tmp_path: Path, suffix: str) -> None:
+    figure = Figure(figsize=(1, 1))
+    path = tmp_path / f"map.{suffix}"
+    figure.savefig(path)
+    check_result(path, "--map", Result.PICTURE)
+
+
+def test_not_all_xml_is_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "map.svg"
+    path.write_text('<?xml version="1.0"?>\n<kml><Placemark/></kml>\n')
+    with pytest.raises(UsageError, match="which holds something else"):
+        check_result(path, "--map", Result.PICTURE)
