@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "climafuse"
 # From the ground up: a part may import itself and what lies below; parts of one layer do not see each other.
 LAYERS = [
     {"errors", "text_file"},
-    {"climate_tokens", "json_file", "json_values", "memory", "registry"},
+    {"climate_tokens", "json_file", "json_values", "memory", "pace", "registry"},
     {"manifest"},
     {"data"},
     {"facts", "encoders", "fusion", "backbones"},

@@ -19,6 +19,7 @@ from .fetching import BackboneListing, fetch_backbone, import_backbone, list_bac
 from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters
 from .loading import LoadedBackbone, find_backbone, freeze, load_backbone
 from .lora import adapted_layers, base_name, first_adapted_block, with_lora, without_adapters
+from .quantization import Quantization, QuantizedLinear, quantize_model
 from .soft_prompt import soft_prompt, word_size
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "BackboneListing",
     "BlockLayout",
     "LoadedBackbone",
+    "Quantization",
+    "QuantizedLinear",
     "Site",
     "SiteFunction",
     "adapted_layers",
@@ -50,6 +53,7 @@ __all__ = [
     "load_backbone",
     "num_blocks_below",
     "prefix_states",
+    "quantize_model",
     "resolve_sites",
     "resume",
     "soft_prompt",

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from climafuse.backbones.blocks import find_blocks, replaced_forward, resume
+from climafuse.backbones.quantization import QuantizedLinear
 from climafuse.errors import BackboneError
 
 
@@ -76,7 +77,7 @@ def narrowed(model: PreTrainedModel, tokens: Tensor) -> Iterator[None]:
             received=type(head).__name__,
             remedy="Train with the whole vocabulary: training.sampled_vocabulary=null.",
         )
-    weight = head.weight[tokens]
+    weight = head.rows(tokens, model.dtype) if isinstance(head, QuantizedLinear) else head.weight[tokens]
     bias = None if head.bias is None else head.bias[tokens]
 
     def narrow(hidden: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BackboneError, BackboneNotFoundError, ConfigurationError
 from ..json_file import read_object
+from ..pace import every
 from .cache import altered_files, read_manifest
 from .catalog import DEFAULT_BACKBONE, find_entry
 from .fetching import Progress, cached_backbone, fetch_backbone, no_weights
 from .hub import hub_snapshot
 from .identity import BackboneIdentity, hash_files, hash_parameters, hash_shard, identify, weight_files
 from .lora import adapted_layers, carries_adapters
+from .quantization import Quantization, quantize_model
 
 if TYPE_CHECKING:
     import torch
@@ -47,12 +50,16 @@ class LoadedBackbone:
         tokenizer: Its tokenizer; it has a padding token.
         identity: What a checkpoint records to find and recognize it.
         path: Directory it was loaded from, or None for a model in memory.
+        quantization: The form its blocks are held in (`int8`, `int4`); None for the type of the model.
+        quantize_head: Whether its head is, too.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     identity: BackboneIdentity
     path: Path | None = None
+    quantization: Quantization | None = None
+    quantize_head: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoadedBackbone:
         """Itself: it is never changed, and the Auto classes copy every argument they are given."""
@@ -80,7 +87,7 @@ class LoadedBackbone:
         """
         if adapted_layers(model):
             raise carries_adapters(id)
-        _check_vocabulary(id, model, tokenizer)
+        check_vocabulary(id, model, tokenizer)
         freeze(model)
         _set_padding(model, tokenizer)
         identity = identify(model, id=id, content_hash=hash_parameters(model), random_weights=random_weights)
@@ -94,11 +101,16 @@ def load_backbone(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     attn_implementation: str | None = None,
+    quantization: Quantization | None = None,
+    quantize_head: bool = False,
     fetch: bool = True,
     verify: bool = False,
     progress: Progress = logger.info,
 ) -> LoadedBackbone:
     """Load a causal language model, frozen.
+
+    Weights are memory-mapped where they are used as they lie in the file: nothing is read before it is needed, and
+    nothing is held twice. Quantized ones are read once, matrix by matrix.
 
     Args:
         name_or_path: A directory, a name of the catalog or cache, or a model id on the Hugging Face hub.
@@ -106,9 +118,11 @@ def load_backbone(
         device: Where to put the model.
         revision: Branch, tag or commit on the hub.
         attn_implementation: As in transformers: `eager`, `sdpa`, …; None for its default.
+        quantization: `int8` or `int4`: in how many bits the blocks' linear layers are held; None for `dtype`.
+        quantize_head: Whether the head is quantized, too.
         fetch: Whether it may be downloaded where it is not found on disk.
         verify: Hash every byte of the weights again, whatever size and modification time say.
-        progress: Called with one line at each stage of a download.
+        progress: Called with one line at each stage of a download, and every few seconds of a long one.
 
     Returns:
         Model, tokenizer and identity.
@@ -122,14 +136,36 @@ def load_backbone(
     torch_dtype = _dtype(dtype)
     directory = find_backbone(name_or_path, revision=revision, fetch=fetch, progress=progress)
     content_hash = _check_files(directory, verify=verify)
-    model = _load_model(directory, torch_dtype, attn_implementation)
-    tokenizer = _load_tokenizer(directory)
-    _check_vocabulary(str(directory), model, tokenizer)
+    # What is quantized is read as it lies in the file: another type would be made of all of it first.
+    stored = torch_dtype if quantization is None else _stored_dtype(directory)
+    model = _load_model(directory, stored, attn_implementation)
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(str(directory), model, tokenizer)
     freeze(model)
     _set_padding(model, tokenizer)
-    model.to(device)  # type: ignore[arg-type]
     identity = identify(model, content_hash=content_hash, **_source(directory))
-    return LoadedBackbone(model, tokenizer, identity, directory)
+    if quantization is not None:
+        quantize_model(
+            model,
+            quantization,
+            head=quantize_head,
+            progress=every(
+                5.0,
+                lambda done, all_: progress(f"{identity['id']}: {done} of {all_} layers in {quantization}"),
+            ),
+        )
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch_dtype)
+    elif quantize_head:
+        raise ConfigurationError(
+            "quantize_head",
+            expected="false, as the blocks are not quantized",
+            received=quantize_head,
+            remedy="Set quantization to int8 or int4, too.",
+        )
+    model.to(device)  # type: ignore[arg-type]
+    return LoadedBackbone(model, tokenizer, identity, directory, quantization, quantize_head)
 
 
 def find_backbone(
@@ -336,7 +372,30 @@ def _load_model(directory: Path, dtype: torch.dtype, attn_implementation: str | 
     return model
 
 
-def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def _stored_dtype(directory: Path) -> torch.dtype:
+    """Return the type of most weights in a directory."""
+    import torch
+    from safetensors import safe_open
+
+    sizes: dict[str, int] = {}
+    for shard in weight_files(directory):
+        with safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (no mapping)
+                part = file.get_slice(name)
+                sizes[part.get_dtype()] = sizes.get(part.get_dtype(), 0) + math.prod(part.get_shape())
+    names = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return names.get(max(sizes, key=lambda kind: sizes[kind]), torch.float32)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model directory.
+
+    Args:
+        directory: The directory.
+
+    Raises:
+        BackboneError: There is none that can be read.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -354,7 +413,17 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that has tokens without an embedding.
+
+    Args:
+        name: What the model is called, for the error.
+        model: The model; its weights are not looked at.
+        tokenizer: The tokenizer.
+
+    Raises:
+        BackboneError: It has.
+    """
     rows = model.get_input_embeddings().num_embeddings
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= int(largest) < int(rows):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`climafuse backbone list | fetch | import`."""
+"""`climafuse backbone list | fetch | import | synthesize`."""
 
 from __future__ import annotations
 
@@ -65,6 +65,29 @@ def import_(
     from climafuse.backbones.fetching import import_backbone
 
     typer.echo(import_backbone(path, name, license=license_, progress=_progress))
+
+
+@app.command()
+def synthesize(
+    config: Annotated[
+        str, typer.Option("--config", help="Name of an architecture; a wrong one lists them all.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Directory to write; must not exist.")],
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Type of the weights: bfloat16, float16 or float32.")
+    ] = "bfloat16",
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", help="Backbone whose tokenizer is copied.")
+    ] = "smollm2-135m-instruct",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the weights.")] = 0,
+) -> None:
+    """Write an exact architecture with random weights, for capacity work where the real ones are out of reach.
+
+    A directory in Hugging Face form, sharded, never more than a shard in memory. It knows nothing, and says so.
+    """
+    from climafuse.backbones.synthesize import synthesize as write
+
+    typer.echo(write(config, out, dtype=dtype, tokenizer=tokenizer, seed=seed, progress=_progress))
 
 
 def _progress(line: str) -> None:

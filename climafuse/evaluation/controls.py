@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from climafuse.backbones import LoadedBackbone, check_identity, load_backbone
+from climafuse.backbones import LoadedBackbone, check_identity
 from climafuse.data.files import whole_file
 from climafuse.errors import CheckpointError, ConfigurationError, OutputError, UsageError
 from climafuse.evaluation.asking import ReadsClimate
@@ -37,7 +37,7 @@ from climafuse.training.config import EncoderConfig, RunConfig, load_config
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.identity import identify
 from climafuse.training.own_files import EVALUATION
-from climafuse.training.pipeline import Say, Shared, run
+from climafuse.training.pipeline import Say, Shared, configured_backbone, run
 from climafuse.training.state import read_state
 from climafuse.training.trained_on import read_trained_on
 from climafuse.training.trainer import CONFIG_FILE, flat_settings
@@ -186,7 +186,7 @@ def train_controls(
     options = dict(config.encoder.options)
     width = ENCODERS.create(config.encoder.name, channels_of(store.statistics), **options).width
     if backbone is None and any(CONTROLS[name].language_model for name in names):
-        backbone = load_backbone(config.backbone.name, dtype=config.backbone.dtype, progress=say)
+        backbone = configured_backbone(config.backbone, say)
     if backbone is not None:
         check_identity(identity_of_backbone, backbone.identity)
     shared = Shared(backbone)

@@ -27,6 +27,8 @@ class ClimateTextConfig(PreTrainedConfig):
         text_config: Configuration of the backbone, as transformers knows it.
         backbone: Identity of the backbone: id, revision, content hash, architecture, number of parameters.
         backbone_dtype: Type of the frozen weights.
+        backbone_quantization: Bits in which its blocks were held (`int8`, `int4`); None for that type.
+        backbone_quantize_head: Whether its head was, too.
         variables: Canonical names of the V channels, in order.
         statistics: Mean and standard deviation of each over the training times, as `statistics_to_dict`
             writes them.
@@ -48,6 +50,8 @@ class ClimateTextConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     backbone: dict | None = None
     backbone_dtype: str = "bfloat16"
+    backbone_quantization: str | None = None
+    backbone_quantize_head: bool = False
     variables: list | tuple = ()
     statistics: dict | None = None
     history: int = 1

@@ -27,6 +27,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, ModelOutput
 
 from climafuse.backbones import (
     LoadedBackbone,
+    Quantization,
     Site,
     adapted_layers,
     attach,
@@ -215,6 +216,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             text_config=backbone.model.config,
             backbone=dict(backbone.identity),
             backbone_dtype=str(backbone.model.dtype).removeprefix("torch."),
+            backbone_quantization=backbone.quantization,
+            backbone_quantize_head=backbone.quantize_head,
             variables=[str(name) for name in statistics["variable"].values],
             statistics=statistics_to_dict(statistics),
             encoder=encoder if isinstance(encoder, str) else _name(ENCODERS, type(encoder)),
@@ -334,6 +337,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             backbone = load_backbone(
                 identity["id"] if backbone is None else backbone,
                 dtype=config.backbone_dtype,
+                quantization=cast("Quantization | None", config.backbone_quantization),
+                quantize_head=config.backbone_quantize_head,
                 verify=verify,
             )
         check_identity(identity, backbone.identity)

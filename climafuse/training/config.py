@@ -176,9 +176,25 @@ class BackboneConfig:
     """The frozen language model."""
 
     name: str = setting("smollm2-135m-instruct-q4_1", "name of the catalog, hub id or folder")
-    dtype: Literal["bfloat16", "float16", "float32"] = setting("bfloat16", "type of the frozen weights")
+    dtype: Literal["bfloat16", "float16", "float32"] = setting(
+        "bfloat16", "type of the frozen weights, and of products"
+    )
+    quantization: Literal["int8", "int4"] | None = setting(
+        None, "bits in which the linear layers of its blocks are held: int8 | int4; null: as dtype says"
+    )
+    quantize_head: bool = setting(False, "quantize the head, too")
     num_threads: int | None = setting(None, "threads torch may use; null: torch decides", minimum=1)
     lora: LoraConfig | None = setting(None, "adapters to train in its blocks: {rank, alpha, …}; null: none")
+
+    def __post_init__(self) -> None:
+        """A head is quantized with the blocks or not at all."""
+        if self.quantize_head and self.quantization is None:
+            raise ConfigurationError(
+                "quantize_head",
+                expected="false, as quantization is null",
+                received="true",
+                remedy="Set quantization to int8 or int4, too.",
+            )
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from climafuse.errors import ClimafuseError, ConfigurationError, OutputError
 from climafuse.manifest import machine
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
 from climafuse.model.card import model_card
+from climafuse.pace import every
 from climafuse.registry import ENCODERS, FUSIONS
 from climafuse.training.checkpoint import newest_good_checkpoint, remove_unfinished
-from climafuse.training.config import RunConfig
+from climafuse.training.config import BackboneConfig, RunConfig
 from climafuse.training.dataset import (
     ExampleCollator,
     ExampleDataset,
@@ -222,7 +223,7 @@ def assemble(config: RunConfig, *, backbone: LoadedBackbone | None = None, say: 
         f"{len(store.splits.train)} training times, {counts['texts']:,} texts, {counts['distinct']:,} distinct"
     )
     if backbone is None:
-        backbone = load_backbone(config.backbone.name, dtype=config.backbone.dtype, progress=say)
+        backbone = configured_backbone(config.backbone, say)
     torch.manual_seed(config.training.seed)
     model = _make_model(config, store, backbone)
     processor = ClimateTextProcessor.of(model.config, backbone.tokenizer)
@@ -234,6 +235,22 @@ def assemble(config: RunConfig, *, backbone: LoadedBackbone | None = None, say: 
     if settings.labels_decided_by_words < 1:
         thinning = LabelThinning(encoded, kept=settings.labels_decided_by_words, seed=settings.seed)
     return Run(config, store, train, validation, model, processor, thinning)
+
+
+def configured_backbone(config: BackboneConfig, say: Say) -> LoadedBackbone:
+    """Load the language model that a run names, in the form that it says.
+
+    Args:
+        config: The section of the run.
+        say: Told one line at each stage.
+    """
+    return load_backbone(
+        config.name,
+        dtype=config.dtype,
+        quantization=config.quantization,
+        quantize_head=config.quantize_head,
+        progress=say,
+    )
 
 
 def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> ClimateTextForCausalLM:
@@ -270,7 +287,7 @@ def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) ->
             states = PrefixStore(model.backbone, model.prefix_site)
         model.prefix_store = states
         model.prefix_store.add(
-            texts, progress=_every(5.0, lambda done, all_: say(f"texts: {done:,} of {all_:,}"))
+            texts, progress=every(5.0, lambda done, all_: say(f"texts: {done:,} of {all_:,}"))
         )
         say(
             f"texts: states of {len(texts):,} distinct texts below site {model.prefix_site} stored in "
@@ -375,18 +392,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
-
-
-def _every(seconds: float, tell: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            tell(done, total)
-
-    return progress
 
 
 def _print(line: str) -> None:
