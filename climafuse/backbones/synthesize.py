@@ -3,8 +3,8 @@
 For capacity work where the real weights are out of reach: it takes the memory and the time of the real one, loads the
 same way, and knows nothing. Its manifest says so, and with it everything that is made of it.
 
-Weights are drawn by transformers' own rules, a block at a time, and written a shard at a time: no more than that is
-ever in memory.
+Weights are drawn by transformers' own rules, a block at a time, and written a shard at a time: no more than one of each
+is ever in memory. The tokenizer is another model's, without its chat template: these are no models to chat with.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def synthesize(
         name: A name of `architectures.ARCHITECTURES`.
         directory: Where; must not exist.
         dtype: Type of the weights.
-        tokenizer: Backbone whose tokenizer is copied; its tokens must fit into the architecture's vocabulary.
+        tokenizer: Backbone whose tokenizer is taken; its tokens must fit into the architecture's vocabulary.
         seed: Of the weights.
         shard_bytes: Most bytes of a shard.
         progress: Called with one line every few seconds.
@@ -76,6 +76,7 @@ def synthesize(
             "dtype", expected=" or ".join(DTYPES), received=repr(dtype), remedy="Choose one of these."
         )
     source = load_tokenizer(find_backbone(tokenizer, progress=progress))
+    source.chat_template = None
     return write_random(
         found.name,
         config_of(found.name),
