@@ -77,6 +77,10 @@ class BlockLayout:
         return self.blocks[0 if site == "input" else site]
 
 
+# Of each model, while it lives: to walk through all modules of a model takes as long as some of its blocks.
+_LAYOUTS: weakref.WeakKeyDictionary[nn.Module, BlockLayout] = weakref.WeakKeyDictionary()
+
+
 def find_blocks(model: PreTrainedModel) -> BlockLayout:
     """Find the blocks of a causal language model: the one ModuleList as long as `num_hidden_layers`.
 
@@ -86,6 +90,21 @@ def find_blocks(model: PreTrainedModel) -> BlockLayout:
     Raises:
         BackboneError: There is no such list or more than one, or the model has no head.
     """
+    found = _LAYOUTS.get(model)
+    if found is None or not _still_there(model, found):
+        found = _LAYOUTS[model] = _search(model)
+    return found
+
+
+def _still_there(model: PreTrainedModel, layout: BlockLayout) -> bool:
+    try:
+        blocks = model.get_submodule(layout.path)
+    except AttributeError:
+        return False
+    return blocks is layout.blocks and model.get_output_embeddings() is layout.head
+
+
+def _search(model: PreTrainedModel) -> BlockLayout:
     config = model.config.get_text_config()
     num_blocks = getattr(config, "num_hidden_layers", None)
     found: dict[str, nn.ModuleList] = {}

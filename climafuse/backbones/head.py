@@ -37,6 +37,28 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
+def headless(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Leave out the head: while this lasts, what would enter it is kept, and the logits mean nothing.
+
+    What `gather` leaves of it enters, so that both together give the states of some positions at the output.
+
+    Args:
+        model: A causal language model.
+
+    Yields:
+        The states of each forward call, [B, S, D] or, within `gather`, [1, P, D].
+    """
+    entered: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        entered.append(hidden)
+        return hidden[..., :1].detach()
+
+    with replaced_forward(find_blocks(model).head, keep):
+        yield entered
+
+
+@contextlib.contextmanager
 def dense_input(model: PreTrainedModel) -> Iterator[None]:
     """Let the head read a dense copy of its states: while this lasts, the last of several positions costs no more.
 

@@ -46,7 +46,7 @@ from climafuse.backbones import (
     without_adapters,
     word_size,
 )
-from climafuse.backbones.head import dense_input, head_logits, narrowed
+from climafuse.backbones.head import dense_input, head_logits, headless, narrowed
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.data.normalization import statistics_to_dict
 from climafuse.encoders import ClimateEncoder
@@ -54,6 +54,7 @@ from climafuse.errors import CheckpointError, ConfigurationError, ModelInputErro
 from climafuse.fusion import Fusion
 from climafuse.manifest import sha256
 from climafuse.model.card import CARD_FILE, model_card
+from climafuse.model.chunked_loss import chunked_loss, num_chunks, row_loss
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.folder import WEIGHTS_FILE, check_folder, read_weights, write_weights
 from climafuse.model.generation import own_options, read_options
@@ -91,7 +92,8 @@ class ClimateTextOutput(ModelOutput):
     Attributes:
         loss: Cross-entropy on answer tokens, if labels were given.
         logits: [N, S, V]; with labels [P, V] of the labeled positions only, and in training with a sampled
-            vocabulary of its tokens only.
+            vocabulary of its tokens only. None in training where there are more than `chunked_loss.CHUNK` numbers of
+            them, unless they are asked for.
         past_key_values: Cache of the backbone.
         hidden_states: Those of the backbone, if asked for without labels.
         attentions: Those of the backbone, if asked for without labels.
@@ -459,6 +461,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         climate_states: Tensor | None = None,
         climate_states_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool | None = None,
         **kwargs: Any,
     ) -> ClimateTextOutput:
         """Read climate and text, predict text.
@@ -478,6 +481,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             climate_states_mask: [B, M] bool.
             num_items_in_batch: Number of labels by which the summed loss is divided; None for those of this
                 call.
+            return_logits: With labels, whether their logits are wanted beside the loss. Without them those of all
+                positions are never in memory together (`chunked_loss`). None: in training, only where they are few.
             **kwargs: For the backbone: `past_key_values`, `use_cache`, `position_ids`, ….
 
         Returns:
@@ -506,13 +511,28 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         positions, targets = labeled_positions(labels)
         sampled = self.sampled_vocabulary if self.training else None
         tokens = None if sampled is None else sampled.draw().to(input_ids.device)
-        with contextlib.nullcontext() if tokens is None else narrowed(self.backbone, tokens):
-            logits = self.labeled_logits(
-                input_ids, attention_mask, positions, climate, climate_index, **kwargs
-            )
-        total = cross_entropy(logits, targets) if sampled is None else sampled.loss(logits, targets)
+        inputs = (input_ids, attention_mask, positions, climate, climate_index)
+        loss = cross_entropy if sampled is None else sampled.loss
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
-        return ClimateTextOutput(loss=total / count, logits=logits, climate_mask=climate.mask)
+        columns = self._vocabulary if tokens is None else len(tokens)
+        if return_logits is None:
+            return_logits = not self.training or num_chunks(len(targets), columns) == 1
+        head = self.get_output_embeddings()
+        with contextlib.nullcontext() if tokens is None else narrowed(self.backbone, tokens):
+            if return_logits:
+                logits = self.labeled_logits(*inputs, **kwargs)
+                total = row_loss(loss, logits, targets, count=count)
+                return ClimateTextOutput(total, logits, climate_mask=climate.mask)
+            total = chunked_loss(
+                partial(head_logits, self.backbone),
+                loss,
+                self._labeled(*inputs, head=False, **kwargs),
+                targets,
+                num_columns=columns,
+                count=count,
+                weights=[weight for weight in head.parameters() if weight.requires_grad],
+            )
+        return ClimateTextOutput(total, climate_mask=climate.mask)
 
     def check_length(self, num_tokens: int, argument: str = "input_ids") -> None:
         """Refuse texts of more tokens than the backbone has positions, those of soft tokens before them included.
@@ -562,6 +582,20 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ModelInputError: States are stored, and the texts are not whole ones.
         """
+        return self._labeled(input_ids, attention_mask, positions, climate, climate_index, **kwargs)
+
+    def _labeled(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        climate: ClimateTokens,
+        climate_index: Tensor | None,
+        *,
+        head: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """`labeled_logits`, or without the head what would enter it, [P, D]."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         first = self.prefix_site
@@ -595,18 +629,23 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 )[positions]  # [P, D]
             rows = index.unsqueeze(1).expand_as(positions)[positions]  # [P]
             fused = fuse_flat(cast("Fusion", self.fusions["output"]), states, climate, rows)
-            return head_logits(self.backbone, fused)
+            return head_logits(self.backbone, fused) if head else fused
         reuse = (
             contextlib.nullcontext()
             if store is None
             else resume(self.backbone, first, store.lookup(input_ids, attention_mask))
         )
-        with reuse, self._fused(climate, climate_index), gather(self.backbone, positions):
+        with (
+            reuse,
+            self._fused(climate, climate_index),
+            contextlib.nullcontext() if head else headless(self.backbone) as entered,
+            gather(self.backbone, positions),
+        ):
             output = self.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
             )
-        logits: Tensor = output.logits[0]
-        return logits
+        found: Tensor = output.logits[0] if entered is None else entered[0][0]
+        return found
 
     def _fused(
         self, climate: ClimateTokens, index: Tensor | None

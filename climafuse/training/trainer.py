@@ -231,6 +231,7 @@ class ClimateTextTrainer(Trainer):
         self._module: Any = model  # self.model, which the Trainer types as optional
         self._parts = trainable_parts(model)
         self._trainable = [parameter for parameters in self._parts.values() for parameter in parameters]
+        self._may_omit_logits = "return_logits" in signature(model.forward).parameters
         self._meter = Meter(self.clock)
         self._microbatches: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
@@ -555,7 +556,10 @@ class ClimateTextTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         """One evaluation batch, its loss weighted by its answer tokens."""
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        given = (
+            {**inputs, "return_logits": False} if prediction_loss_only and self._may_omit_logits else inputs
+        )
+        loss, logits, labels = super().prediction_step(model, given, prediction_loss_only, ignore_keys)
         if loss is not None:
             num_tokens = int(inputs["labels"][..., 1:].ne(-100).sum())
             loss_sum, total = self._evaluated
