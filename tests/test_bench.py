@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from climafuse.backbones.synthesize import write_random
 from scripts.benchmarks import __main__ as program
-from scripts.benchmarks import fusion, inputs, measure
+from scripts.benchmarks import billion_case, billions, fusion, inputs, measure, results
 from scripts.benchmarks.measure import Comparison, Row, Seconds, Size, compare, quartiles
-from tests.tiny import tiny_backbone
+from tests.tiny import tiny_backbone, tiny_config, tiny_tokenizer
 
 TINY = Size(
     "tiny",
@@ -56,6 +58,20 @@ CASES = {
         "trainer: 2.9 M random weights, batch 2",
         "trainer: 2.9 M random weights, batch 2, prefix reuse",
     ],
+    "optimizer": [
+        f"AdamW of 0.2 M float32 parameters: fused against {name}"
+        for name in ("a loop over parameters", "foreach")
+    ],
+    "billions": [
+        *(
+            case
+            for fusion in ("gated_addition", "cross_attention (20 heads)")
+            for case in (f"gpt2-large bf16, {fusion}", f"gpt2-large bf16, {fusion}: peak ÷ 0.6 GB")
+        ),
+        "gpt2-large bf16, cross_attention (20 heads): generation with climate ÷ bare, tokens/s",
+        "gpt2-large bf16, cross_attention (20 heads): killed after 7 s and resumed, share of equal tensors and losses",
+        "gpt2-large bf16, cross_attention (20 heads): seconds from the command to the end of the first step ÷ 90",
+    ],
     "prepare": [
         "prepare 256 pairs, 0.1 GB, 0.0 GB on disk",
         "waiting for 1 batches while training, cold disk, tiny-llama",
@@ -79,7 +95,7 @@ def _tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     "section",
     [
         *(name for name in program.SECTIONS if name != "loader"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in program.ON_REQUEST),
+        pytest.param("prepare", marks=pytest.mark.slow),
     ],
 )
 def test_a_section_measures_each_of_its_cases(section: str) -> None:
@@ -94,6 +110,76 @@ def _check(section: str, rows: list[Row]) -> None:
         assert row.spread[0] <= row.ratio <= row.spread[1]
         assert all(math.isfinite(x) and x > 0 for x in (row.ratio, row.seconds, row.rate, row.peak_gb))
         assert (row.aim is None) == (row.reached is None)
+
+
+@pytest.fixture
+def tiny_billions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Section `billions` with a tiny model for each architecture, measured in this process, and a cache of its own."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("CLIMAFUSE_HOME", str(home))
+    monkeypatch.setattr(
+        billions,
+        "synthesize",
+        lambda name, directory, progress: write_random(
+            name, tiny_config("gpt2"), tiny_tokenizer(), directory
+        ),
+    )
+    real = billions.Billion.case
+    monkeypatch.setattr(billions.Billion, "case", lambda self, size: replace(real(self, size), tokens=128))
+    return home
+
+
+def test_billions_measures_each_of_its_cases_once(
+    tiny_billions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def here(spec: dict[str, Any], path: Path) -> dict[str, Any]:
+        measured.append(spec["kind"])
+        if spec["kind"] == "run":
+            return {"identical": 1.0, "killed_after": 7.0, "first_step": 6.0, "seconds": 9.0, "peak_gb": 1.0}
+        return billion_case.measure(**spec)
+
+    monkeypatch.setattr(billions, "_measured", here)
+    rows = list(billions.rows(TINY))
+    assert measured == ["step", "step", "generate", "run"]
+    assert [row.case for row in rows] == CASES["billions"]
+    for row in rows[::2][:2]:
+        assert row.details["every_block_ran"]
+        assert row.details["blocks_run_a_step"] == 4
+        assert row.details["frozen_unchanged"]
+        assert row.details["random_weights"]
+        assert row.details["loss_after"] < row.details["loss_before"]
+    again = list(billions.rows(TINY))  # as after an interruption: nothing is measured twice
+    assert len(measured) == 4
+    assert [row.ratio for row in again] == [row.ratio for row in rows]
+    billions.forget()
+    assert not list((tiny_billions / "benchmarks" / "billions").glob("*.json"))
+
+
+def test_a_quantized_case_and_several_models_together(tiny_billions: Path) -> None:
+    one = billions.Billion("llama-3-8b", "cross_attention", {"heads": 2}, 1.5, 10.6, "int4")
+    found = billion_case.measure("step", asdict(one.case(TINY)))
+    assert found["distinct_floor_blocks"] == 4
+    assert (found["every_block_ran"], found["frozen_unchanged"], found["quantization"]) == (
+        True,
+        True,
+        "int4",
+    )
+    together = billion_case.measure(
+        "together", [asdict(one.case(TINY)), asdict(billions.TABLE[0].case(TINY))]
+    )
+    plain = 4 * (3 * 32 * 32 + 32 * 32 + 8 * 32 * 32)  # weights of the matrices of four blocks
+    assert together["weight_bytes"] > 2 * plain  # those of the one that is not quantized alone
+    assert len(together["losses"]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_is_killed_and_resumed_by_the_command_line(tiny_billions: Path) -> None:
+    found = billions._killed_run(billions.TABLE[4].case(TINY), tiny_billions / "run")
+    assert found["identical"] == 1.0
+    assert found["first_step"] < found["killed_after"] < found["seconds"]
+    assert len(found["losses"]) == billions.RUN_STEPS
 
 
 def test_the_floor_is_the_bare_loss_and_stops_at_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +227,7 @@ def test_json_holds_a_header_and_rows(
     monkeypatch.setattr(loader, "rows", rows)
     content = program.run(["loader"], TINY, tmp_path / "figures.json")
     assert json.loads((tmp_path / "figures.json").read_text()) == content
+    content = content["loader"]
     assert {"date", "cores", "threads", "versions", "processor", "size"} <= content["header"].keys()
     assert [row["case"] for row in content["rows"]] == CASES["loader"]
     for row in content["rows"]:
@@ -148,6 +235,38 @@ def test_json_holds_a_header_and_rows(
     _check("loader", measured)
     table = capsys.readouterr().out
     assert all(case in table for case in CASES["loader"])
+
+
+def test_sections_are_put_beside_those_of_earlier_runs(tmp_path: Path) -> None:
+    row = Row(
+        "one",
+        "a case",
+        1.25,
+        (1.0, 1.5),
+        "<= 1.30",
+        True,
+        2.0,
+        1.6,
+        3.0,
+        "steps/s",
+        0.5,
+        3,
+        "this ÷ that",
+        {},
+    ).to_dict()
+    header = {
+        "processor": "P", "cores": 2, "threads": 2, "versions": {"torch": "T"},
+        "load_average_at_start": 0.1, "load_average_at_end": 0.2, "date": "today",
+    }  # fmt: skip
+    path = tmp_path / "figures.json"
+    results.put(path, {"two": {"header": header, "rows": [{**row, "section": "two"}]}})
+    results.put(path, {"one": {"header": header, "rows": [row]}})
+    assert list(json.loads(path.read_text())) == ["one", "two"]
+    table = (tmp_path / "figures.md").read_text()
+    assert "| a case | 1.250 | 1.000 to 1.500 | <= 1.30 | yes | 2 | 3 steps/s | 0.50 |" in table
+    assert "P, 2 cores, 2 threads, torch T, load 0.1 to 0.2, today." in table
+    results.put(path, {"one": {"header": header, "rows": [{**row, "ratio": 9.0, "reached": False}]}})
+    assert "| a case | 9.000 |" in (tmp_path / "figures.md").read_text()
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["--threads", "0"]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -19,12 +18,12 @@ from transformers.utils import logging as transformers_logging
 
 import climafuse
 from climafuse.cli.handler import print_table
-from climafuse.data.files import whole_file
 from climafuse.errors import ClimafuseError
+from scripts.benchmarks import billions, results
 from scripts.benchmarks.measure import FULL, QUICK, Row, Size
 
-SECTIONS = ("fusion", "generate", "loader", "mock")
-ON_REQUEST = ("prepare",)  # minutes, and gigabytes of disk
+SECTIONS = ("fusion", "generate", "loader", "mock", "optimizer")
+ON_REQUEST = ("billions", "prepare")  # many minutes, and gigabytes of disk
 DISTRIBUTIONS = ("torch", "transformers", "numpy", "xarray", "netCDF4", "zarr")
 
 
@@ -37,7 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SECTION",
         help=f"{', '.join(SECTIONS)}: all if none; {', '.join(ON_REQUEST)}",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write header and rows there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="put the sections into this file, and its table beside it (.md)",
+    )
+    parser.add_argument("--fresh", action="store_true", help="measure anew what long sections have kept")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, to see that it works")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch; it decides otherwise")
     options = parser.parse_args(arguments)
@@ -50,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--threads: at least 1")
         torch.set_num_threads(options.threads)
     transformers_logging.set_verbosity_error()  # remarks on generation settings, once a call
+    if options.fresh:
+        billions.forget()
     try:
         run(options.sections or SECTIONS, QUICK if options.quick else FULL, options.json)
     except ClimafuseError as error:
@@ -59,58 +66,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(sections: Sequence[str], size: Size, path: Path | None = None) -> dict[str, Any]:
-    """Run sections one after the other, print their rows, write them as JSON.
+    """Run sections one after the other, print their rows, put them into a JSON file and its table.
 
     Args:
         sections: Names from `SECTIONS`.
         size: How much to measure, on what.
-        path: JSON file to write; None for none.
+        path: JSON file; sections that it holds already and that are not among these stay. None for none.
 
     Returns:
-        What the JSON file holds: `header` and `rows`.
+        By section: its `header` and `rows`.
     """
-    header = _header(size)
-    rows: list[Row] = []
+    measured = {}
     for name in sections:
+        header, rows = _header(size), []
         start = time.perf_counter()
         for row in import_module(f"scripts.benchmarks.{name}").rows(size):
             rows.append(row)
             print(f"{row.section}: {row.case}: ratio {row.ratio:.3f}", file=sys.stderr, flush=True)
+        header["load_average_at_end"] = _load()
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    header["load_average_at_end"] = _load()
-    content = {"header": header, "rows": [row.to_dict() for row in rows]}
-    if path is not None:
-        with whole_file(path) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _print(header, rows)
-    return content
+        measured[name] = {"header": header, "rows": [row.to_dict() for row in rows]}
+        if path is not None:  # after each, as the next may take an hour
+            results.put(path, {name: measured[name]})
+        _print(header, rows)
+    return measured
 
 
 def _print(header: dict[str, Any], rows: Sequence[Row]) -> None:
-    print(
-        f"{header['processor']}, {header['cores']} cores, {header['threads']} threads, torch "
-        f"{header['versions']['torch']}, load {header['load_average_at_start']} to "
-        f"{header['load_average_at_end']}, {header['date']}\n"
-    )
-    print_table(
-        [
-            (
-                row.section,
-                row.case,
-                f"{row.ratio:.3f}",
-                f"{row.spread[0]:.3f} to {row.spread[1]:.3f}",
-                row.aim,
-                {True: "yes", False: "no", None: None}[row.reached],
-                f"{row.seconds:.4g}",
-                f"{row.rate:.4g} {row.unit}",
-                f"{row.peak_gb:.2f}",
-            )
-            for row in rows
-        ],
-        header=("section", "case", "ratio", "quartiles", "aim", "reached", "seconds", "rate", "peak GB"),
-    )
+    print(f"{results.machine(header)}\n")
+    cells = [results.cells(row.to_dict()) for row in rows]
+    print_table(cells, header=results.COLUMNS)
     for section, meaning in dict.fromkeys((row.section, row.meaning) for row in rows):
-        print(f"\n{section}: ratio = {meaning}")
+        print(f"\n{section}: ratio = {meaning}\n")
 
 
 def _header(size: Size) -> dict[str, Any]:

@@ -1,16 +1,17 @@
-"""One case of section `billions`, in a process of its own: `python -m scripts.benchmarks.billion_case SPEC.json OUT.json`.
+"""One case of section `billions`, in a process of its own: `python -m scripts.benchmarks.billion_case SPEC OUT`.
 
-What happens, in this order, so that each peak is that of what it is said to be of:
+`step` measures training steps, `together` steps of several models that are loaded at once, `generate` generation. What
+happens in `step`, in this order, so that each peak is that of what it is said to be of:
 
 1. The backbone is loaded in its form, and the model made: peak while loading.
 2. Frozen weights are hashed, and their pages let go of.
 3. Twenty training steps on real pairs, AdamW on all that is trained: seconds, loss on four of the pairs before and
    after, peak while training, and that each block ran in each step.
 4. Frozen weights are hashed again.
-5. Steps in turn with the floor: the bare bfloat16 backbone's forward, and backward down to the states that enter the first
-   fused position, same tokens. For a bfloat16 case it is the same memory. Beside a quantized one, the floor has as many
-   blocks, but where memory is short only some of them are distinct and used in turn; they are as large as ever against
-   the processor's cache, so each is read from memory as if it were another.
+5. Steps in turn with the floor: the bare bfloat16 backbone's forward, and backward down to the states that enter the
+   first fused position, same tokens. For a bfloat16 case it is the same memory. Beside a quantized one, the floor has
+   as many blocks, but where memory is short only some of them are distinct and used in turn; they are as large as ever
+   against the processor's cache, so each is read from memory as if it were another.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from climafuse.training.dataset import ExampleCollator
 from climafuse.training.optim import gradient_norms, make_optimizer, trainable_parts
 from climafuse.training.pipeline import assemble
 from climafuse.training.precision import products
+from scripts.benchmarks import generate
 from scripts.benchmarks.fusion import floor, open_gates
-from scripts.benchmarks.measure import Comparison, compare, peak_gb, quartiles, reset_peak
+from scripts.benchmarks.measure import Comparison, Size, compare, peak_gb, quartiles, reset_peak
 
-TEXT_TOKENS = 32
 CLIMATE_STEPS = 4
 STEPS = 20
 PAIRS_ASKED = 4  # of the loss before and after
@@ -49,10 +50,9 @@ RESERVE = 2e9  # bytes left free beside a floor that is loaded in addition
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """A model whose steps are measured.
 
     Args:
-        name: Of the case.
         backbone: Directory of the backbone.
         fusion: Fusion at the input.
         options: Its arguments.
@@ -60,9 +60,9 @@ class Case:
         quantize_head: Whether the head is quantized, too.
         steps: Training steps.
         repeats: Rounds of the comparison.
+        tokens: Of a text; shorter ones are padded, longer ones not taken.
     """
 
-    name: str
     backbone: str
     fusion: str
     options: dict[str, Any]
@@ -70,10 +70,11 @@ class Case:
     quantize_head: bool = False
     steps: int = STEPS
     repeats: int = 5
+    tokens: int = 32
 
 
-def run_case(case: Case) -> dict[str, Any]:
-    """Measure a case; see the module."""
+def measure_step(case: Case) -> dict[str, Any]:
+    """Measure training steps; see the module."""
     base = peak_gb()
     start = time.perf_counter()
     loaded = load_backbone(
@@ -84,7 +85,7 @@ def run_case(case: Case) -> dict[str, Any]:
     model = setup.model.train()
     open_gates(model)
     loading_peak = peak_gb()
-    batches = _batches(setup, case.steps)
+    batches = _batches(setup, case.steps, case.tokens)
     before = hash_parameters(loaded.model)
     _let_go(loaded.model)
     reset_peak()
@@ -97,7 +98,7 @@ def run_case(case: Case) -> dict[str, Any]:
             begin = time.perf_counter()
             step(batch)
             seconds.append(time.perf_counter() - begin)
-            _say(f"{case.name}: step {number + 1} of {case.steps}: {seconds[-1]:.2f} s")
+            _say(f"step {number + 1} of {case.steps}: {seconds[-1]:.2f} s")
         counted = dict(runs)
         last = _loss(model, batches[:PAIRS_ASKED])
     training_peak = peak_gb()
@@ -133,46 +134,46 @@ def run_case(case: Case) -> dict[str, Any]:
         "training_peak_gb": training_peak,
         "peak_gb": max(loading_peak, training_peak),
         "seconds_to_load": seconds_to_load,
-        "text_tokens": TEXT_TOKENS,
         "climate_steps": CLIMATE_STEPS,
     }
 
 
+def settings(case: Case) -> list[str]:
+    """A run of a case, as `--set` takes it."""
+    return [
+        f"backbone.name={json.dumps(case.backbone)}",
+        f"fusion.name={case.fusion}",
+        "fusion.sites=input",
+        f"fusion.options={json.dumps(case.options)}",
+        f"data.history={CLIMATE_STEPS}",
+        "data.fractions=[0.5, 0.25, 0.25]",  # of 24 times, so that each split has a history of four
+        "training.windows_per_step=1",
+        "facts.questions_per_window=1",
+        "training.labels_decided_by_words=1",
+        "training.sampled_vocabulary=null",
+        "training.learning_rate=1e-3",
+    ]
+
+
 def _config(case: Case) -> RunConfig:
-    return load_config(
-        None,
-        [
-            f"backbone.name={json.dumps(case.backbone)}",
-            f"fusion.name={case.fusion}",
-            "fusion.sites=input",
-            f"fusion.options={json.dumps(case.options)}",
-            f"data.history={CLIMATE_STEPS}",
-            f"data.train_windows={4 * case.steps}",
-            "data.fractions=[0.5, 0.25, 0.25]",
-            "training.windows_per_step=1",
-            "facts.questions_per_window=1",
-            "training.labels_decided_by_words=1",
-            "training.sampled_vocabulary=null",
-            "training.learning_rate=1e-3",
-        ],
-    )
+    return load_config(None, [*settings(case), f"data.train_windows={4 * case.steps}"])
 
 
-def _batches(setup: Any, count: int) -> list[dict[str, Tensor]]:
+def _batches(setup: Any, count: int, tokens: int) -> list[dict[str, Tensor]]:
     """Real pairs about real windows, one a batch, each text padded to the same length."""
     collate = ExampleCollator(setup.processor)
     batches = []
     for example in setup.train:
         batch = {k: v for k, v in collate([example]).items() if isinstance(v, Tensor) and k != "sample"}
         length = batch["input_ids"].shape[1]
-        if len(batch["input_ids"]) == 1 and length <= TEXT_TOKENS:
+        if len(batch["input_ids"]) == 1 and length <= tokens:
             fill = {"input_ids": setup.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
             for name, value in fill.items():
-                batch[name] = nn.functional.pad(batch[name], (0, TEXT_TOKENS - length), value=value)
+                batch[name] = nn.functional.pad(batch[name], (0, tokens - length), value=value)
             batches.append(batch)
         if len(batches) == count:
             return batches
-    raise RuntimeError(f"only {len(batches)} of {len(setup.train)} texts have at most {TEXT_TOKENS} tokens")
+    raise RuntimeError(f"only {len(batches)} of {len(setup.train)} texts have at most {tokens} tokens")
 
 
 def _trained_step(model: ClimateTextForCausalLM, config: RunConfig) -> Callable[[dict[str, Tensor]], Tensor]:
@@ -198,7 +199,10 @@ def _trained_step(model: ClimateTextForCausalLM, config: RunConfig) -> Callable[
 def _loss(model: ClimateTextForCausalLM, batches: list[dict[str, Tensor]]) -> float:
     """Mean loss of a label, over the whole vocabulary."""
     sums = [
-        (model(**batch).loss.item() * int((batch["labels"] != -100).sum()), int((batch["labels"] != -100).sum()))
+        (
+            model(**batch).loss.item() * int((batch["labels"] != -100).sum()),
+            int((batch["labels"] != -100).sum()),
+        )
         for batch in batches
     ]
     return sum(loss for loss, _ in sums) / sum(count for _, count in sums)
@@ -259,12 +263,63 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def measure_together(cases: list[Case]) -> dict[str, Any]:
+    """Load several models at once and take one step with each.
+
+    Returns:
+        Bytes of all weights, losses, and the peak of the process.
+    """
+    weights, trainable, losses, held = 0, 0, [], []
+    for case in cases:
+        loaded = load_backbone(case.backbone, quantization=case.quantization, progress=_say)
+        setup = assemble(_config(case), backbone=loaded, say=_say)
+        model = setup.model.train()
+        open_gates(model)
+        held.append((model, _trained_step(model, setup.config), _batches(setup, 1, case.tokens)[0]))
+        weights += sum(p.nbytes for p in loaded.model.parameters())
+        trainable += sum(p.numel() for p in model.parameters() if p.requires_grad)
+    start = time.perf_counter()
+    for _, step, batch in held:
+        losses.append(float(step(batch)))
+    seconds = time.perf_counter() - start
+    return {
+        "weight_bytes": weights,
+        "trainable": trainable,
+        "losses": losses,
+        "seconds": seconds,
+        "peak_gb": peak_gb(),
+    }
+
+
+def measure_generate(case: Case, new_tokens: int) -> dict[str, Any]:
+    """Compare generation with climate and without."""
+    loaded = load_backbone(
+        case.backbone, quantization=case.quantization, quantize_head=case.quantize_head, progress=_say
+    )
+    size = Size("billions", repeats=case.repeats, new_tokens=new_tokens)
+    return generate.row(size, loaded, case.fusion, "input", 1, **case.options).to_dict()
+
+
+def measure(kind: str, content: Any) -> dict[str, Any]:
+    """Measure what a specification asks for.
+
+    Args:
+        kind: `step`, `together` or `generate`.
+        content: Its arguments, as JSON gives them.
+    """
+    if kind == "step":
+        return measure_step(Case(**content))
+    if kind == "together":
+        return measure_together([Case(**case) for case in content])
+    return measure_generate(Case(**content["case"]), content["new_tokens"])
+
+
 def main(spec: str, out: str) -> None:
-    """Measure the case that a file describes, and write what was found to another."""
+    """Measure what one file asks for, and write what was found to another."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
-    result = run_case(Case(**json.loads(Path(spec).read_text(encoding="utf-8"))))
+    result = measure(**json.loads(Path(spec).read_text(encoding="utf-8")))
     Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

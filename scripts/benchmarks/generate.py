@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from climafuse.backbones import Site, find_blocks
+from climafuse.backbones import LoadedBackbone, Site, find_blocks
 from climafuse.backbones.head import dense_input
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor
 from scripts.benchmarks.inputs import backbone, store, windows
@@ -36,7 +36,8 @@ MEANING = "tokens/s of fused generation, encoding included ÷ tokens/s of the ba
 
 def rows(size: Size) -> Iterator[Row]:
     """Measure both fusions at the output, and cross-attention in the middle, with one prompt and with eight."""
-    middle = find_blocks(backbone(size.backbone).model).num_blocks // 2
+    loaded = backbone(size.backbone)
+    middle = find_blocks(loaded.model).num_blocks // 2
     cases: tuple[tuple[str, Site], ...] = (
         ("gated_addition", "output"),
         ("cross_attention", "output"),
@@ -44,14 +45,23 @@ def rows(size: Size) -> Iterator[Row]:
     )
     for fusion, site in cases:
         for batch in BATCHES:
-            yield _row(size, fusion, site, batch)
+            yield row(size, loaded, fusion, site, batch)
 
 
-def _row(size: Size, fusion: str, site: Site, batch: int) -> Row:
+def row(size: Size, loaded: LoadedBackbone, fusion: str, site: Site, batch: int, **options_: Any) -> Row:
+    """Measure one fusion at one site.
+
+    Args:
+        size: How much.
+        loaded: The backbone.
+        fusion: Registered name.
+        site: Where it sits.
+        batch: How many prompts are answered at a time.
+        **options_: Of the fusion.
+    """
     torch.manual_seed(0)
-    loaded = backbone(size.backbone)
     model = ClimateTextForCausalLM.from_backbone(
-        loaded, statistics=store().statistics, fusion=fusion, sites=[site]
+        loaded, statistics=store().statistics, fusion=fusion, sites=[site], fusion_options=options_
     ).eval()
     processor = ClimateTextProcessor.of(model.config, loaded.tokenizer)
     inputs = dict(processor(windows(batch), PROMPTS[:batch]))

@@ -1,0 +1,377 @@
+"""Frozen backbones of 0.8 to 8 billion parameters on this machine: a step against its floor, and what it holds.
+
+Weights are random (`climafuse backbone synthesize`): what is measured is capacity, that is time and memory, which do
+not depend on their values. They are written once to climafuse's cache, 34 GB in all for the full size. Every case runs
+in a process of its own, and what was measured is kept: a section that was stopped goes on where it stood (`--fresh`
+measures anew). Loss is measured on real pairs about real fields; it falls as the fusion learns which words come often.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import climafuse
+from climafuse.backbones.synthesize import synthesize
+from climafuse.data.files import cache_directory, whole_file
+from climafuse.model.folder import WEIGHTS_FILE
+from climafuse.training.config import load_config
+from scripts.benchmarks import billion_case
+from scripts.benchmarks.billion_case import STEPS, Case
+from scripts.benchmarks.measure import Row, Size
+
+STEP_MEANING = (
+    "seconds of a fused training step (1 text of 32 tokens, 4 climate steps, fusion at the input, all blocks run, "
+    "AdamW) ÷ seconds of the bare bfloat16 backbone forward and back down to the first fused position; peak: resident "
+    "memory ÷ what is allowed; others as named. Random weights: capacity only"
+)
+RUN_STEPS = 30  # of the run that is killed and resumed
+SAVE_INTERVAL = 5
+
+
+@dataclass(frozen=True)
+class Billion:
+    """A case of the table.
+
+    Args:
+        architecture: Name of the backbone.
+        fusion: Registered name of the fusion.
+        options: Its arguments.
+        aim: Most that a step may take, as a ratio to the floor.
+        peak_gb: Most resident memory; None for 1.15 × (weights + 16 bytes × trainables + 0.5 GB).
+        quantization: Of the blocks.
+    """
+
+    architecture: str
+    fusion: str
+    options: dict[str, Any]
+    aim: float
+    peak_gb: float | None = None
+    quantization: Any = None
+
+    @property
+    def name(self) -> str:
+        """As the table says."""
+        heads = f" ({self.options['heads']} heads)" if "heads" in self.options else ""
+        return f"{self.architecture} {self.quantization or 'bf16'}, {self.fusion}{heads}"
+
+    def case(self, size: Size) -> Case:
+        """What its process measures."""
+        quick = size.name != "full"
+        return Case(
+            backbone=str(backbone_of(self.architecture)),
+            fusion=self.fusion,
+            options=self.options,
+            quantization=self.quantization,
+            steps=min(STEPS, 4) if quick else STEPS,
+            repeats=size.repeats,
+        )
+
+
+def _heads(number: int, width: int) -> dict[str, Any]:
+    return {"heads": number, "head_width": width}
+
+
+_LLAMA_HEADS = _heads(32, 128)
+TABLE: tuple[Billion, ...] = (
+    Billion("llama-3-8b", "gated_addition", {}, 1.05, 17.5),
+    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 1.15, 18.5),
+    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 1.5, 10.6, "int8"),
+    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 3.0, 7.0, "int4"),
+    *(
+        Billion(name, fusion, options, 1.15)
+        for name, heads in (
+            ("gpt2-large", _heads(20, 64)),
+            ("gpt2-xl", _heads(25, 64)),
+            ("dialogpt-large", _heads(20, 64)),
+            ("opt-1.3b", _heads(32, 64)),
+            ("gpt-neo-1.3b", _heads(16, 128)),
+            ("llama-3.2-3b", _heads(24, 128)),
+        )
+        for fusion, options in (("gated_addition", {}), ("cross_attention", heads))
+    ),
+)
+TOGETHER = ("gpt2-xl", "dialogpt-large", "gpt-neo-1.3b")
+LARGEST = TABLE[2]  # the one that generates, and whose run is killed
+SMALLEST = TABLE[4:6]  # where it is only to be seen that it works
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """Measure the table, three models together, generation, a killed run, and the time to the first step."""
+    full = size.name == "full"
+    for entry in TABLE if full else SMALLEST:
+        yield from _step_rows(entry, size)
+    if full:
+        yield _together_row(size)
+    largest = LARGEST if full else SMALLEST[-1]
+    yield _generate_row(largest, size)
+    yield from _run_rows(largest, size)
+
+
+def backbone_of(name: str) -> Path:
+    """Return the directory of an architecture with random weights; written on the first call."""
+    directory = cache_directory() / "benchmarks" / "backbones" / name
+    if not directory.is_dir():
+        _say(f"writing {name} with random weights to {directory}")
+        synthesize(name, directory, progress=_say)
+    return directory
+
+
+# ---- Rows
+
+
+def _step_rows(entry: Billion, size: Size) -> Iterator[Row]:
+    found = _kept(entry.name, {"kind": "step", "content": dataclasses.asdict(entry.case(size))})
+    allowed = entry.peak_gb or 1.15 * ((found["weight_bytes"] + 16 * found["trainable"]) / 1e9 + 0.5)
+    details = {name: value for name, value in found.items() if name not in ("seconds", "ratio", "spread")}
+    yield _row(
+        entry.name,
+        found["ratio"],
+        entry.aim,
+        spread=found["spread"],
+        seconds=found["seconds"],
+        reference=found["floor_seconds"],
+        rate=found["tokens"] / found["seconds"],
+        unit="text tokens/s",
+        peak=found["peak_gb"],
+        repeats=len(found["ratios"]),
+        details=details,
+    )
+    yield _row(
+        f"{entry.name}: peak ÷ {allowed:.1f} GB",
+        found["peak_gb"] / allowed,
+        1.0,
+        seconds=found["seconds"],
+        peak=found["peak_gb"],
+        rate=(found["loss_before"] - found["loss_after"]),
+        unit=f"nats of loss in {len(found['step_seconds'])} steps",
+        details={"allowed_gb": allowed, "frozen_unchanged": found["frozen_unchanged"]},
+    )
+
+
+def _together_row(size: Size) -> Row:
+    cases = [entry.case(size) for entry in TABLE if entry.architecture in TOGETHER and entry.options]
+    content = [dataclasses.asdict(case) for case in cases]
+    found = _kept("together", {"kind": "together", "content": content})
+    allowed = 1.1 * found["weight_bytes"] / 1e9 + 1
+    return _row(
+        f"{' + '.join(TOGETHER)} together: peak ÷ {allowed:.1f} GB",
+        found["peak_gb"] / allowed,
+        1.0,
+        seconds=found["seconds"],
+        peak=found["peak_gb"],
+        rate=len(cases) / found["seconds"],
+        unit="steps/s",
+        details=found,
+    )
+
+
+def _generate_row(entry: Billion, size: Size) -> Row:
+    content = {"case": dataclasses.asdict(entry.case(size)), "new_tokens": size.new_tokens // 2}
+    found = _kept(f"{entry.name}, generate", {"kind": "generate", "content": content})
+    return _row(
+        f"{entry.name}: generation with climate ÷ bare, tokens/s",
+        found["ratio"],
+        -0.95,
+        spread=found["spread"],
+        seconds=found["seconds"],
+        reference=found["reference_seconds"],
+        rate=found["rate"],
+        unit=found["unit"],
+        peak=found["peak_gb"],
+        repeats=found["repeats"],
+    )
+
+
+def _run_rows(entry: Billion, size: Size) -> Iterator[Row]:
+    found = _kept(f"{entry.name}, run", {"kind": "run", "content": dataclasses.asdict(entry.case(size))})
+    details = {name: value for name, value in found.items() if name != "peak_gb"}
+    yield _row(
+        f"{entry.name}: killed after {found['killed_after']:.0f} s and resumed, share of equal tensors and losses",
+        found["identical"],
+        -1.0,
+        seconds=found["seconds"],
+        peak=found["peak_gb"],
+        rate=RUN_STEPS / found["seconds"],
+        unit="steps/s",
+        details=details,
+    )
+    yield _row(
+        f"{entry.name}: seconds from the command to the end of the first step ÷ 90",
+        found["first_step"] / 90,
+        1.0,
+        seconds=found["first_step"],
+        peak=found["peak_gb"],
+        rate=1 / found["first_step"],
+        unit="starts/s",
+    )
+
+
+def _row(
+    case: str,
+    ratio: float,
+    aim: float,
+    *,
+    seconds: float,
+    peak: float,
+    rate: float,
+    unit: str,
+    spread: Sequence[float] | None = None,
+    reference: float = 0.0,
+    repeats: int = 1,
+    details: dict[str, Any] | None = None,
+) -> Row:
+    """A row; a negative aim is one that the ratio shall not fall below."""
+    low, high = spread if spread is not None else (ratio, ratio)
+    return Row(
+        section="billions",
+        case=case,
+        ratio=ratio,
+        spread=(low, high),
+        aim=f"<= {aim:.2f}" if aim > 0 else f">= {-aim:.2f}",
+        reached=ratio <= aim if aim > 0 else ratio >= -aim,
+        seconds=seconds,
+        reference_seconds=reference,
+        rate=rate,
+        unit=unit,
+        peak_gb=peak,
+        repeats=repeats,
+        meaning=STEP_MEANING,
+        details=details or {},
+    )
+
+
+# ---- Measuring, once
+
+
+def _kept(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """What was measured for this specification before; else what is measured now."""
+    slug = "".join(letter if letter.isalnum() else "-" for letter in name)
+    path = cache_directory() / "benchmarks" / "billions" / f"{slug}.json"
+    known = {"spec": spec, "climafuse": climafuse.__version__, "torch": torch.__version__}
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if {key: kept.get(key) for key in known} == known:
+            _say(f"{name}: as measured on {kept['date']}")
+            return {**kept["found"], "date": kept["date"]}
+    _say(f"{name}: measuring")
+    found = _measured(spec, path)
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    with whole_file(path) as unfinished:
+        unfinished.write_text(
+            json.dumps({**known, "date": date, "found": found}, indent=1) + "\n", encoding="utf-8"
+        )
+    return {**found, "date": date}
+
+
+def forget() -> None:
+    """Forget what was measured."""
+    for path in (cache_directory() / "benchmarks" / "billions").glob("*.json"):
+        path.unlink()
+
+
+def _measured(spec: dict[str, Any], path: Path) -> dict[str, Any]:
+    if spec["kind"] == "run":
+        return _killed_run(Case(**spec["content"]), path.with_suffix(""))
+    given, out = path.with_suffix(".spec"), path.with_suffix(".out")
+    given.parent.mkdir(parents=True, exist_ok=True)
+    given.write_text(json.dumps(spec), encoding="utf-8")
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "scripts.benchmarks.billion_case", str(given), str(out)], check=True
+        )
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+    finally:
+        given.unlink()
+        out.unlink(missing_ok=True)
+
+
+def _killed_run(case: Case, folder: Path) -> dict[str, Any]:
+    """A run as a user starts it, whole; and the same, killed at a random moment and resumed."""
+    settings = [
+        f"backbone.quantization={case.quantization or 'null'}",
+        f"training.steps={RUN_STEPS}",
+        f"training.evaluation_interval={RUN_STEPS}",
+        "data.train_windows=60",
+        "data.validation_windows=2",
+        "training.gap_windows=0",
+        "training.logging_interval=1",
+        f"output.save_interval={SAVE_INTERVAL}",
+        "output.overwrite=true",
+        "output.tensorboard=false",
+        *billion_case.settings(case),
+    ]
+    load_config(None, settings)  # refused here, where it is seen
+    whole, killed = folder / "whole", folder / "killed"
+    start = time.perf_counter()
+    first_step = _train(whole, settings)
+    seconds = time.perf_counter() - start
+    steps = seconds - first_step
+    moment = first_step + random.SystemRandom().uniform(0.2, 0.8) * steps
+    _train(killed, settings, kill_after=moment)
+    _train(killed, [*settings], resume=True)
+    one, other = (load_file(path / "model" / WEIGHTS_FILE) for path in (whole, killed))
+    losses = [_losses(path) for path in (whole, killed)]
+    equal = [torch.equal(one[name], other[name]) for name in one]
+    equal += [left == right for left, right in zip(*losses, strict=True)]
+    return {
+        "identical": sum(equal) / len(equal),
+        "killed_after": moment,
+        "first_step": first_step,
+        "seconds": seconds,
+        "losses": losses[0],
+        "peak_gb": max(json.loads(line).get("peak_memory_gb", 0) for line in _lines(whole)),
+    }
+
+
+def _train(
+    output: Path, settings: Sequence[str], *, kill_after: float | None = None, resume: bool = False
+) -> float:
+    """Train; returns the seconds to the end of the first step."""
+    log = output / "log.jsonl"
+    if not resume:
+        log.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "climafuse", "train", "--output", str(output)]
+    command += ["--resume"] if resume else []
+    command += [part for setting in settings for part in ("--set", setting)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    first = 0.0
+    while process.poll() is None:
+        if not first and log.is_file() and log.stat().st_size:
+            first = time.perf_counter() - start
+        if kill_after is not None and time.perf_counter() - start > kill_after:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return first
+        time.sleep(0.05)
+    if process.returncode or kill_after is not None:
+        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}")
+    return first
+
+
+def _lines(output: Path) -> list[str]:
+    return (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def _losses(output: Path) -> list[float]:
+    return [entry["loss"] for entry in map(json.loads, _lines(output)) if "loss" in entry]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,74 @@
+"""What was measured, as JSON and as the table that is made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from climafuse.data.files import whole_file
+
+COLUMNS = ("section", "case", "ratio", "quartiles", "aim", "reached", "seconds", "rate", "peak GB")
+
+
+def put(path: Path, sections: Mapping[str, Any]) -> None:
+    """Put sections into a JSON file, and write the table of all that it then holds beside it.
+
+    Args:
+        path: The file; the table has the same name with `.md`.
+        sections: By name: `header` and `rows`.
+    """
+    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    held.update(sections)
+    held = dict(sorted(held.items()))
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole_file(path.with_suffix(".md")) as unfinished:
+        unfinished.write_text(table(held), encoding="utf-8")
+
+
+def table(sections: Mapping[str, Any]) -> str:
+    """The sections as Markdown: a table each, with machine, date and what its ratios mean.
+
+    Args:
+        sections: By name: `header` and `rows`.
+    """
+    lines = [
+        "# What climafuse costs",
+        "",
+        "Written by `scripts/bench --json`; figures of one row were taken side by side in one run. A ratio holds where "
+        "its seconds do not: machines are noisy.",
+    ]
+    for name, section in sections.items():
+        rows = section["rows"]
+        meanings = list(dict.fromkeys(row["meaning"] for row in rows))
+        lines += ["", f"## {name}", "", machine(section["header"]) + ".", ""]
+        lines += [f"Ratio: {meaning}." for meaning in meanings] + [""]
+        lines += [f"| {' | '.join(COLUMNS[1:])} |", f"|{'---|' * len(COLUMNS[1:])}"]
+        lines += [f"| {' | '.join(str(cell or '') for cell in cells(row)[1:])} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def machine(header: Mapping[str, Any]) -> str:
+    """What a section was measured on, and when."""
+    return (
+        f"{header['processor']}, {header['cores']} cores, {header['threads']} threads, torch "
+        f"{header['versions']['torch']}, load {header['load_average_at_start']} to "
+        f"{header['load_average_at_end']}, {header['date']}"
+    )
+
+
+def cells(row: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """One row of the table, by `COLUMNS`."""
+    return (
+        row["section"],
+        row["case"],
+        f"{row['ratio']:.3f}",
+        f"{row['spread'][0]:.3f} to {row['spread'][1]:.3f}",
+        row["aim"],
+        {True: "yes", False: "no", None: None}[row["reached"]],
+        f"{row['seconds']:.4g}",
+        f"{row['rate']:.4g} {row['unit']}",
+        f"{row['peak_gb']:.2f}",
+    )
