@@ -25,6 +25,7 @@ ClimafuseError
 ├── CheckpointError               a checkpoint is incomplete, altered, or does not fit the model
 └── TrainingError
     ├── NonFiniteError            a loss or gradient is not finite
+    ├── MemoryExhaustedError      not even one window at a time fits into memory
     └── RunInterruptedError       a signal ended a run, which can be resumed; exit code 75
 """
 
@@ -183,6 +184,10 @@ class TrainingError(ClimafuseError):
 
 class NonFiniteError(TrainingError):
     """A loss or gradient is not finite."""
+
+
+class MemoryExhaustedError(TrainingError):
+    """Memory ran out, and nothing is left to make smaller."""
 
 
 class RunInterruptedError(TrainingError):

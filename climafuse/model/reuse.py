@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from climafuse.backbones import Site, find_blocks, num_blocks_below, prefix_states
 from climafuse.errors import ModelInputError
+from climafuse.memory import in_halves
 
 Tokens = tuple[int, ...]
 PASS = 64  # what a pass through the backbone costs beside its tokens, in tokens: its weights are read anew
@@ -72,10 +73,13 @@ class PrefixStore:
         done = 0
         with _evaluating(self.backbone):
             for group in _alike(missing, self.batch):
-                self._compute(group)
-                done += len(group)
-                if progress is not None:
-                    progress(done, len(missing))
+                while group:
+                    part, group = group[: self.batch], group[self.batch :]
+                    if (pieces := in_halves(part, self._compute)) > 1:  # no memory for all of it at once
+                        self.batch = max(len(part) // pieces, 1)
+                    done += len(part)
+                    if progress is not None:
+                        progress(done, len(missing))
 
     def lookup(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the states of a batch; texts that are not in the store are computed and kept.

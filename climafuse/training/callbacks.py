@@ -324,9 +324,14 @@ class Progress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Keeps the newest of the numbers that the line shows."""
-        self._metrics.update(
-            {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
-        )
+        logs = logs or {}
+        if "why" in logs:
+            what = "an evaluation batch" if "evaluation_windows" in logs else "a microbatch"
+            fewer = logs.get("evaluation_windows", logs.get("windows"))
+            line = f"memory: from here on {what} holds {fewer} windows, not {logs['before']} ({logs['why']})"
+            self._show(f"{line}\n" if self.terminal else line)
+            return
+        self._metrics.update({key: value for key, value in logs.items() if isinstance(value, int | float)})
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

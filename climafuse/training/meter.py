@@ -23,6 +23,16 @@ class Meter:
         """Starts a new interval."""
         self._since = self.clock.seconds
         self._samples = self._text_tokens = self._climate_tokens = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops the climate tokens of a step that is done again."""
+        self._climate_tokens_of_step: Any = 0
+
+    def settle(self) -> None:
+        """Counts those of a step that is done."""
+        self._climate_tokens += self._climate_tokens_of_step
+        self.forget()
 
     def paused(self) -> _Pause:
         """A context whose duration does not count."""
@@ -40,12 +50,12 @@ class Meter:
             self._text_tokens += inputs["input_ids"].numel()
 
     def count_climate(self, outputs: Any) -> None:
-        """Counts climate tokens where the output tells: `num_climate_tokens` or `climate_mask`."""
+        """Notes climate tokens where the output tells: `num_climate_tokens` or `climate_mask`."""
         number = getattr(outputs, "num_climate_tokens", None)
         if number is None and getattr(outputs, "climate_mask", None) is not None:
             number = outputs.climate_mask.sum()
         if number is not None:
-            self._climate_tokens += number
+            self._climate_tokens_of_step += number
 
     def rates(self) -> dict[str, float]:
         """Rates a second over the interval, which ends here."""

@@ -150,6 +150,7 @@ def run(
         "model": str(folder),
         "steps": trainer.state.global_step,
         "stopped_by": trainer.stopped_by,
+        "microbatch": trainer.memory,
         "training_loss": outcome.training_loss,
         "validation_loss": trainer.state.best_metric,
         "train_seconds": time.perf_counter() - begin,

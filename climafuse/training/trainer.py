@@ -8,6 +8,7 @@ What is different, and why:
 - Weights load strictly. The Trainer's `strict=False` resumes from half a checkpoint without a word.
 - Gates have their own learning rate; the gradient norm is known for every part of the model.
 - The evaluation loss is a mean over answer tokens, not a mean of batch means.
+- A microbatch that does not fit into memory is halved, and its step done again (`memory_guard.py`).
 - `max_seconds` ends a run cleanly: evaluated, saved, resumable. So does a signal such as a cluster sends.
 - A resumed run is the uninterrupted one bit for bit: weights, moments, random numbers, order of the samples,
   and the losses in the log. Neither evaluation nor the number of loader processes moves the random numbers of
@@ -46,12 +47,13 @@ from transformers.trainer_utils import TrainOutput
 
 from climafuse.errors import (
     CheckpointError,
+    MemoryExhaustedError,
     NonFiniteError,
     OutputError,
     RunInterruptedError,
     TrainingError,
 )
-from climafuse.memory import peak_memory_gb
+from climafuse.memory import out_of_memory, peak_memory_gb
 from climafuse.model.card import CARD_FILE
 from climafuse.training.callbacks import (
     LOG_FILE,
@@ -74,6 +76,7 @@ from climafuse.training.checkpoint import (
 from climafuse.training.config import EvaluationConfig, OutputConfig, RunConfig, TrainingConfig
 from climafuse.training.interruption import StopOnSignal, StopSignals, outlive_stop_signals
 from climafuse.training.main_guard import check_main_guard
+from climafuse.training.memory_guard import Batch, MemoryGuard
 from climafuse.training.meter import Meter
 from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
@@ -133,6 +136,7 @@ _MAY_CHANGE = frozenset(
         "training.logging_interval",
         "training.workers",
         "training.keep_best",
+        "training.checkpoint_activations",  # the same gradients, for less memory
     }
 )
 # Sections that say what a run computes; `evaluation` and `output` do not.
@@ -238,6 +242,9 @@ class ClimateTextTrainer(Trainer):
         self._norms: dict[str, float] = {}
         self._evaluated = (0.0, 0)
         self._signals = StopSignals()
+        self._guard = MemoryGuard(
+            config.training.microbatch, config.evaluation.windows_per_batch, device=self.args.device
+        )
         self._add_callbacks(callbacks or [], progress)
 
     def _add_callbacks(self, callbacks: list[TrainerCallback], progress: bool) -> None:
@@ -256,6 +263,7 @@ class ClimateTextTrainer(Trainer):
             )
         own: list[TrainerCallback | None] = [
             _GoOn(self),
+            _TellSplits(self),
             StopOnSignal(self._signals),
             self._time_limit,
             self._early_stopping,
@@ -290,6 +298,7 @@ class ClimateTextTrainer(Trainer):
             NonFiniteError: A loss or gradient was not finite; the weights are those before that step.
             CheckpointError: The checkpoint is damaged, or was written with other settings; or saving failed.
             TrainingError: The output folder holds another run.
+            MemoryExhaustedError: Memory ran out, and smaller microbatches cannot help.
             RunInterruptedError: SIGTERM or SIGUSR1 asked the process to end (in the main thread; a second one
                 ends it at once). The step was finished and saved.
         """
@@ -308,17 +317,24 @@ class ClimateTextTrainer(Trainer):
         else:
             self._resumed = read_state(checkpoint)
             self._check_settings(checkpoint)
+        self._guard.load(self._resumed.get("memory", {}))
         self.stopped_by = None
         self.clock.start(self._resumed.get("seconds", 0.0))
         self._meter.reset()
-        with self._signals:
+        with self._signals, self._guard.watching(self._module):
             try:
                 output = super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
-            except RuntimeError as error:
+            except MemoryExhaustedError as error:
+                error.remedy += self._saved()
+                raise
+            except (RuntimeError, MemoryError) as error:
                 # A loader that was starting when all processes of the job were told to end.
-                if self._signals.received is None:
+                if self._signals.received is not None:
+                    raise self._interrupted() from error
+                reason = out_of_memory(error)  # of the optimizer, or while saving
+                if reason is None:
                     raise
-                raise self._interrupted() from error
+                raise self._guard.exhausted(self.state.global_step + 1, {}, reason, self._saved()) from error
             finally:
                 self.is_in_train = False
                 self._microbatches, self._losses = [], []
@@ -330,15 +346,24 @@ class ClimateTextTrainer(Trainer):
         return output._replace(training_loss=self._mean_loss())
 
     def _interrupted(self) -> RunInterruptedError:
-        saved = list_checkpoints(self.output)
         return RunInterruptedError(
             str(self._signals.received),
             expected=f"{self.state.max_steps} steps",
             received=f"a request to end at step {self.state.global_step}",
-            remedy=f"Go on from {saved[-1][1]} with --resume."
-            if saved
-            else "No checkpoint was saved before: start again.",
+            remedy=self._saved(),
         )
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Most windows in a microbatch and in an evaluation batch, and what was halved for want of memory."""
+        return self._guard.state()
+
+    def _saved(self) -> str:
+        """What can be gone on from, as a sentence."""
+        saved = list_checkpoints(self.output)
+        if not saved:
+            return "No checkpoint was saved before: start again."
+        return f"Go on from {saved[-1][1]} with --resume."
 
     def _claim_output(self) -> None:
         """Makes sure that what will stand in the output folder comes from this run alone."""
@@ -434,11 +459,30 @@ class ClimateTextTrainer(Trainer):
         return batches, num_items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of one microbatch."""
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        self._losses.append(loss)
-        self._meter.count(inputs)
-        return loss
+        """Forward and backward of one microbatch, in parts if it does not fit into memory."""
+        one_pass = super().training_step
+
+        def compute(part: Batch, *, last: bool) -> Tensor:
+            # Several processes exchange gradients once a step.
+            apart = self.accelerator.sync_gradients and not last
+            with self.accelerator.no_sync(model) if apart else contextlib.nullcontext():
+                return one_pass(model, cast("dict[str, Any]", part), *args, **kwargs)
+
+        def start_over() -> None:
+            model.zero_grad()
+            self._meter.forget()
+
+        before = list(self._losses)
+        again = self._guard.accumulate(
+            self._microbatches[: len(before) + 1],
+            self._losses,
+            compute,
+            start_over,
+            step=self.state.global_step + 1,
+            alone=self.args.world_size == 1,
+        )
+        # The Trainer adds up what it is given; of a step that was started over it has added other losses.
+        return sum(self._losses, torch.zeros(())) - sum(before) if again else self._losses[-1]
 
     def compute_loss(
         self,
@@ -500,6 +544,9 @@ class ClimateTextTrainer(Trainer):
         self._norms["gradient_norm"] = norm
         if max_norm is not None and norm > max_norm:
             nn.utils.clip_grads_with_norm_(self._trainable, max_norm, total)
+        for batch in self._microbatches:
+            self._meter.count(batch)
+        self._meter.settle()
         self._microbatches, self._losses = [], []
         return total
 
@@ -556,15 +603,25 @@ class ClimateTextTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         """One evaluation batch, its loss weighted by its answer tokens."""
-        given = (
-            {**inputs, "return_logits": False} if prediction_loss_only and self._may_omit_logits else inputs
+        whole = super().prediction_step
+        fewer = {"return_logits": False} if prediction_loss_only and self._may_omit_logits else {}
+        kept: list[Any] = []
+
+        def compute(part: Batch) -> tuple[float, int]:
+            nonlocal kept
+            loss, *kept = whole(model, {**part, **fewer}, prediction_loss_only, ignore_keys)
+            num_tokens = int(part["labels"][..., 1:].ne(-100).sum())
+            return (0.0, 0) if loss is None else (loss.item() * num_tokens, num_tokens)
+
+        # Logits of parts would have to be put together.
+        parts = (
+            self._guard.evaluate(inputs, compute, step=self.state.global_step)
+            if prediction_loss_only
+            else [compute(inputs)]
         )
-        loss, logits, labels = super().prediction_step(model, given, prediction_loss_only, ignore_keys)
-        if loss is not None:
-            num_tokens = int(inputs["labels"][..., 1:].ne(-100).sum())
-            loss_sum, total = self._evaluated
-            self._evaluated = (loss_sum + loss.item() * num_tokens, total + num_tokens)
-        return loss, logits, labels
+        loss_sum, num_tokens = map(sum, zip(*parts, strict=True))
+        self._evaluated = (self._evaluated[0] + loss_sum, self._evaluated[1] + num_tokens)
+        return torch.tensor(loss_sum / max(num_tokens, 1), device=self.args.device), *kept
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any = None) -> bool:
         """Notes a new best step, and has it saved."""
@@ -692,6 +749,7 @@ class ClimateTextTrainer(Trainer):
             "identity": self.identity,
             # Of the steps since the last log line, and of all before it: log lines and the mean come out the same.
             "loss": [self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged],
+            "memory": self._guard.state(),
             "optimizer": save_optimizer(folder, self._plain_optimizer(), self._module),
             "scheduler": {
                 key: value
@@ -749,6 +807,30 @@ class _GoOn(TrainerCallback):
             running, total, step = self.trainer._resumed["loss"]
             self.trainer._tr_loss += running
             self.trainer._total_loss_scalar, self.trainer._globalstep_last_logged = total, step
+
+
+class _TellSplits(TrainerCallback):
+    """Has the log tell what was halved, once the step or evaluation is done in which it was."""
+
+    def __init__(self, trainer: ClimateTextTrainer) -> None:
+        self.trainer = trainer
+        self._told = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._told = len(self.trainer._guard.splits)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        due = control.should_log
+        for split in self.trainer._guard.splits[self._told :]:
+            self.trainer.log({key: value for key, value in split.items() if key != "step"})
+        self._told = len(self.trainer._guard.splits)
+        control.should_log = due  # a line of its own does not stand for that of the step
+
+    on_evaluate = on_step_end
 
 
 def check_output(output: OutputConfig) -> None:
