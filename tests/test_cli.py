@@ -434,3 +434,12 @@ def test_doctor_reports_what_is_missing(tmp_path, monkeypatch):
     assert not checks["default backbone"]["ok"]  # the cache is empty
     assert "backbone fetch" in checks["default backbone"]["remedy"]
     assert result.exit_code == 1
+
+
+def test_random_weights_are_labeled_and_others_are_not(capsys):
+    from climafuse.cli.handler import print_weights
+
+    print_weights({"id": "llama-3-8b-random", "random_weights": True})
+    assert capsys.readouterr().out == "backbone: llama-3-8b-random, random weights, for capacity only\n"
+    print_weights({"id": "smollm2", "random_weights": False})
+    assert capsys.readouterr().out == ""

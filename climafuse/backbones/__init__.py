@@ -16,7 +16,7 @@ from .blocks import (
 from .cache import backbones_directory, cache_directory
 from .catalog import CATALOG, DEFAULT_BACKBONE
 from .fetching import BackboneListing, fetch_backbone, import_backbone, list_backbones
-from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters
+from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters, weights_of
 from .loading import LoadedBackbone, find_backbone, freeze, load_backbone
 from .lora import adapted_layers, base_name, first_adapted_block, with_lora, without_adapters
 from .quantization import Quantization, QuantizedLinear, quantize_model
@@ -57,6 +57,7 @@ __all__ = [
     "resolve_sites",
     "resume",
     "soft_prompt",
+    "weights_of",
     "with_lora",
     "without_adapters",
     "word_size",

@@ -61,6 +61,15 @@ def identify(
     )
 
 
+def weights_of(identity: Mapping[str, object]) -> str:
+    """Say what the weights of a backbone are: pretrained, or random and good for nothing but capacity.
+
+    Args:
+        identity: Its identity.
+    """
+    return "random weights, for capacity only" if identity.get("random_weights") else "pretrained"
+
+
 def check_identity(expected: Mapping[str, object], found: Mapping[str, object]) -> None:
     """Refuse a backbone whose weights are not the expected ones.
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from climafuse.cli.data import source_path
-from climafuse.cli.handler import CheckpointArgument, JsonOption, print_json, print_table, progress_line
+from climafuse.cli.handler import (
+    CheckpointArgument,
+    JsonOption,
+    print_json,
+    print_table,
+    print_weights,
+    progress_line,
+)
 from climafuse.errors import UsageError, spelled_out
 
 if TYPE_CHECKING:
@@ -163,6 +170,7 @@ def _show(
     if as_json:
         print_json(
             {
+                "backbone": dict(reader.model.backbone_identity),
                 "prompt": prompt,
                 "answer": found.text,
                 "place": None if found.place is None else str(found.place),
@@ -175,6 +183,7 @@ def _show(
             }
         )
         return
+    print_weights(reader.model.backbone_identity)
     typer.echo(spelled_out(f"{prompt} {found.text}"))
     for row in rows:
         _tell(row, window)
@@ -316,6 +325,7 @@ def _play(
     if as_json:
         print_json(
             {
+                "backbone": dict(reader.model.backbone_identity),
                 "checkpoint": checkpoint,
                 "climate": climate,
                 "num_windows": len(windows),
@@ -329,6 +339,7 @@ def _play(
             }
         )
         return
+    print_weights(reader.model.backbone_identity)
     _print_game(game)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from climafuse.cli.handler import NOT_GROUNDED, CheckpointArgument, print_table, progress_line
+from climafuse.cli.handler import NOT_GROUNDED, CheckpointArgument, print_table, print_weights, progress_line
 from climafuse.errors import RunInterruptedError, spelled_out
 
 # Whose columns the tables have.
@@ -98,6 +98,7 @@ def _ends_when_told() -> Iterator[None]:
 
 def print_evaluation(record: Mapping[str, Any]) -> None:
     """Print the tables of an evaluation."""
+    print_weights(record["training"]["backbone"])
     _print_conditions(record)
     _print_trust(record["intervals"])
     _print_errors(record["conditions"])

@@ -56,6 +56,18 @@ def print_json(value: object) -> None:
     typer.echo(spelled_out(document, json.dumps))  # what is spelled out stands in texts, where it reads alike
 
 
+def print_weights(identity: Mapping[str, Any]) -> None:
+    """Say that a backbone's weights are random, where they are: its words then mean nothing.
+
+    Args:
+        identity: Of the backbone.
+    """
+    from climafuse.backbones import weights_of
+
+    if identity.get("random_weights"):
+        typer.echo(f"backbone: {identity['id']}, {weights_of(identity)}")
+
+
 def print_table(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> None:
     """Left-aligned columns under a header; None is a dash."""
     table = [list(header), *([_cell(value) for value in row] for row in rows)]

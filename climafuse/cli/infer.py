@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from climafuse.cli.data import source_path
-from climafuse.cli.handler import CheckpointArgument, JsonOption, print_json, print_table
+from climafuse.cli.handler import CheckpointArgument, JsonOption, print_json, print_table, print_weights
 from climafuse.errors import spelled_out
 
 
@@ -84,6 +84,7 @@ def infer(
     if as_json:
         print_json(
             {
+                "backbone": dict(model.model.backbone_identity),
                 "prompt": found.prompt,
                 "answer": found.text,
                 "place": place,
@@ -96,6 +97,7 @@ def infer(
             }
         )
         return
+    print_weights(model.model.backbone_identity)
     where = "" if place is None else f"{place}, "
     typer.echo(
         f"{where}box {_degrees(box.south, 'SN')} to {_degrees(box.north, 'SN')}, {_degrees(box.west, 'WE')} to "

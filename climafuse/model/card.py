@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from climafuse.backbones import CATALOG
+from climafuse.backbones import CATALOG, weights_of
 from climafuse.data.files import whole_file
 from climafuse.errors import spelled_out
 from climafuse.json_values import interval, number, table, text
@@ -50,7 +50,7 @@ def model_card(config: ClimateTextConfig, facts: Mapping[str, Any], *, license: 
     """
     backbone = config.backbone or {}
     name = str(backbone.get("id"))
-    weights = "random weights, for capacity only" if backbone.get("random_weights") else "pretrained"
+    weights = weights_of(backbone)
     provenance = (config.statistics or {}).get("provenance", {})
     metadata: dict[str, Any] = {
         "library_name": "climafuse",

@@ -21,7 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from climafuse import __version__
-from climafuse.backbones import CATALOG
+from climafuse.backbones import CATALOG, weights_of
 from climafuse.data.files import whole_file
 from climafuse.data.variables import VARIABLES
 from climafuse.errors import spelled_out
@@ -777,11 +777,9 @@ def _box(sides: Any) -> str:
 
 def _honest(backbone: Mapping[str, Any], entry: Any) -> str:
     """Whether the weights are the ones that the name makes one think of."""
-    if backbone.get("random_weights"):
-        return "random weights, for capacity only"
     if entry is not None:
         return f"{entry.description}: not the weights that its makers published, but a copy of them"
-    return "pretrained"
+    return weights_of(backbone)
 
 
 def _part(config: Mapping[str, Any], name: str) -> str:

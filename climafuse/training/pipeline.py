@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from climafuse.backbones import LoadedBackbone, load_backbone
+from climafuse.backbones import LoadedBackbone, load_backbone, weights_of
 from climafuse.data.files import whole_file
 from climafuse.data.store import TrainingStore
 from climafuse.data.window import Window
@@ -131,7 +131,8 @@ def run(
         "validation": window_statistics(setup.validation),
     }
     say(
-        f"model: {setup.model.backbone_identity['id']}, frozen; {trainable:,} trainable parameters; "
+        f"model: {setup.model.backbone_identity['id']} ({weights_of(setup.model.backbone_identity)}), frozen; "
+        f"{trainable:,} trainable parameters; "
         f"{config.fusion.name} at {', '.join(result['sites'])}"
     )
     if dry_run:

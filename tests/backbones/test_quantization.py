@@ -250,3 +250,48 @@ def test_pages_of_a_file_are_let_go_of_and_come_back(tmp_path):
     own = torch.ones(1_000_000)  # not from a file: to let go of it would lose it
     MappedFiles().let_go(own)
     assert own.sum() == 1_000_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_learn_on_quantized_layers(kind):
+    """LoRA in 8 or 4 bits: untrained adapters change nothing, and all get a gradient."""
+    from climafuse.backbones import with_lora
+
+    model = tiny_model("llama").requires_grad_(False)
+    quantize_model(model, kind, head=True)
+    adapted = with_lora(model, {"rank": 4})
+    ids = torch.arange(5, 25)[None]
+    assert torch.equal(adapted(input_ids=ids).logits, model(input_ids=ids).logits)
+    adapters = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert len(adapters) == 4 * 7 * 2
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad.norm() > 0 for name, p in adapters.items() if ".lora_B." in name)
+    assert hash_parameters(adapted) == hash_parameters(model)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "head", "least"), [("int8", False, 0.99), ("int4", False, 0.95), ("int4", True, 0.95)]
+)
+def test_gradients_through_the_real_backbone_are_those_of_bfloat16(kind, head, least):
+    """At the states that enter block 0, summed over texts of the kind that models are trained on."""
+    texts = (
+        "What is the mean temperature in Paris? The mean temperature is -8.4 °C.",
+        "How strong is the wind? 7.2 m/s, from the northwest.",
+        "What is the lowest pressure? It is 987.3 hPa, in the south of the box.",
+        "Is the north warmer than the south? No, the south is warmer by 4.1 K.",
+    )
+    gradients = []
+    for quantization in (None, kind):
+        loaded = load_backbone(quantization=quantization, quantize_head=head and quantization is not None)
+        for text in texts:
+            ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+            shift = torch.zeros(1, ids.shape[1], loaded.model.config.hidden_size, requires_grad=True)
+            with attach(loaded.model, "input", lambda _, hidden, shift=shift: hidden + shift.to(hidden)):
+                loaded.model(input_ids=ids, labels=ids).loss.backward()
+            gradients.append(shift.grad.flatten())
+    plain, small = torch.cat(gradients[: len(texts)]), torch.cat(gradients[len(texts) :])
+    cosine = torch.cosine_similarity(plain, small, dim=0).item()
+    print(f"{kind}, head {head}: cosine {cosine:.4f}")
+    assert cosine >= least
