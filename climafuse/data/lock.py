@@ -1,9 +1,10 @@
-"""One process at a time writes to a place."""
+"""One process at a time writes to a place, and what a process uses is not removed by another."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -12,18 +13,20 @@ from climafuse.errors import OutputError, UsageError
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold a lock; the system lets it go with the process, however that ends.
 
     Args:
         path: Of the lock, a file in the folder that is written to; removed at the end. The folder is made, and
             removed if it is left empty.
+        wait: Seconds to wait for another process that holds it.
 
     Raises:
         UsageError: Another process holds it.
         OutputError: The folder cannot be written, or its file system has no locks.
     """
     made = not os.path.exists(path.parent)  # False, too, for what cannot be a name
+    deadline = time.monotonic() + wait
     with contextlib.ExitStack() as stack:
         while True:
             file = stack.enter_context(_open(path))
@@ -37,6 +40,10 @@ def alone(path: Path) -> Iterator[None]:
                     received=error.strerror or str(error),
                     remedy="Choose a folder on another file system.",
                 ) from error
+            if not free and time.monotonic() < deadline:
+                file.close()
+                time.sleep(0.02)
+                continue
             if not free:
                 raise UsageError(
                     str(path.parent),
@@ -52,6 +59,47 @@ def alone(path: Path) -> Iterator[None]:
         finally:
             if _is(file, path):
                 _clear(path, folder=made)
+
+
+def in_use(path: Path) -> IO[bytes]:
+    """Open a file to read; while it is open, `remove_unused` of other processes leaves it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    file = path.open("rb")
+    with contextlib.suppress(
+        ImportError, OSError
+    ):  # no locks here: then nobody can tell, and nobody removes it
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return file
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file that no process has open through `in_use`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether it is gone.
+    """
+    try:
+        import fcntl
+
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except FileNotFoundError:
+        return True
+    except (ImportError, OSError):  # in use, not ours, or without locks nobody can tell
+        return False
+    return True
 
 
 def _clear(path: Path, *, folder: bool) -> None:

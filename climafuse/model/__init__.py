@@ -5,6 +5,7 @@ from climafuse.model.modeling import ClimateTextForCausalLM, ClimateTextOutput
 from climafuse.model.objective import SampledVocabulary
 from climafuse.model.processing import ClimateFeatureExtractor, ClimateTextProcessor
 from climafuse.model.reuse import PrefixStore
+from climafuse.model.stored_states import DiskStates, MemoryStates
 
 __all__ = [
     "ClimateFeatureExtractor",
@@ -12,6 +13,8 @@ __all__ = [
     "ClimateTextForCausalLM",
     "ClimateTextOutput",
     "ClimateTextProcessor",
+    "DiskStates",
+    "MemoryStates",
     "PrefixStore",
     "SampledVocabulary",
     "channels_of",

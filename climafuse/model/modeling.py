@@ -672,10 +672,16 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             [P, count] tokens.
         """
         positions, _ = labeled_positions(labels)
-        if self.prefix_store is not None and self.prefix_store.site == "output":
-            states = self.prefix_store.lookup(input_ids, attention_mask)
+        store = self.prefix_store if self._any_block_below else None
+        if store is not None and store.site == "output":
+            states = store.lookup(input_ids, attention_mask)
         else:
-            with without_adapters(self.backbone):
+            reuse = (
+                contextlib.nullcontext()
+                if store is None
+                else resume(self.backbone, store.site, store.lookup(input_ids, attention_mask))
+            )
+            with without_adapters(self.backbone), reuse:
                 states = prefix_states(
                     self.backbone, "output", input_ids=input_ids, attention_mask=attention_mask
                 )

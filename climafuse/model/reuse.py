@@ -1,8 +1,9 @@
 """Frozen-prefix reuse: what the blocks below the first fusion site (or adapter) make of a text, computed once.
 
 Those blocks see only text, and they are frozen: their states are the same in every epoch and for every
-climate. A store keeps them by the tokens of the text. Texts that begin alike (the same question, the same
-first words of the answer) share the states of that beginning, so it is computed and kept once.
+climate. A store keeps them by the tokens of the text, in memory or on the disk (`stored_states.py`). Texts that begin
+alike (the same question, the same first words of the answer) share the states of that beginning, so it is computed and
+kept once.
 
 States equal those of a full forward pass up to the rounding of the backbone's type (other shapes, other order
 of sums): within 2 % of the states' size in bfloat16, 1e-5 in float32, as the tests hold it.
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,27 +28,60 @@ from transformers import DynamicCache, PreTrainedModel
 from climafuse.backbones import Site, find_blocks, num_blocks_below, prefix_states
 from climafuse.errors import ModelInputError
 from climafuse.memory import in_halves
+from climafuse.model.stored_states import MemoryStates, StoredStates, Tokens, group_key
 
-Tokens = tuple[int, ...]
+logger = logging.getLogger(__name__)
 PASS = 64  # what a pass through the backbone costs beside its tokens, in tokens: its weights are read anew
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Texts whose states are computed together.
+
+    Args:
+        texts: Sorted.
+        shared: How many tokens all begin with, which are computed once.
+        key: By which their states are kept.
+    """
+
+    texts: Sequence[Tokens]
+    shared: int
+    key: str
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the common beginning, and of the rest of each text."""
+        return [self.shared, *(len(text) - self.shared for text in self.texts)]
+
+
 class PrefixStore:
-    """States of texts at a site of a frozen backbone, in memory.
+    """States of texts at a site of a frozen backbone.
 
     Args:
         backbone: The frozen causal language model.
         site: `prefix_site` of the model, or one below it.
         batch: How many texts are computed at a time.
+        states: Where they are kept: `MemoryStates`, if None, or `DiskStates`.
+        say: Told what the user should know; None for the log.
 
     Raises:
         ModelInputError: Something below the site is trained: states would be those of old weights.
     """
 
-    def __init__(self, backbone: PreTrainedModel, site: Site, *, batch: int = 64) -> None:
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        site: Site,
+        *,
+        batch: int = 64,
+        states: StoredStates | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.backbone = backbone
         self.site = site
         self.batch = batch
+        self.states = MemoryStates(device=backbone.device) if states is None else states
+        self._say = logger.warning if say is None else say
         layout = find_blocks(backbone)
         below = layout.blocks[: num_blocks_below(site, layout.num_blocks)]
         if any(parameter.requires_grad for parameter in below.parameters()):
@@ -56,33 +92,55 @@ class PrefixStore:
                 remedy="Make it with PrefixStore(model.backbone, model.prefix_site).",
             )
         self._shares = len(below) > 0 and shares_beginnings(backbone)  # embeddings are not worth sharing
-        # Text -> states of its beginning, which other texts share, and of its rest.
-        self._states: dict[Tokens, tuple[Tensor, Tensor]] = {}
+        self._groups: dict[Tokens, tuple[_Group, int]] = {}  # with the number of the text in its group
+        self._full = (
+            False  # then what is kept stays the same: a resumed run computes what an uninterrupted one does
+        )
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len(self._groups)
 
     def add(self, texts: Iterable[Tokens], *, progress: Callable[[int, int], None] | None = None) -> None:
-        """Compute and keep the states of texts that are not in the store yet.
+        """Have the states of texts kept: those that are not there yet are computed, as far as there is room.
 
         Args:
             texts: Token numbers of each text.
             progress: Called with how many texts are done and how many there are.
         """
-        missing = sorted({text for text in texts if text not in self._states})
+        given = set(texts)
+        present = {self._groups[text][0].key: self._groups[text][0] for text in given & self._groups.keys()}
+        present = {key: group for key, group in present.items() if self.states.find(key, group.lengths)}
+        missing = sorted(t for t in given if t not in self._groups or self._groups[t][0].key not in present)
+        groups = list(_alike(missing, self.batch))
+        self.states.want([*present, *map(group_key, groups)])
+        self._full = False
         done = 0
         with _evaluating(self.backbone):
-            for group in _alike(missing, self.batch):
-                while group:
+            for group in groups:
+                while group and not self._full:
                     part, group = group[: self.batch], group[self.batch :]
-                    if (pieces := in_halves(part, self._compute)) > 1:  # no memory for all of it at once
+                    if (pieces := in_halves(part, self._keep)) > 1:  # no memory for all of it at once
                         self.batch = max(len(part) // pieces, 1)
                     done += len(part)
                     if progress is not None:
                         progress(done, len(missing))
+        self.states.flush()
+        if self._full:
+            self._say(
+                f"prefix store: full with {len(given & self._groups.keys()):,} of {len(given):,} texts; the states of "
+                "the others are computed anew in each step. Allow more: training.prefix_store_gb."
+            )
+
+    def _keep(self, texts: Sequence[Tokens]) -> None:
+        """Have the states of sorted texts kept that are computed together, if there is room."""
+        group = self._group(texts)
+        if self.states.find(group.key, group.lengths) or self.states.put(group.key, self._compute(texts)):
+            self._note(group)
+        else:
+            self._full = True
 
     def lookup(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the states of a batch; texts that are not in the store are computed and kept.
+        """Return the states of a batch; texts that are not in the store are computed and, if there is room, kept.
 
         Args:
             input_ids: [N, S], padded on the right.
@@ -104,22 +162,58 @@ class PrefixStore:
             )
         lengths = attention_mask.sum(dim=1).tolist()
         texts = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
-        missing = [text for text in texts if text not in self._states]
-        if missing:
-            self.add(missing)
-        rows = [torch.cat(self._states[text]) for text in texts]
-        states = pad_sequence(rows, batch_first=True)
-        states = torch.nn.functional.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1]))
-        return states.to(input_ids.device)  # the model may have moved since they were stored
+        found = {text: self._kept(text) for text in dict.fromkeys(texts)}
+        if missing := [text for text, parts in found.items() if parts is None]:
+            found |= self._renewed(missing)
+        first, *_ = found.values()
+        assert first is not None
+        # Where the batch is: the model may have moved since they were stored.
+        states = first[1].new_zeros(*input_ids.shape, first[1].shape[1], device=input_ids.device)
+        for row, text in enumerate(texts):
+            beginning, rest = found[text]  # type: ignore[misc]
+            states[row, : len(beginning)] = beginning
+            states[row, len(beginning) : len(text)] = rest
+        return states
 
-    @torch.no_grad()
-    def _compute(self, texts: Sequence[Tokens]) -> None:
-        """Compute the states of sorted texts; what they begin with alike is run once for all of them."""
-        device = self.backbone.device
+    def _kept(self, text: Tokens) -> tuple[Tensor, Tensor] | None:
+        """The states of the beginning that a text shares with others, and of its rest; None where they are not kept."""
+        if text not in self._groups:
+            return None
+        group, number = self._groups[text]
+        beginning, rest = self.states.part(group.key, 0), self.states.part(group.key, number + 1)
+        return None if beginning is None or rest is None else (beginning, rest)
+
+    def _renewed(self, texts: Sequence[Tokens]) -> dict[Tokens, tuple[Tensor, Tensor]]:
+        """Compute the states of texts, those that were kept in their group of then: the same bits."""
+        found: dict[Tokens, tuple[Tensor, Tensor]] = {}
+        lost = {self._groups[text][0].key: self._groups[text][0] for text in texts if text in self._groups}
+        new = sorted(text for text in texts if text not in self._groups)
+        with _evaluating(self.backbone):
+            for group in (*lost.values(), *map(self._group, _alike(new, self.batch))):
+                beginning, *rests = parts = self._compute(group.texts)
+                found |= {text: (beginning, rest) for text, rest in zip(group.texts, rests, strict=True)}
+                if not self._full and self.states.put(group.key, parts):
+                    self._note(group)
+                else:  # next time only what is asked for is computed
+                    for text in group.texts:
+                        self._groups.pop(text, None)
+        return {text: found[text] for text in texts}
+
+    def _note(self, group: _Group) -> None:
+        self._groups.update({text: (group, number) for number, text in enumerate(group.texts)})
+
+    def _group(self, texts: Sequence[Tokens]) -> _Group:
+        """Say how sorted texts are computed together."""
         shared = 0
         if len(texts) > 1 and self._shares:
             # Sorted: what the first and the last have in common, all have. Each text keeps a rest of its own.
             shared = min(_common(texts[0], texts[-1]), *(len(text) - 1 for text in texts))
+        return _Group(texts, shared, group_key(texts))
+
+    @torch.no_grad()
+    def _compute(self, texts: Sequence[Tokens]) -> list[Tensor]:
+        """Compute the states of the common beginning of sorted texts, and of the rest of each."""
+        device, shared = self.backbone.device, self._group(texts).shared
         inputs: dict[str, Any] = {}
         beginning = None
         if shared:
@@ -136,9 +230,8 @@ class PrefixStore:
                 len(texts), shared + ids.shape[1], dtype=torch.long, device=device
             )
         states = prefix_states(self.backbone, self.site, input_ids=ids, **inputs)
-        for text, rest, row in zip(texts, rests, states, strict=True):
-            own = row[: len(rest)].clone()
-            self._states[text] = (own[:0] if beginning is None else beginning, own)
+        own = [row[: len(rest)].clone() for rest, row in zip(rests, states, strict=True)]
+        return [own[0][:0] if beginning is None else beginning, *own]
 
 
 def shares_beginnings(backbone: PreTrainedModel) -> bool:

@@ -263,8 +263,13 @@ class TrainingConfig:
     keep_best: bool = setting(True, "end with the weights of the best step, not of the last")
     logging_interval: int = setting(20, "steps between log lines", minimum=1)
     workers: int = setting(0, "processes that load data; 0: the training process itself", minimum=0)
-    reuse_prefix: bool = setting(
-        True, "compute the states of a text below the first fusion site once, and keep them in memory"
+    reuse_prefix: bool | Literal["memory", "disk", "off"] = setting(
+        True,
+        "compute the states of a text below the first fusion site once, and keep them in memory or on the disk, where "
+        "later runs find them; true: in memory where there is room; false, off: never",
+    )
+    prefix_store_gb: float | None = setting(
+        None, "at most so much of these states, in 10^9 bytes; null: a quarter of what is free", minimum=1e-6
     )
     sampled_vocabulary: int | None = setting(
         512, "tokens drawn for the softmax of a training step beside the likely ones; null: all", minimum=1
@@ -310,6 +315,11 @@ class TrainingConfig:
     def warmup(self) -> int:
         """Steps of linear warmup."""
         return self.steps // 20 if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def reuses_prefix(self) -> bool:
+        """Whether states of texts are computed once, wherever they are kept."""
+        return self.reuse_prefix not in (False, "off")
 
     @property
     def microbatch(self) -> int:

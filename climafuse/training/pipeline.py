@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,14 +16,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from climafuse.backbones import LoadedBackbone, load_backbone, weights_of
+from climafuse.backbones import LoadedBackbone, find_blocks, load_backbone, weights_of
 from climafuse.data.files import whole_file
 from climafuse.data.store import TrainingStore
 from climafuse.data.window import Window
 from climafuse.errors import ClimafuseError, ConfigurationError, OutputError
 from climafuse.manifest import machine
-from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore, SampledVocabulary
+from climafuse.model import (
+    ClimateTextForCausalLM,
+    ClimateTextProcessor,
+    DiskStates,
+    MemoryStates,
+    PrefixStore,
+    SampledVocabulary,
+)
 from climafuse.model.card import model_card
+from climafuse.model.stored_states import StoredStates
 from climafuse.pace import every
 from climafuse.registry import ENCODERS, FUSIONS
 from climafuse.training.checkpoint import newest_good_checkpoint, remove_unfinished
@@ -283,10 +291,15 @@ def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) ->
         processor.encode(prompt, answer)[0]
         for prompt, answer in dict.fromkeys(setup.train.texts() + setup.validation.texts())
     ]
-    if settings.reuse_prefix and model.prefix_site not in ("input", 0):  # there, no block has seen a text yet
+    if settings.reuses_prefix and model.prefix_site not in (
+        "input",
+        0,
+    ):  # there, no block has seen a text yet
         begin = time.perf_counter()
         if states is None or states.site != model.prefix_site:
-            states = PrefixStore(model.backbone, model.prefix_site)
+            states = PrefixStore(
+                model.backbone, model.prefix_site, states=_place_of_states(setup, texts, say), say=say
+            )
         model.prefix_store = states
         model.prefix_store.add(
             texts, progress=every(5.0, lambda done, all_: say(f"texts: {done:,} of {all_:,}"))
@@ -301,6 +314,21 @@ def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) ->
             f"softmax: {len(model.sampled_vocabulary.kept):,} likely tokens and "
             f"{model.sampled_vocabulary.num_sampled:,} drawn anew each step, of {_vocabulary_size(model):,}"
         )
+
+
+def _place_of_states(setup: Run, texts: Sequence[Sequence[int]], say: Say) -> StoredStates:
+    """Where states of texts are kept: as set, or else in memory if they fit there, and on the disk if not."""
+    settings, model = setup.config.training, setup.model
+    limit = None if settings.prefix_store_gb is None else int(settings.prefix_store_gb * 1e9)
+    in_memory = MemoryStates(limit, device=model.backbone.device)
+    size = (
+        sum(map(len, texts))
+        * find_blocks(model.backbone).width(model.prefix_site)
+        * model.backbone.dtype.itemsize
+    )
+    if settings.reuse_prefix == "memory" or (settings.reuse_prefix is True and size <= in_memory.limit):
+        return in_memory
+    return DiskStates.of(model, limit=limit, say=say)
 
 
 def _vocabulary(setup: Run, num_sampled: int) -> SampledVocabulary:

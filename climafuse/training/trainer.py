@@ -137,6 +137,7 @@ _MAY_CHANGE = frozenset(
         "training.workers",
         "training.keep_best",
         "training.checkpoint_activations",  # the same gradients, for less memory
+        "training.prefix_store_gb",
     }
 )
 # Sections that say what a run computes; `evaluation` and `output` do not.
@@ -931,11 +932,12 @@ def _finite_loss(loss: float, step: int) -> float:
 
 def flat_settings(config: RunConfig) -> dict[str, Any]:
     """What a run computes: "section.key" -> value."""
-    return {
+    settings = {
         f"{section}.{key}": value
         for section in _SECTIONS
         for key, value in dataclasses.asdict(getattr(config, section)).items()
     }
+    return settings | {"training.reuse_prefix": config.training.reuses_prefix}  # wherever they are kept
 
 
 def _plain(value: Any) -> Any:

@@ -264,7 +264,7 @@ def test_states_of_texts_are_computed_once_for_both_language_models(copy, monkey
 
     def counted(self, texts):
         computed.extend(texts)
-        compute(self, texts)
+        return compute(self, texts)
 
     monkeypatch.setattr(PrefixStore, "_compute", counted)
     train_controls(copy, names=["text_only", "place_only"], say=_silent)

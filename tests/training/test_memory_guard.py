@@ -540,11 +540,11 @@ def test_states_of_texts_are_computed_for_fewer_where_memory_runs_out(
     store, sizes = PrefixStore(backbone, 2, batch=16), []
     compute = store._compute
 
-    def limited(group: Sequence[Any]) -> None:
+    def limited(group: Sequence[Any]) -> list[torch.Tensor]:
         sizes.append(len(group))
         if len(group) > 5:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        compute(group)
+        return compute(group)
 
     monkeypatch.setattr(store, "_compute", limited)
     told: list[tuple[int, int]] = []
