@@ -4,6 +4,7 @@
     python examples/llama3_cross_attention.py         # in runs/llama3_cross_attention
     python examples/llama3_cross_attention.py --backbone ./another-llama --steps 5
     python examples/llama3_cross_attention.py --lora 8  # adapters in the last four blocks, too; climafuse[lora]
+    python examples/llama3_cross_attention.py --quantization int8  # half the memory; int4: a third
 
 All 32 blocks of the language model run, its own head makes the logits, and none of its weights change. What is
 trained is the climate encoder and, before the fourth and the second block from the end, a gated cross-attention: each
@@ -53,11 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--lora", type=int, default=None, metavar="RANK", help="rank of adapters; none without"
     )
+    parser.add_argument("--quantization", choices=("int8", "int4"), help="bits of the frozen blocks")
     options = parser.parse_args(arguments)
 
     settings = [
         f"backbone.name={options.backbone}",
         "backbone.dtype=bfloat16",
+        f"backbone.quantization={options.quantization or 'null'}",
         "fusion.name=cross_attention",
         "fusion.sites=[-4, -2]",
         "facts.kinds=[mean/t2m, direction]",

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from climafuse import parse, read_pairs
+from climafuse.backbones import QuantizedLinear
 from climafuse.data.window import Window
 from climafuse.encoders import Channels
 from climafuse.errors import ClimateFileError
@@ -438,20 +439,33 @@ def test_own_encoder_keeps_the_contract_of_encoders() -> None:
     torch.testing.assert_close(encoder(**garbage).states, tokens.states)
 
 
-def test_llama_with_gated_addition_is_composed_trained_and_asked(backbone: str, tmp_path: Path) -> None:
-    run = [f"--output={tmp_path}", f"--backbone={backbone}", "--steps=8", "--windows=32"]
+@pytest.mark.parametrize(
+    "few_bits", [[], pytest.param(["--quantization=int8"], marks=pytest.mark.slow)], ids=["plain", "int8"]
+)
+def test_llama_with_gated_addition_is_composed_trained_and_asked(
+    backbone: str, tmp_path: Path, few_bits: list[str]
+) -> None:
+    run = [f"--output={tmp_path}", f"--backbone={backbone}", "--steps=8", "--windows=32", *few_bits]
     result = example("llama3_gated_addition").main(run)
     assert result["bare_equal"]
     assert result["losses"][-1] < result["losses"][0] - 0.1
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.config.fusion == "gated_addition"
+    layer = model.backbone.model.layers[0].mlp.up_proj
+    assert isinstance(layer, QuantizedLinear) == bool(few_bits)  # as saved, so loaded
     assert model.sites == (0, 1, 2, 3)  # of the four blocks of the tiny Llama; of 32, the last four
     assert all(value > 0 for value in model.gate_values().values())
     assert AutoProcessor.from_pretrained(tmp_path).feature_extractor.variables == model.config.variables
 
 
 @pytest.mark.parametrize(
-    "lora", [[], pytest.param(["--lora=2"], marks=pytest.mark.slow)], ids=["plain", "lora"]
+    "lora",
+    [
+        [],
+        pytest.param(["--lora=2"], marks=pytest.mark.slow),
+        pytest.param(["--lora=2", "--quantization=int4"], marks=pytest.mark.slow),
+    ],
+    ids=["plain", "lora", "lora-int4"],
 )
 def test_llama_with_cross_attention_is_trained_from_a_configuration_and_asked(
     backbone: str, tmp_path: Path, lora: list[str]
