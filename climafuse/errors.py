@@ -24,6 +24,7 @@ ClimafuseError
 ├── ModelInputError               tensors given to a model or module do not fit together
 ├── CheckpointError               a checkpoint is incomplete, altered, or does not fit the model
 └── TrainingError
+    ├── MemoryPlanError           a run would need more memory than there is
     ├── NonFiniteError            a loss or gradient is not finite
     ├── MemoryExhaustedError      not even one window at a time fits into memory
     └── RunInterruptedError       a signal ended a run, which can be resumed; exit code 75
@@ -180,6 +181,10 @@ class CheckpointError(ClimafuseError):
 
 class TrainingError(ClimafuseError):
     """A training run cannot go on."""
+
+
+class MemoryPlanError(TrainingError):
+    """A run would need more memory than there is: it was not begun."""
 
 
 class NonFiniteError(TrainingError):

@@ -65,6 +65,19 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_measuring_of_processes() -> Iterator[None]:
+    """A plan measures once what a process of training holds, in one of its own: nine seconds, kept in a cache.
+
+    Here it takes the typical one. `tests/planning/test_base.py` measures.
+    """
+    from climafuse.planning import base
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "_measured", lambda modules, tokenizer: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
     """The command line sets the log up for its process; here many calls share one.

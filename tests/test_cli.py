@@ -175,8 +175,8 @@ def test_train_hands_over_the_configuration(tmp_path, monkeypatch):
     seen = {}
     pipeline = types.ModuleType("climafuse.training.pipeline")
 
-    def run(config, *, resume, dry_run):
-        seen.update(config=config, resume=resume, dry_run=dry_run)
+    def run(config, *, resume, dry_run, auto_batch):
+        seen.update(config=config, resume=resume, dry_run=dry_run, auto_batch=auto_batch)
         return {"steps": config.training.steps}
 
     pipeline.run = run
@@ -194,6 +194,7 @@ def test_train_hands_over_the_configuration(tmp_path, monkeypatch):
     assert json.loads(result.stdout) == {"steps": 30}
     assert seen["config"].output.directory == str(tmp_path / "a b")
     assert seen["dry_run"]
+    assert not seen["auto_batch"]
     assert not seen["resume"]
 
 

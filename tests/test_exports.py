@@ -67,7 +67,18 @@ def test_type_checkers_see_the_same_names():
 
 @pytest.mark.parametrize(
     "package",
-    ["backbones", "data", "data.download", "encoders", "facts", "fusion", "model", "report", "training"],
+    [
+        "backbones",
+        "data",
+        "data.download",
+        "encoders",
+        "facts",
+        "fusion",
+        "model",
+        "planning",
+        "report",
+        "training",
+    ],
 )
 def test_every_name_a_subpackage_lists_exists(package):
     module = import_module(f"climafuse.{package}")

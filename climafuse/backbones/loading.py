@@ -137,7 +137,7 @@ def load_backbone(
     directory = find_backbone(name_or_path, revision=revision, fetch=fetch, progress=progress)
     content_hash = _check_files(directory, verify=verify)
     # What is quantized is read as it lies in the file: another type would be made of all of it first.
-    stored = torch_dtype if quantization is None else _stored_dtype(directory)
+    stored = torch_dtype if quantization is None else stored_dtype(directory)
     model = _load_model(directory, stored, attn_implementation)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(str(directory), model, tokenizer)
@@ -372,7 +372,7 @@ def _load_model(directory: Path, dtype: torch.dtype, attn_implementation: str | 
     return model
 
 
-def _stored_dtype(directory: Path) -> torch.dtype:
+def stored_dtype(directory: Path) -> torch.dtype:
     """Return the type of most weights in a directory."""
     import torch
     from safetensors import safe_open

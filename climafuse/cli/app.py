@@ -22,6 +22,7 @@ from climafuse.cli import (
     evaluate,
     infer,
     page,
+    plan,
     report,
     scale,
     train,
@@ -64,6 +65,7 @@ def _main(
 
 
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("infer")(infer.infer)
 app.command("attribute")(attribute.attribute)
 app.command("evaluate")(evaluate.evaluate)

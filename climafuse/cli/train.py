@@ -35,6 +35,13 @@ def train(
             "--dry-run", help="Check everything and print the whole configuration; train and write nothing."
         ),
     ] = False,
+    auto_batch: Annotated[
+        bool,
+        typer.Option(
+            "--auto-batch",
+            help="Cut a step into the microbatches that fit (training.accumulation); same result.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train encoder and fusion inside a frozen language model.
@@ -51,7 +58,7 @@ def train(
     from climafuse.training.pipeline import run
 
     try:
-        result = run(configuration, resume=resume, dry_run=dry_run)
+        result = run(configuration, resume=resume, dry_run=dry_run, auto_batch=auto_batch)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_way_on(configuration.output.directory)) from error
     if as_json:

@@ -285,6 +285,9 @@ class TrainingConfig:
         "type of matrix products in a step; auto: bfloat16 where the processor has it, else float32",
     )
     checkpoint_activations: bool = setting(False, "recompute activations in the backward pass to save memory")
+    check_memory: bool = setting(
+        True, "refuse before loading what would need more memory than there is; false: try anyway"
+    )
     seed: int = setting(0, "seed of the initial weights, dropout and data order", minimum=0)
 
     def __post_init__(self) -> None:

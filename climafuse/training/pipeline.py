@@ -44,9 +44,11 @@ from climafuse.training.dataset import (
     open_store,
     window_statistics,
 )
+from climafuse.training.fitting import check_memory, choose_microbatch, planned_run
 from climafuse.training.identity import describe
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
+from climafuse.training.state import read_state
 from climafuse.training.thinning import LabelThinning
 from climafuse.training.trained_on import RECORD_FILE, TrainedOn
 from climafuse.training.trainer import ClimateTextTrainer, check_output
@@ -96,6 +98,7 @@ def run(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    auto_batch: bool = False,
     say: Say | None = None,
     shared: Shared | None = None,
 ) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def run(
         config: The run.
         resume: Go on from the newest checkpoint that verifies.
         dry_run: Check everything up to the first step, and train nothing.
+        auto_batch: Cut a step into the microbatches that fit best; of a resumed run those it was begun with stand.
         say: Told one line at each stage; None prints to standard error.
         shared: What earlier runs have made and later ones can use; None where this is the only one.
 
@@ -129,7 +133,16 @@ def run(
             say(f"resume: no checkpoint in {config.output.directory}; starting from the beginning")
     else:
         say(f"resume: going on from {checkpoint}")
-    setup = assemble(config, backbone=shared.backbone, say=say)
+        if auto_batch:
+            begun = read_state(checkpoint)["settings"]["training.accumulation"]
+            config = replace(config, training=replace(config.training, accumulation=begun))
+    setup = assemble(
+        config,
+        backbone=shared.backbone,
+        say=say,
+        auto_batch=auto_batch and checkpoint is None,
+        tell_plan=dry_run,
+    )
     trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
     result: dict[str, Any] = {
         "backbone": dict(setup.model.backbone_identity),
@@ -200,15 +213,25 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def assemble(config: RunConfig, *, backbone: LoadedBackbone | None = None, say: Say | None = None) -> Run:
+def assemble(
+    config: RunConfig,
+    *,
+    backbone: LoadedBackbone | None = None,
+    say: Say | None = None,
+    auto_batch: bool = False,
+    tell_plan: bool = False,
+) -> Run:
     """Make all that a run needs, up to the untrained model.
 
     Args:
         config: The run.
         backbone: The language model; None for the one that the configuration names.
         say: Told one line at each stage.
+        auto_batch: Choose `training.accumulation`, see `fitting.choose_microbatch`.
+        tell_plan: Tell what the run will cost, too.
 
     Raises:
+        MemoryPlanError: The backbone named would not fit with all else; nothing of it was loaded.
         ClimafuseError: The data, the backbone or the configuration is at fault.
     """
     say = say or _print
@@ -232,7 +255,14 @@ def assemble(config: RunConfig, *, backbone: LoadedBackbone | None = None, say: 
         f"data: {config.data.source}, {counts['windows']:,} windows of "
         f"{len(store.splits.train)} training times, {counts['texts']:,} texts, {counts['distinct']:,} distinct"
     )
+    if auto_batch:
+        config, told = choose_microbatch(config, train, validation)
+        say(told)
     if backbone is None:
+        planned = planned_run(config, train, validation) if tell_plan else None
+        if planned is not None:
+            say(planned.line)
+        check_memory(config, train, validation, planned)
         backbone = configured_backbone(config.backbone, say)
     torch.manual_seed(config.training.seed)
     model = _make_model(config, store, backbone)

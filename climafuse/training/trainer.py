@@ -136,6 +136,7 @@ _MAY_CHANGE = frozenset(
         "training.logging_interval",
         "training.workers",
         "training.keep_best",
+        "training.check_memory",
         "training.checkpoint_activations",  # the same gradients, for less memory
         "training.prefix_store_gb",
     }

@@ -1,0 +1,123 @@
+"""Machines that a run may be planned for: this one, or a GPU by the figures of its data sheet.
+
+Peaks are dense (half of what sheets print where they count zeros that are skipped). No run reaches them: times that
+follow from them are estimates, and are called so.
+
+References:
+    NVIDIA data sheets: A100 Tensor Core GPU (2021), H100 and H200 Tensor Core GPU (2023), L4, L40S, A10 (2021 to 2023),
+    Ada GPU Architecture whitepaper (RTX 4090).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from climafuse.errors import ConfigurationError
+from climafuse.memory import memory_state
+
+GB, GIB = 10**9, 2**30
+THIS_MACHINE = "this machine"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run is planned for.
+
+    Args:
+        name: What it is called.
+        memory: Bytes that a process may use.
+        bfloat16: Peak of bfloat16 matrix products, dense, in floating-point operations a second; None if not known.
+        float32: Peak of float32 products.
+        bandwidth: Bytes a second between memory and processor.
+        gpu: Whether it is a GPU.
+    """
+
+    name: str
+    memory: int
+    bfloat16: float | None = None
+    float32: float | None = None
+    bandwidth: float | None = None
+    gpu: bool = False
+
+
+def _gpu(name: str, gib: int, bfloat16: float, float32: float, bandwidth: float) -> Device:
+    return Device(name, gib * GIB, bfloat16 * 1e12, float32 * 1e12, bandwidth * 1e9, gpu=True)
+
+
+DEVICES: dict[str, Device] = {
+    device.name.lower(): device
+    for device in [
+        _gpu("A10", 24, 125, 31.2, 600),
+        _gpu("A100-40", 40, 312, 19.5, 1555),
+        _gpu("A100-80", 80, 312, 19.5, 2039),
+        _gpu("H100", 80, 989, 67, 3350),
+        _gpu("H200", 141, 989, 67, 4800),
+        _gpu("L4", 24, 121, 30.3, 300),
+        _gpu("L40S", 48, 362, 91.6, 864),
+        _gpu("RTX-4090", 24, 165, 82.6, 1008),
+    ]
+}
+
+
+def device(name: str) -> Device:
+    """Return a GPU of the table.
+
+    Raises:
+        ConfigurationError: There is none of that name.
+    """
+    found = DEVICES.get(name.lower())
+    if found is None:
+        near = get_close_matches(name.lower(), DEVICES, n=1)
+        raise ConfigurationError(
+            "device",
+            expected=", ".join(entry.name for entry in DEVICES.values()),
+            received=repr(name),
+            remedy=f"Did you mean {DEVICES[near[0]].name}?" if near else "Give its memory: --memory 24GB.",
+        )
+    return found
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes: "36GB" is 36·10⁹, "36GiB" 36·2³⁰.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if found is None or (found[3] and not found[2]) or float(found[1]) <= 0:
+        raise ConfigurationError(
+            "memory", expected="a number of bytes, such as 36GB", received=repr(text), remedy="Correct it."
+        )
+    unit = _UNITS[found[2]] if not found[3] else 1024 ** ("kmgt".index(found[2]) + 1)
+    return round(float(found[1]) * unit)
+
+
+def this_machine() -> Device:
+    """Return this machine with what this process may have now: what it holds, and what is free beside it.
+
+    Limits of control groups are respected, and files that are only cached count as free.
+    """
+    state = memory_state()
+    if state is not None:
+        return Device(THIS_MACHINE, state.resident + state.room)
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # not Linux: all there is
+    return Device(THIS_MACHINE, pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 8 * GIB)
+
+
+def memory_of(text: str, known: Device | None = None) -> Device:
+    """Return a machine of so much memory.
+
+    Args:
+        text: As of `parse_bytes`.
+        known: What else is known of it.
+    """
+    memory = parse_bytes(text)
+    if known is not None:
+        return replace(known, memory=memory)
+    return Device(f"a machine of {memory / GB:g} GB", memory)

@@ -1,0 +1,338 @@
+"""What a run will cost and whether it fits, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from climafuse.errors import MemoryPlanError
+from climafuse.planning.base import Base, process_base
+from climafuse.planning.devices import GB, Device, this_machine
+from climafuse.planning.memory import CUDA_SLACK, HEAP_SLACK, HEAP_SLACK_OF_VARIED, Footprint, mapped, measure
+from climafuse.planning.probe import Pace, estimate_pace, probe_pace
+from climafuse.planning.workload import Workload
+
+CUDA_CONTEXT = 500 << 20  # bytes of a GPU that CUDA and its kernels take
+QUANTIZING = 3 * (64 << 20)  # bytes while a matrix is quantized, see `backbones.quantization`
+LONGEST = 1 << 20  # tokens of a text that are asked about
+LEAST_SAVING = 0.01  # of the peak: less is not proposed
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something to change so that a run takes less memory.
+
+    Args:
+        what: In words.
+        settings: As of `--set`.
+        saving: Bytes of the peak.
+        fits: Whether it is enough by itself.
+    """
+
+    what: str
+    settings: tuple[str, ...]
+    saving: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost on a device.
+
+    Args:
+        backbone: Its name.
+        random_weights: Whether its weights are random: capacity only, it knows nothing.
+        device: Where.
+        microbatch: Windows in a microbatch.
+        accumulation: Microbatches in a step.
+        length: Tokens of a text.
+        footprint: Parameters, bytes and operations by kind.
+        phases: Most bytes held in each phase of a run.
+        base: Bytes of the process itself.
+        pace: Seconds of a step and its parts; None where they were not asked for.
+        largest_microbatch: Windows that fit at this length; None where it was not looked for, 0 where none does.
+        largest_length: Tokens of a text that fit at this microbatch, at most those that the backbone reads.
+        changes: What to change where it does not fit, best first.
+    """
+
+    backbone: str
+    random_weights: bool
+    device: Device
+    microbatch: int
+    accumulation: int
+    length: int
+    footprint: Footprint
+    phases: dict[str, int]
+    base: int
+    pace: Pace | None = None
+    largest_microbatch: int | None = None
+    largest_length: int | None = None
+    changes: tuple[Change, ...] = field(default=())
+
+    @property
+    def peak(self) -> int:
+        """Most bytes held at a time."""
+        return max(self.phases.values())
+
+    @property
+    def peak_phase(self) -> str:
+        """When that is."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has them."""
+        return self.peak <= self.device.memory
+
+    @property
+    def line(self) -> str:
+        """The plan in one line."""
+        kind = "random weights, " if self.random_weights else ""
+        seconds = "" if self.pace is None else f", {self.pace.seconds:.3g} s a step"
+        return (
+            f"plan: {self.backbone} ({kind}{self.footprint.frozen / 1e6:,.0f} M parameters frozen, "
+            f"{self.footprint.trainable / 1e6:,.1f} M trainable); peak {self.peak / GB:.2f} GB in {self.peak_phase} of "
+            f"{self.device.memory / GB:.1f} GB free on {self.device.name}{seconds}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        from dataclasses import asdict
+
+        return {
+            **asdict(self),
+            "peak_bytes": self.peak,
+            "peak_phase": self.peak_phase,
+            "fits": self.fits,
+            "times_are": None
+            if self.pace is None
+            else "estimates"
+            if self.pace.estimated
+            else "measured on blocks",
+        }
+
+    def require(self) -> None:
+        """Refuse a run that does not fit.
+
+        Raises:
+            MemoryPlanError: It does not.
+        """
+        if self.fits:
+            return
+        first = next((change for change in self.changes if change.fits), None)
+        first = first or next(iter(self.changes), None)
+        remedy = "Take a machine with more memory"
+        if first is not None:
+            options = " ".join(f"--set {setting}" for setting in first.settings)
+            remedy = f"First: {first.what} ({options}), which saves {first.saving / GB:.2f} GB"
+            remedy += "" if first.fits else ", and then some of what `climafuse plan` names beside it"
+        raise MemoryPlanError(
+            "memory",
+            expected=f"at most {self.device.memory / GB:.2f} GB, which {self.device.name} has free",
+            received=f"{self.peak / GB:.2f} GB in {self.peak_phase} (weights {self.weights / GB:.2f}, step "
+            f"{self.footprint.step_bytes / GB:.2f}, gradients and optimizer "
+            f"{(self.footprint.gradient_bytes + self.footprint.optimizer_bytes) / GB:.2f}, process "
+            f"{self.base / GB:.2f} GB)",
+            remedy=f"{remedy}. To try anyway: --set training.check_memory=false.",
+        )
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights that are held."""
+        return self.footprint.frozen_bytes - self.footprint.untouched_bytes + self.footprint.trainable_bytes
+
+
+def plan(
+    workload: Workload,
+    device: Device | None = None,
+    *,
+    base: Base | int | None = None,
+    modules: Sequence[str] = (),
+    tokenizer: Path | None = None,
+    time: bool = True,
+    search: bool = True,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        workload: The run.
+        device: Where; None for this machine as it is now.
+        base: Bytes of the process itself; None measures them.
+        modules: What it imports, for that.
+        tokenizer: Directory of its tokenizer, for that.
+        time: Whether the time of a step is wanted: a probe of some seconds on this machine.
+        search: Whether the largest batch and length are looked for.
+    """
+    device = this_machine() if device is None else device
+    if device.gpu:
+        base = CUDA_CONTEXT
+    elif base is None:
+        base = process_base(modules, tokenizer)
+    held = base.total if isinstance(base, Base) else base
+    footprint = measure(workload, slack=_slack(workload, device))
+    made = Plan(
+        backbone=workload.name,
+        random_weights=workload.random_weights,
+        device=device,
+        microbatch=workload.microbatch,
+        accumulation=workload.accumulation,
+        length=workload.length,
+        footprint=footprint,
+        phases=phases(workload, footprint, held, device),
+        base=held,
+    )
+    if time:
+        pace = estimate_pace(workload, footprint, device) if device.gpu else probe_pace(workload, footprint)
+        made = replace(made, pace=pace)
+    if search:
+        made = replace(
+            made,
+            largest_microbatch=largest_microbatch(workload, made),
+            largest_length=largest_length(workload, made),
+        )
+    if not made.fits:
+        made = replace(
+            made, changes=tuple(sorted(_changes(workload, made), key=lambda change: not change.fits))
+        )
+    return made
+
+
+def _slack(workload: Workload, device: Device) -> float:
+    if device.gpu:
+        return CUDA_SLACK
+    return HEAP_SLACK_OF_VARIED if workload.varied else HEAP_SLACK
+
+
+def phases(workload: Workload, footprint: Footprint, base: int, device: Device) -> dict[str, int]:
+    """Most bytes held in each phase of a run, by its name.
+
+    Args:
+        workload: The run.
+        footprint: What it holds.
+        base: Bytes of the process itself.
+        device: Where; a GPU holds all rows of the embeddings, and no files.
+    """
+    f = footprint
+    untouched = 0 if device.gpu else f.untouched_bytes
+    process = base + (0 if device.gpu else workload.data_bytes)
+    frozen = f.frozen_bytes - untouched
+    weights = frozen + f.trainable_bytes
+    limit = device.memory // 4 if workload.store_limit is None else workload.store_limit
+    stored = f.store_bytes if f.store_bytes <= limit else 0  # on the disk
+    loading = frozen
+    if not device.gpu:
+        if workload.quantization is not None:
+            loading += QUANTIZING
+        elif not mapped(workload):
+            loading += workload.file_bytes or 0  # as it lies in the file, and as it is wanted
+    found = {"loading": process + loading}
+    if f.storing_bytes:
+        found["storing states"] = process + weights + stored + f.storing_bytes
+    if f.vocabulary_bytes:
+        found["choosing the vocabulary"] = process + weights + stored + f.vocabulary_bytes
+    kept = process + weights + stored + f.buffer_bytes + f.optimizer_bytes
+    found["training"] = kept + f.gradient_bytes + f.step_bytes
+    if f.evaluation_bytes:
+        found["evaluation"] = kept + f.evaluation_bytes
+    found["saving"] = kept + (0 if device.gpu else 2 * f.trainable_bytes)  # both moments as bytes of a file
+    return found
+
+
+def _peak(workload: Workload, made: Plan, *, phases_too: bool = False) -> int:
+    """Peak of another run on the same device, of its training steps alone or of all."""
+    footprint = measure(workload, phases=phases_too, slack=_slack(workload, made.device))
+    return max(phases(workload, footprint, made.base, made.device).values())
+
+
+def largest_microbatch(workload: Workload, made: Plan) -> int:
+    """Windows of the largest microbatch whose training steps fit; 0 where not even one does.
+
+    What a step holds grows evenly with its windows, so that two of them tell all. Gradients of an earlier microbatch
+    are counted as there.
+    """
+    here, there = workload.microbatch, 1 if workload.microbatch > 1 else 4
+    other = replace(workload, windows=there * workload.accumulation)
+    found = measure(other, phases=False, slack=_slack(workload, made.device))
+    each = max((found.step_bytes - made.footprint.step_bytes) / (there - here), 1)
+    room = made.device.memory - made.phases["training"]
+    return max(here + math.floor(room / each), 0)
+
+
+def largest_length(workload: Workload, made: Plan) -> int:
+    """Tokens of the longest texts whose training steps fit, at most those the backbone has positions for; 0 for none.
+
+    What a step holds is a quadratic function of the length, so that three lengths tell all.
+    """
+    positions = getattr(workload.config.get_text_config(), "max_position_embeddings", None)
+    most = positions if isinstance(positions, int) and positions > 0 else 1 << 20
+    lengths = {workload.length: made.footprint.step_bytes}
+    for factor in (2, 4):
+        length = workload.length * factor if workload.length * factor <= most else workload.length // factor
+        if length > 1 and length not in lengths:
+            texts = replace(workload, length=length, labels=min(workload.labels, length - 1))
+            lengths[length] = measure(texts, phases=False, slack=_slack(workload, made.device)).step_bytes
+    rest = made.phases["training"] - made.footprint.step_bytes
+    held = np.polynomial.Polynomial.fit(list(lengths), list(lengths.values()), len(lengths) - 1)
+    lengths_ = np.arange(1, min(most, LONGEST) + 1)
+    fitting = lengths_[rest + np.maximum.accumulate(held(lengths_)) <= made.device.memory]
+    return int(fitting[-1]) if len(fitting) else 0
+
+
+def _changes(workload: Workload, made: Plan) -> Iterator[Change]:
+    """What saves memory, what changes the result least first."""
+    for what, settings, other in _alternatives(workload, made):
+        peak = _peak(other, made, phases_too=True)
+        saving = made.peak - peak
+        if saving >= LEAST_SAVING * made.peak:
+            yield Change(what, settings, saving, peak <= made.device.memory)
+
+
+def _alternatives(workload: Workload, made: Plan) -> Iterator[tuple[str, tuple[str, ...], Workload]]:
+    if workload.evaluation_windows > 1:
+        yield (
+            "evaluate one window at a time",
+            ("evaluation.windows_per_batch=1",),
+            replace(workload, evaluation_windows=1),
+        )
+    if workload.microbatch > 1:
+        fitting = made.largest_microbatch
+        fitting = largest_microbatch(workload, made) if fitting is None else fitting
+        divisors = [num for num in range(1, workload.microbatch) if not workload.windows % num]
+        chosen = max([num for num in divisors if num <= fitting], default=1)
+        other = workload.with_microbatch(chosen)
+        yield (
+            f"cut a step into {other.accumulation} microbatches, with the same result",
+            (f"training.accumulation={other.accumulation}",),
+            other,
+        )
+    if not workload.checkpoint_activations and made.footprint.blocks_below < made.footprint.num_blocks:
+        yield (
+            "compute activations anew in the backward pass",
+            ("training.checkpoint_activations=true",),
+            replace(workload, checkpoint_activations=True),
+        )
+    for kind, bits in (("int8", 8), ("int4", 4)):
+        if workload.quantization not in (kind, "int4"):
+            yield (
+                f"hold the backbone in {bits} bits, head included",
+                (f"backbone.quantization={kind}", "backbone.quantize_head=true"),
+                replace(workload, quantization=kind, quantize_head=True),
+            )
+    if made.footprint.blocks_below < made.footprint.num_blocks and workload.fusion != "prefix":
+        yield (
+            "put the fusion at the output, and store the states of texts",
+            ("fusion.sites=output", "training.reuse_prefix=true"),
+            replace(workload, sites="output", reuse_prefix=True),
+        )
+    if workload.fusion in ("cross_attention", "gated_addition"):
+        width = int(workload.fusion_options.get("feed_forward", 1152)) // 4
+        yield (
+            "make the fusion narrower",
+            (f"fusion.options.feed_forward={width}",),
+            replace(workload, fusion_options={**workload.fusion_options, "feed_forward": width}),
+        )

@@ -1,0 +1,319 @@
+"""Whether a run fits into memory, asked before its backbone is loaded, and the microbatch with which it does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from climafuse.data.normalization import statistics_to_dict
+from climafuse.errors import BackboneError
+from climafuse.model import ClimateFeatureExtractor, ClimateTextProcessor
+from climafuse.planning.backbones import Architecture, find_architecture
+from climafuse.planning.base import Base, process_base, resident_bytes
+from climafuse.planning.devices import Device, this_machine
+from climafuse.planning.memory import TEXTS_AT_ONCE
+from climafuse.planning.plan import Plan, largest_microbatch, plan
+from climafuse.planning.probe import probe_pace
+from climafuse.planning.workload import Workload
+from climafuse.registry import ENCODERS, FUSIONS
+from climafuse.training.config import RunConfig, TrainingConfig
+from climafuse.training.dataset import Examples, make_examples, open_store, window_statistics
+from climafuse.training.precision import multiplies_bfloat16
+from climafuse.training.thinning import LabelThinning
+
+# What a training process imports, for the measure of what it holds.
+MODULES = ("climafuse.training.pipeline", "torch.utils.tensorboard")
+LIKELY_TOKENS = (
+    900  # of a sampled vocabulary, beside those of the answers: between 600 and 1,000 in runs so far
+)
+SAMPLE = 512  # texts whose labels are counted
+FEW = 0.5  # of the free memory: what a generous bound says needs less is not planned
+WORTHWHILE = 0.95  # seconds of a step with smaller microbatches, in those of the largest
+
+
+def configured_workload(config: RunConfig, found: Architecture, *, device: Device | None = None) -> Workload:
+    """The part of a workload that the configuration tells, without data.
+
+    Args:
+        config: The run.
+        found: Its backbone.
+        device: Where it will run; None for this machine.
+    """
+    backbone, settings = config.backbone, config.training
+    native = (device is not None and device.gpu) or multiplies_bfloat16(torch.device("cpu"))
+    precision = settings.precision if settings.precision != "auto" else "bfloat16" if native else "float32"
+    return Workload(
+        name=found.name,
+        config=found.config,
+        random_weights=found.random_weights,
+        file_bytes=found.file_bytes,
+        file_dtype=found.file_dtype,
+        dtype=backbone.dtype,
+        quantization=backbone.quantization,
+        quantize_head=backbone.quantize_head,
+        lora=None if backbone.lora is None else _plain(asdict(backbone.lora)),
+        variables=config.data.variables,
+        history=config.data.history,
+        encoder=config.encoder.name,
+        encoder_options=config.encoder.options,
+        fusion=config.fusion.name,
+        fusion_options=config.fusion.options,
+        sites=_plain(config.fusion.sites),
+        windows=settings.windows_per_step,
+        accumulation=settings.accumulation,
+        texts_per_window=config.facts.questions_per_window,
+        precision=precision,
+        checkpoint_activations=settings.checkpoint_activations,
+        reuse_prefix=settings.reuses_prefix,
+        store_limit=_store_limit(settings),
+        sampled_vocabulary=None
+        if settings.sampled_vocabulary is None
+        else settings.sampled_vocabulary + LIKELY_TOKENS,
+        evaluation_windows=config.evaluation.windows_per_batch,
+    )
+
+
+def _store_limit(settings: TrainingConfig) -> int | None:
+    """Most bytes of stored states in memory, see `pipeline`: more go to the disk, or are computed anew."""
+    if settings.reuse_prefix == "disk":
+        return 0
+    return None if settings.prefix_store_gb is None else int(settings.prefix_store_gb * 1e9)
+
+
+def workload_of(config: RunConfig, train: Examples, validation: Examples, found: Architecture) -> Workload:
+    """The workload of a run with its data: how many texts there are, how long, with how many labels.
+
+    Args:
+        config: The run.
+        train: Training examples.
+        validation: Validation examples.
+        found: The backbone.
+
+    Raises:
+        BackboneError: Its tokenizer cannot be read.
+    """
+    from climafuse.backbones.loading import load_tokenizer
+
+    workload = configured_workload(config, found)
+    window = train[0].window
+    counts = window_statistics(train)
+    workload = replace(
+        workload,
+        grid=(len(window.latitude), len(window.longitude)),
+        texts_per_window=counts["texts"] / counts["windows"],
+    )
+    if found.directory is None:
+        return workload
+    statistics = statistics_to_dict(train.store.statistics)
+    extractor = ClimateFeatureExtractor(list(train.store.variables), statistics)
+    processor = ClimateTextProcessor(extractor, load_tokenizer(found.directory))
+    encoded = [processor.encode(prompt, answer) for prompt, answer in train.texts()]
+    others = [processor.encode(prompt, answer) for prompt, answer in validation.texts()]
+    lengths = np.array([len(tokens) for tokens, _ in encoded])
+    distinct = {tokens for tokens, _ in (*encoded, *others)}
+    words = {token for tokens in distinct for token in tokens}
+    num_texts = max(workload.texts(workload.microbatch), TEXTS_AT_ONCE)
+    labels = float(np.mean([len(tokens) - start for tokens, start in encoded]))
+    sampled = config.training.sampled_vocabulary
+    return replace(
+        workload,
+        # A batch is as wide as its longest text.
+        length=int(np.quantile(lengths, 1 - 1 / (num_texts + 1), method="higher")),
+        labels=_kept_labels(config, encoded, labels),
+        all_labels=labels,
+        stored_tokens=sum(map(len, distinct)),
+        distinct_tokens=len(words),
+        varied=int(lengths.min()) < int(lengths.max()),
+        sampled_vocabulary=None if sampled is None else sampled + LIKELY_TOKENS + len(words),
+    )
+
+
+def _kept_labels(config: RunConfig, encoded: list[tuple[tuple[int, ...], int]], all_labels: float) -> float:
+    """Labels of a text in a training step, on average."""
+    share = config.training.labels_decided_by_words
+    if share >= 1:
+        return all_labels
+    thinning = LabelThinning(encoded, kept=share, seed=config.training.seed)
+    kept = 0
+    chosen = encoded[:: max(len(encoded) // SAMPLE, 1)]
+    for number, (tokens, start) in enumerate(chosen):
+        ids = torch.tensor([tokens])
+        labels = ids.clone()
+        labels[:, :start] = -100
+        thinning.apply(labels, ids, [number])
+        kept += int((labels != -100).sum())
+    return max(kept / len(chosen), 1.0)
+
+
+def planned_run(
+    config: RunConfig, train: Examples, validation: Examples, *, time: bool = False, search: bool = False
+) -> Plan | None:
+    """Plan a run whose data are open in this process; None where its backbone is not on this machine yet.
+
+    Args:
+        config: The run.
+        train: Training examples.
+        validation: Validation examples.
+        time: Whether the time of a step is wanted.
+        search: Whether the largest batch and length are.
+    """
+    found = _found(config)
+    if found is None:
+        return None
+    held = resident_bytes()  # before a tokenizer is loaded, which the base counts
+    workload, base = _with_process(workload_of(config, train, validation, found), found, held)
+    return plan(workload, base=base, time=time, search=search)
+
+
+def plan_of(
+    config: RunConfig,
+    *,
+    device: Device | None = None,
+    shape: tuple[int | None, float | None] | None = None,
+    time: bool = True,
+) -> Plan:
+    """Plan a run from its configuration, for `climafuse plan`.
+
+    Args:
+        config: The run.
+        device: Where; None for this machine as it is now.
+        shape: Tokens of a text and texts about a window, either None for the usual: no data are opened then. None opens
+            the data of the configuration, which tell.
+        time: Whether the time of a step is wanted.
+
+    Raises:
+        BackboneError: There is no such backbone or architecture.
+        ClimafuseError: The data or the configuration are at fault.
+    """
+    ENCODERS.check(config.encoder.name, config.encoder.options, given=1)
+    FUSIONS.check(config.fusion.name, config.fusion.options, given=2)
+    found = find_architecture(config.backbone.name)
+    if shape is None:
+        store = open_store(config)
+        train, validation = (make_examples(store, split, config) for split in ("train", "validation"))
+        held = resident_bytes()
+        workload, base = _with_process(workload_of(config, train, validation, found), found, held)
+    else:
+        workload = configured_workload(config, found, device=device)
+        length, texts = shape
+        length = workload.length if length is None else length
+        labels = min(workload.labels, length - 1)
+        texts = workload.texts_per_window if texts is None else texts
+        workload = replace(workload, length=length, labels=labels, all_labels=labels, texts_per_window=texts)
+        base = process_base(MODULES, found.directory)
+    return plan(workload, device, base=base, time=time)
+
+
+def _found(config: RunConfig) -> Architecture | None:
+    try:
+        return find_architecture(config.backbone.name)
+    except BackboneError:
+        return None  # not here yet, or damaged: loading says what is wrong with it
+
+
+def _with_process(workload: Workload, found: Architecture, held: int) -> tuple[Workload, Base]:
+    """The workload with what its data take in this process, and what a process of training holds beside."""
+    base = process_base(MODULES, found.directory)
+    return replace(workload, data_bytes=max(held - base.imports, 0)), base
+
+
+def check_memory(
+    config: RunConfig, train: Examples, validation: Examples, planned: Plan | None = None
+) -> None:
+    """Refuse a run that would need more memory than there is, before anything is loaded.
+
+    Runs that are far below are not traced: a bound is enough.
+
+    Args:
+        config: The run.
+        train: Training examples.
+        validation: Validation examples.
+        planned: Its plan, where there is one already.
+
+    Raises:
+        MemoryPlanError: It does not fit.
+    """
+    if not config.training.check_memory or torch.cuda.is_available():
+        return
+    if planned is None:
+        found = _found(config)
+        if found is None or _obviously_fits(config, train, found, this_machine()):
+            return
+        planned = planned_run(config, train, validation)
+    if planned is not None:
+        planned.require()
+
+
+def _obviously_fits(config: RunConfig, train: Examples, found: Architecture, device: Device) -> bool:
+    """Whether a bound that is far too high leaves half of the memory free."""
+    text = found.config.get_text_config()
+    settings = config.training
+    texts = [len(prompt) + len(answer) for prompt, answer in train.texts()]
+    longest = max(texts) + 64  # characters, of which a token has one at least; and the frame of a chat
+    windows = max(settings.microbatch, config.evaluation.windows_per_batch)
+    tokens = max(windows * -(-len(texts) // len(train)), TEXTS_AT_ONCE) * longest
+    width, blocks = int(text.hidden_size), int(text.num_hidden_layers)
+    bound = (
+        2 * 10**9  # process, data, encoder and fusion with their moments
+        + 4 * (found.file_bytes or 0)
+        + tokens * (blocks * width * 64 + 16 * int(text.vocab_size))
+        + 4 * len(set(train.texts())) * longest * width
+    )
+    return bound < FEW * device.memory
+
+
+def choose_microbatch(config: RunConfig, train: Examples, validation: Examples) -> tuple[RunConfig, str]:
+    """Cut a step into the largest microbatches that fit; into smaller ones where these are faster.
+
+    The windows of a step stay the same, and with them what is learned.
+
+    Args:
+        config: The run.
+        train: Training examples.
+        validation: Validation examples.
+
+    Returns:
+        The run with its `training.accumulation`, and what was chosen, in words.
+
+    Raises:
+        MemoryPlanError: Not even one window at a time fits.
+        BackboneError: The backbone is not on this machine.
+    """
+    found = find_architecture(config.backbone.name)
+    whole = replace(config, training=replace(config.training, accumulation=1))
+    held = resident_bytes()
+    workload, base = _with_process(workload_of(whole, train, validation, found), found, held)
+    planned = plan(workload, base=base, time=False, search=False)
+    windows = workload.windows
+    divisors = [num for num in range(windows, 0, -1) if windows % num == 0]
+    fitting = windows if planned.fits else largest_microbatch(workload, planned)
+    chosen = [num for num in divisors if num <= fitting]
+    if not chosen:
+        smallest = plan(workload.with_microbatch(1), base=base, time=False, search=False)
+        smallest.require()
+        chosen = [1]
+    seconds: dict[int, float] = {}
+    for num in chosen[:3]:
+        parts = workload.with_microbatch(num)
+        seconds[num] = probe_pace(parts, planned.footprint, seconds=1.0).seconds
+    best = chosen[0]
+    for num in chosen[1:3]:
+        if seconds[num] < WORTHWHILE * seconds[best]:
+            best = num
+    accumulation = windows // best
+    told = (
+        f"microbatch: {best} of {windows} windows a step, {accumulation} of them ("
+        + ", ".join(f"{num}: {value:.3g} s" for num, value in seconds.items())
+        + f"); up to {fitting} fit into {planned.device.memory / 1e9:.1f} GB"
+    )
+    return replace(config, training=replace(config.training, accumulation=accumulation)), told
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON keeps them."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
