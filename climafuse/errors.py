@@ -47,6 +47,7 @@ class ClimafuseError(Exception):
     """
 
     exit_code = 1
+    told = False  # whether another process of the same job tells it
 
     def __init__(self, argument: str, *, expected: str, received: object, remedy: str) -> None:
         self.argument = argument

@@ -38,11 +38,10 @@ class CommandGroup(TyperGroup):
         """Runs the chosen command."""
         try:
             return super().invoke(ctx)
-        except RunInterruptedError as error:
-            typer.echo(f"interrupted: {error}", err=True)
-            raise typer.Exit(error.exit_code) from error
         except ClimafuseError as error:
-            typer.echo(f"error: {error}", err=True)
+            if not error.told:
+                kind = "interrupted" if isinstance(error, RunInterruptedError) else "error"
+                typer.echo(f"{kind}: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             line = "\n" if sys.stderr.isatty() else ""  # off the line of progress

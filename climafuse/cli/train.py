@@ -55,12 +55,15 @@ def train(
         settings.append(f"output.directory={json.dumps(str(output))}")  # quoted: a path is not YAML
     configuration = load_config(config, settings)  # before the imports that take seconds
 
+    from climafuse.training.group import join
     from climafuse.training.pipeline import run
 
     try:
         result = run(configuration, resume=resume, dry_run=dry_run, auto_batch=auto_batch)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_way_on(configuration.output.directory)) from error
+    if not join().is_first:
+        return
     if as_json:
         print_json(result)
     elif dry_run:

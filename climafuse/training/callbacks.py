@@ -42,6 +42,7 @@ class RunClock:
         self._now = now
         self._start: float | None = None
         self._before = 0.0
+        self._agreed: float | None = None
 
     def start(self, before: float = 0.0) -> None:
         """Starts counting.
@@ -50,11 +51,21 @@ class RunClock:
             before: Seconds that the run had taken when it was interrupted.
         """
         self._start, self._before = self._now(), before
+        self._agreed = None
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far."""
         return self._before + (0.0 if self._start is None else self._now() - self._start)
+
+    def agree(self, seconds: float) -> None:
+        """Takes what several processes go by."""
+        self._agreed = seconds
+
+    @property
+    def agreed(self) -> float:
+        """What is decided by: `seconds`, or what several processes have agreed upon."""
+        return self.seconds if self._agreed is None else self._agreed
 
 
 class TimeLimit(TrainerCallback):
@@ -83,11 +94,11 @@ class TimeLimit(TrainerCallback):
         """Compares the time left with the length of the last step."""
         if not control.should_training_stop and self.look(state):
             stop(args, control)
-        self._previous = self.clock.seconds
+        self._previous = self.clock.agreed
 
     def look(self, state: TrainerState) -> bool:
         """Whether the time is up after a step; the first of a session is taken to last as long as the mean."""
-        seconds = self.clock.seconds
+        seconds = self.clock.agreed
         step_seconds = (
             seconds / max(state.global_step, 1) if self._previous is None else seconds - self._previous
         )

@@ -288,6 +288,9 @@ class TrainingConfig:
     check_memory: bool = setting(
         True, "refuse before loading what would need more memory than there is; false: try anyway"
     )
+    timeout_seconds: float = setting(
+        600.0, "several processes: how long one waits in a step for another before all are ended", minimum=1.0
+    )
     seed: int = setting(0, "seed of the initial weights, dropout and data order", minimum=0)
 
     def __post_init__(self) -> None:
@@ -326,7 +329,7 @@ class TrainingConfig:
 
     @property
     def microbatch(self) -> int:
-        """Climate windows in one forward pass."""
+        """Climate windows in one forward pass, of all processes together where there are several."""
         return self.windows_per_step // self.accumulation
 
 

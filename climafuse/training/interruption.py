@@ -28,11 +28,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._agreed: str | None = None
+        self._agrees = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         """Starts listening. Only the main thread may, so in any other nothing is changed."""
-        self.received = None
+        self.received = self._agreed = None
         if threading.current_thread() is threading.main_thread():
             for number in [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]:
                 self._before[number] = signal.signal(number, self._note)
@@ -46,6 +48,15 @@ class StopSignals:
             # None: a handler that was not set from Python, and cannot be set back from it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
+
+    def agree(self, name: str | None) -> None:
+        """Takes what one of several processes has received: all act on it at the same step, or none."""
+        self._agrees, self._agreed = True, name
+
+    @property
+    def acted_on(self) -> str | None:
+        """What the run ends by: the signal received, or the one that several processes have agreed upon."""
+        return self._agreed if self._agrees else self.received
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -93,7 +104,7 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Has this step saved, and ends the run."""
-        if self.signals.received is not None:
+        if self.signals.acted_on is not None:
             control.should_training_stop = True
             control.should_save = True
 
@@ -104,5 +115,5 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ends the run where the checkpoint has just been written anyway."""
-        if self.signals.received is not None:
+        if self.signals.acted_on is not None:
             control.should_training_stop = True

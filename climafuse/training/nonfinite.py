@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from climafuse.data.normalization import Statistics
 from climafuse.data.window import Window
 from climafuse.errors import NonFiniteError
+from climafuse.training.group import Group
 from climafuse.training.optim import gradient_norms
 
 # Bookkeeping of the collator that is not an input of the model.
 SAMPLE_KEY = "sample"
+_ALONE = "alone"
 _DESCRIBED = 3  # samples of which an error says more than their number
 
 
@@ -59,7 +61,7 @@ def non_finite_step(
     except Exception as error:  # the search is a courtesy: what it looked for must still be reported
         apart = f"which could not be looked at one by one ({type(error).__name__}: {error})"
     if found:
-        where = f"from sample {_enumerate(found)} alone"
+        where = f"from sample {_enumerate(found)} {_ALONE}"
     elif everyone:
         where = f"in the batch of samples {_enumerate(everyone)}, {apart}"
     else:
@@ -74,6 +76,22 @@ def non_finite_step(
         remedy=f"The weights are still those of step {step - 1}. Look at these samples for values far "
         "out of range, or lower training.learning_rate.",
     )
+
+
+def of_all(error: NonFiniteError | None, group: Group) -> NonFiniteError:
+    """The error that all processes of a run raise for a step, from those of the processes that looked.
+
+    Args:
+        error: What this one found; None where it was not asked.
+        group: The processes.
+    """
+    parts = None if error is None else [error.argument, error.expected, error.received, error.remedy]
+    found = [(rank, own) for rank, own in enumerate(group.exchange(parts)) if own is not None]
+    # The samples of one process may be named, where others only know that the common gradient is not finite.
+    rank, (argument, expected, received, remedy) = min(found, key=lambda entry: _ALONE not in entry[1][2])
+    if group.size > 1:
+        argument = f"{argument}, process {rank}"
+    return NonFiniteError(argument, expected=expected, received=received, remedy=remedy)
 
 
 def sample_numbers(batch: Mapping[str, Any]) -> list[int]:

@@ -45,6 +45,7 @@ from climafuse.training.dataset import (
     window_statistics,
 )
 from climafuse.training.fitting import check_memory, choose_microbatch, planned_run
+from climafuse.training.group import Group, join
 from climafuse.training.identity import describe
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
@@ -120,28 +121,34 @@ def run(
     """
     if config.training.workers:
         check_main_guard()  # the trainer asks, too, but much later
-    say, shared = say or _print, shared or Shared()
+    with join(config.training.timeout_seconds) as group:
+        say = (say or _print) if group.is_first else _keep_silent
+        options = {"resume": resume, "dry_run": dry_run, "auto_batch": auto_batch}
+        return _run(config, group, **options, say=say, shared=shared or Shared())
+
+
+def _run(
+    config: RunConfig,
+    group: Group,
+    *,
+    resume: bool,
+    dry_run: bool,
+    auto_batch: bool,
+    say: Say,
+    shared: Shared,
+) -> dict[str, Any]:
     begin = time.perf_counter()
-    checkpoint = None
-    if resume:
-        if not dry_run:
-            remove_unfinished(config.output.directory)
-        checkpoint = newest_good_checkpoint(config.output.directory, with_best=config.training.keep_best)
-    if checkpoint is None:
-        check_output(config.output)
-        if resume:
-            say(f"resume: no checkpoint in {config.output.directory}; starting from the beginning")
-    else:
-        say(f"resume: going on from {checkpoint}")
-        if auto_batch:
-            begun = read_state(checkpoint)["settings"]["training.accumulation"]
-            config = replace(config, training=replace(config.training, accumulation=begun))
+    checkpoint = group.first(lambda: _checkpoint(config, resume=resume, dry_run=dry_run, say=say))
+    if auto_batch and checkpoint is not None:
+        begun = read_state(Path(checkpoint))["settings"]["training.accumulation"]
+        config = replace(config, training=replace(config.training, accumulation=begun))
     setup = assemble(
         config,
         backbone=shared.backbone,
         say=say,
         auto_batch=auto_batch and checkpoint is None,
         tell_plan=dry_run,
+        group=group,
     )
     trainable = sum(parameter.numel() for parameter in setup.model.parameters() if parameter.requires_grad)
     result: dict[str, Any] = {
@@ -158,13 +165,11 @@ def run(
     )
     if dry_run:
         return result
-    _make_folder(Path(config.output.directory))
     record = Path(config.output.directory) / RECORD_FILE
-    if checkpoint is None:
-        record.unlink(missing_ok=True)  # of an earlier run
+    group.first(lambda: _make_place(record, anew=checkpoint is None))
     prepare_reuse(setup, say=say, states=shared.states)
     shared.states = setup.model.prefix_store
-    trainer = make_trainer(setup, spent=time.perf_counter() - begin)
+    trainer = make_trainer(setup, spent=group.exchange(time.perf_counter() - begin)[0])
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(config.output.directory) / "model"
     trainer.save_model(folder)
@@ -178,13 +183,37 @@ def run(
         "train_seconds": time.perf_counter() - begin,
     }
     assert trainer.trained_on is not None  # make_trainer has told
-    _write_record(record, setup, result, trainer.trained_on)
+    trained_on = trainer.trained_on
+    group.first(lambda: _write_record(record, setup, result, trained_on))
     loss = result["validation_loss"]
     say(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s, all preparation included; "
         f"best validation loss {'-' if loss is None else format(loss, '.4f')}; model in {folder}"
     )
     return result
+
+
+def _checkpoint(config: RunConfig, *, resume: bool, dry_run: bool, say: Say) -> str | None:
+    """The checkpoint to go on from."""
+    checkpoint = None
+    if resume:
+        if not dry_run:
+            remove_unfinished(config.output.directory)
+        checkpoint = newest_good_checkpoint(config.output.directory, with_best=config.training.keep_best)
+    if checkpoint is None:
+        check_output(config.output)
+        if resume:
+            say(f"resume: no checkpoint in {config.output.directory}; starting from the beginning")
+        return None
+    say(f"resume: going on from {checkpoint}")
+    return str(checkpoint)
+
+
+def _make_place(record: Path, *, anew: bool) -> None:
+    """Make the output folder, without the record of an earlier run."""
+    _make_folder(record.parent)
+    if anew:
+        record.unlink(missing_ok=True)
 
 
 def _write_record(path: Path, setup: Run, result: dict[str, Any], trained_on: TrainedOn) -> None:
@@ -220,6 +249,7 @@ def assemble(
     say: Say | None = None,
     auto_batch: bool = False,
     tell_plan: bool = False,
+    group: Group | None = None,
 ) -> Run:
     """Make all that a run needs, up to the untrained model.
 
@@ -229,12 +259,13 @@ def assemble(
         say: Told one line at each stage.
         auto_batch: Choose `training.accumulation`, see `fitting.choose_microbatch`.
         tell_plan: Tell what the run will cost, too.
+        group: The processes that make the same; None for one.
 
     Raises:
         MemoryPlanError: The backbone named would not fit with all else; nothing of it was loaded.
         ClimafuseError: The data, the backbone or the configuration is at fault.
     """
-    say = say or _print
+    say, group = say or _print, group or Group()
     # What takes no time first.
     if config.training.best_metric != "loss":
         raise ConfigurationError(
@@ -247,7 +278,8 @@ def assemble(
     FUSIONS.check(config.fusion.name, config.fusion.options, given=2)
     if config.backbone.num_threads is not None:
         torch.set_num_threads(config.backbone.num_threads)
-    store = open_store(config)
+    with group.in_turn():  # what one has fetched is in the cache for the others
+        store = open_store(config)
     train = make_examples(store, "train", config)
     validation = make_examples(store, "validation", config)
     counts = window_statistics(train)
@@ -256,14 +288,15 @@ def assemble(
         f"{len(store.splits.train)} training times, {counts['texts']:,} texts, {counts['distinct']:,} distinct"
     )
     if auto_batch:
-        config, told = choose_microbatch(config, train, validation)
-        say(told)
+        accumulation = group.first(lambda: _accumulation(config, train, validation, say))
+        config = replace(config, training=replace(config.training, accumulation=accumulation))
     if backbone is None:
         planned = planned_run(config, train, validation) if tell_plan else None
         if planned is not None:
             say(planned.line)
         check_memory(config, train, validation, planned)
-        backbone = configured_backbone(config.backbone, say)
+        with group.in_turn():
+            backbone = configured_backbone(config.backbone, say)
     torch.manual_seed(config.training.seed)
     model = _make_model(config, store, backbone)
     processor = ClimateTextProcessor.of(model.config, backbone.tokenizer)
@@ -275,6 +308,12 @@ def assemble(
     if settings.labels_decided_by_words < 1:
         thinning = LabelThinning(encoded, kept=settings.labels_decided_by_words, seed=settings.seed)
     return Run(config, store, train, validation, model, processor, thinning)
+
+
+def _accumulation(config: RunConfig, train: Examples, validation: Examples, say: Say) -> int:
+    chosen, told = choose_microbatch(config, train, validation)
+    say(told)
+    return chosen.training.accumulation
 
 
 def configured_backbone(config: BackboneConfig, say: Say) -> LoadedBackbone:
@@ -452,6 +491,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _keep_silent(line: str) -> None:
+    """Of several processes, the first speaks."""
 
 
 def _print(line: str) -> None:

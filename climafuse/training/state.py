@@ -1,25 +1,29 @@
 """Everything beside the weights that a resumed run needs, as safetensors and JSON: nothing is ever pickled.
 
 optimizer.safetensors   `<parameter name>:<moment>`, so that no order of parameters is relied upon
-random.safetensors      generator states of Python, NumPy, torch and every GPU
+random.safetensors      generator states of Python, NumPy, torch and every GPU; of several processes, each
 training_state.json     optimizer groups, schedule, generator odds and ends, seconds trained, the settings
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from climafuse.errors import CheckpointError
 from climafuse.json_file import read_object
+
+log = logging.getLogger(__name__)
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
@@ -104,8 +108,11 @@ def load_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": plain})
 
 
-def save_random(directory: Path) -> dict[str, Any]:
-    """Writes the state of every random generator; returns what of it is not a tensor, for the JSON file."""
+def random_state() -> dict[str, Any]:
+    """The state of every random generator of this process, as JSON.
+
+    Of GPUs, those that this process may use: one of several uses one.
+    """
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     tensors = {
@@ -113,39 +120,92 @@ def save_random(directory: Path) -> dict[str, Any]:
         "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),  # [624]
         "torch": torch.get_rng_state(),
     }
-    for number, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
-        tensors[f"cuda.{number}"] = state
+    for number, device in enumerate(_devices()):
+        tensors[f"cuda.{number}"] = torch.cuda.get_rng_state(device)
+    return {
+        "tensors": base64.b64encode(save(tensors)).decode(),
+        "python": [version, gauss],
+        "numpy": [kind, int(position), int(has_gauss), float(cached)],
+    }
+
+
+def save_random(directory: Path, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Writes the random states of all processes.
+
+    Args:
+        directory: The folder.
+        states: `random_state` of each, by rank.
+
+    Returns:
+        What of them is not a tensor, for the JSON file: of the first process, and under `processes` of the others.
+    """
+    tensors: dict[str, Tensor] = {}
+    rest: list[dict[str, Any]] = []
+    for rank, state in enumerate(states):
+        prefix = f"{rank}:" if rank else ""
+        own = load(base64.b64decode(state["tensors"]))
+        tensors |= {f"{prefix}{name}": tensor for name, tensor in own.items()}
+        rest.append({key: value for key, value in state.items() if key != "tensors"})
     save_file(tensors, directory / RANDOM_FILE)
-    return {"python": [version, gauss], "numpy": [kind, int(position), int(has_gauss), float(cached)]}
+    return rest[0] | ({"processes": rest[1:]} if len(rest) > 1 else {})
 
 
-def load_random(directory: Path, rest: Mapping[str, Any]) -> None:
+def load_random(directory: Path, rest: Mapping[str, Any], *, rank: int = 0, size: int = 1) -> None:
     """Restores what `save_random` wrote.
+
+    With another number of processes, one that has no state of its own goes on from that of the first; draws that are
+    made for each sample (dropout) then differ from those of an uninterrupted run, and the log says so.
 
     Args:
         directory: The folder.
         rest: What `save_random` returned.
+        rank: Number of this process.
+        size: How many there are.
 
     Raises:
         CheckpointError: The checkpoint was written with another number of GPUs.
     """
-    tensors = load_file(directory / RANDOM_FILE)
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    states = [rest, *rest.get("processes", [])]
+    own = rank if rank < len(states) else 0
+    prefix = f"{own}:" if own else ""
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in load_file(directory / RANDOM_FILE).items()
+        if name.startswith(prefix) and (own or ":" not in name)
+    }
+    devices = _devices()
     saved = sum(name.startswith("cuda.") for name in tensors)
-    if saved != devices:
+    if size != len(states):
+        if rank == 0:
+            log.info(
+                "resume: %d processes go on where %d were; what is drawn for each sample, such as dropout, differs "
+                "from an uninterrupted run",
+                size,
+                len(states),
+            )
+        devices = devices[:saved]
+    elif saved != len(devices):
         raise CheckpointError(
             str(directory / RANDOM_FILE),
-            expected=f"random states of {devices} GPUs",
+            expected=f"random states of {len(devices)} GPUs",
             received=f"{saved}",
             remedy="Resume on as many GPUs as the run was started on.",
         )
-    version, gauss = rest["python"]
+    version, gauss = states[own]["python"]
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    kind, position, has_gauss, cached = rest["numpy"]
+    kind, position, has_gauss, cached = states[own]["numpy"]
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(tensors["torch"])
-    if devices:
-        torch.cuda.set_rng_state_all([tensors[f"cuda.{number}"] for number in range(devices)])
+    for number, device in enumerate(devices):
+        torch.cuda.set_rng_state(tensors[f"cuda.{number}"], device)
+
+
+def _devices() -> list[int]:
+    """The GPUs that this process draws on."""
+    if not torch.cuda.is_available():
+        return []
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return [torch.cuda.current_device()] if several else list(range(torch.cuda.device_count()))
 
 
 def write_state(directory: Path, content: Mapping[str, Any]) -> None:

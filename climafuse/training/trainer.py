@@ -18,6 +18,10 @@ The model computes its own loss (shifted, answer tokens only) and divides it by 
 accumulation over microbatches changes nothing. Dataset and collator must be pure functions of the sample
 number: batches are fetched one ahead, so one that drew from a global random generator could not be resumed
 exactly.
+
+Several processes (`group.py`) train as one does: the same effective batches, each sample in one process (`shares.py`),
+the loss and its gradient over all labels of all of them. They act as one: on a signal to any of them, a time limit, a
+loss that is not finite. The first writes and speaks.
 """
 
 from __future__ import annotations
@@ -29,13 +33,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import (
     PrinterCallback,
@@ -47,6 +52,7 @@ from transformers.trainer_utils import TrainOutput
 
 from climafuse.errors import (
     CheckpointError,
+    ConfigurationError,
     MemoryExhaustedError,
     NonFiniteError,
     OutputError,
@@ -74,17 +80,21 @@ from climafuse.training.checkpoint import (
     write_folder,
 )
 from climafuse.training.config import EvaluationConfig, OutputConfig, RunConfig, TrainingConfig
+from climafuse.training.group import Group, join
 from climafuse.training.interruption import StopOnSignal, StopSignals, outlive_stop_signals
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.memory_guard import Batch, MemoryGuard
 from climafuse.training.meter import Meter
-from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step
+from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step, of_all
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
 from climafuse.training.precision import products
 from climafuse.training.read_ahead import ReadAheadSampler, ReadsAhead
+from climafuse.training.replicas import make_alike
+from climafuse.training.shares import Share
 from climafuse.training.state import (
     load_optimizer,
     load_random,
+    random_state,
     read_state,
     save_optimizer,
     save_random,
@@ -101,6 +111,7 @@ _OVERRIDDEN = (
     "_get_dataloader",
     "_get_eval_sampler",
     "_get_grad_norm",
+    "_get_num_items_in_batch",
     "_get_train_sampler",
     "_init_training_state",
     "_load_best_model",
@@ -134,6 +145,7 @@ _MAY_CHANGE = frozenset(
         "training.patience",
         "training.minimum_improvement",
         "training.logging_interval",
+        "training.timeout_seconds",
         "training.workers",
         "training.keep_best",
         "training.check_memory",
@@ -174,8 +186,9 @@ class ClimateTextTrainer(Trainer):
         clock: Clock of the run, for tests.
 
     Raises:
-        TrainingError: The model lacks part of that surface, the installed transformers lacks a hook this
-            class relies on, or several processes are running.
+        TrainingError: The model lacks part of that surface, or the installed transformers lacks a hook this
+            class relies on.
+        ConfigurationError: The microbatches cannot be shared by the processes.
     """
 
     def __init__(
@@ -210,25 +223,20 @@ class ClimateTextTrainer(Trainer):
         self.trained_on = trained_on
         self.describe_sample = describe_sample
         self.clock = clock if clock is not None else RunClock()
+        self.group = join(config.training.timeout_seconds)
         self.stopped_by: str | None = None
         self._sampler = (
             sampler if sampler is not None else _epoch_sampler(train_dataset, config.training.seed)
         )
         super().__init__(
             model=model,
-            args=training_arguments(config, evaluate=eval_dataset is not None),
+            args=training_arguments(config, evaluate=eval_dataset is not None, group=self.group),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=data_collator,
             processing_class=processing_class,
         )
-        if self.args.world_size > 1:
-            raise TrainingError(
-                "world_size",
-                expected="one process",
-                received=f"{self.args.world_size}",
-                remedy="Start it without torchrun; training in several processes is not supported yet.",
-            )
+        make_alike(model, self.identity, self.group, seed=config.training.seed)
         # Both would be guessed from the class, and a wrong guess changes the scale of the loss without a
         # word.
         self.model_accepts_loss_kwargs = True
@@ -243,9 +251,17 @@ class ClimateTextTrainer(Trainer):
         self._losses: list[Tensor] = []
         self._norms: dict[str, float] = {}
         self._evaluated = (0.0, 0)
+        self._share: Share | None = None  # of the newest loader; None where one process reads all
+        self._train_share: Share | None = None
+        self._eval_share: Share | None = None
+        self._borrowed: Any = None  # a microbatch that another process counts
+        self._weightless = False
+        self._batches_left = 0
         self._signals = StopSignals()
         self._guard = MemoryGuard(
-            config.training.microbatch, config.evaluation.windows_per_batch, device=self.args.device
+            self.args.per_device_train_batch_size,
+            config.evaluation.windows_per_batch,
+            device=self.args.device,
         )
         self._add_callbacks(callbacks or [], progress)
 
@@ -269,10 +285,13 @@ class ClimateTextTrainer(Trainer):
             StopOnSignal(self._signals),
             self._time_limit,
             self._early_stopping,
-            JsonLinesLog(self.output / LOG_FILE),
-            TensorBoardLog(self.output / "tensorboard") if self.config.output.tensorboard else None,
-            Progress(self.clock, max_seconds=settings.max_seconds) if progress else None,
         ]
+        if self.group.is_first:
+            own.append(JsonLinesLog(self.output / LOG_FILE))
+            if self.config.output.tensorboard:
+                own.append(TensorBoardLog(self.output / "tensorboard"))
+            if progress:
+                own.append(Progress(self.clock, max_seconds=settings.max_seconds))
         for callback in [*own, *callbacks]:
             if callback is not None:
                 self.add_callback(callback)
@@ -306,32 +325,30 @@ class ClimateTextTrainer(Trainer):
         """
         if self.settings.workers:
             check_main_guard()
-        remove_unfinished(self.output)
-        checkpoint: Path | None = None
-        if resume_from_checkpoint is True:
-            checkpoint = newest_good_checkpoint(self.output, with_best=self.settings.keep_best)
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-            verify_checkpoint(checkpoint)
-        self._resumed: dict[str, Any] = {}
-        if checkpoint is None:
-            self._claim_output()
-        else:
-            self._resumed = read_state(checkpoint)
-            self._check_settings(checkpoint)
-        self._guard.load(self._resumed.get("memory", {}))
-        self.stopped_by = None
-        self.clock.start(self._resumed.get("seconds", 0.0))
-        self._meter.reset()
-        with self._signals, self._guard.watching(self._module):
+        with self.group, self._signals, self._guard.watching(self._module):
+            found = self.group.first(lambda: self._begin_at(resume_from_checkpoint))
+            checkpoint = None if found is None else Path(found)
+            self._resumed: dict[str, Any] = {}
+            if checkpoint is not None:
+                self._resumed = read_state(checkpoint)
+                self._check_settings(checkpoint)
+            memory = self._resumed.get("memory", {})
+            # Where nothing was halved, it only tells how many processes there were.
+            self._guard.load(memory if memory.get("splits") else {})
+            self.stopped_by = None
+            self.clock.start(self._resumed.get("seconds", 0.0))
+            if self.group.size > 1:
+                self.clock.agree(self._resumed.get("seconds", 0.0))
+                self._signals.agree(None)
+            self._meter.reset()
             try:
-                output = super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
+                output = super().train(found, trial, ignore_keys_for_eval)
             except MemoryExhaustedError as error:
                 error.remedy += self._saved()
                 raise
             except (RuntimeError, MemoryError) as error:
                 # A loader that was starting when all processes of the job were told to end.
-                if self._signals.received is not None:
+                if self._signals.received is not None and self.group.size == 1:
                     raise self._interrupted() from error
                 reason = out_of_memory(error)  # of the optimizer, or while saving
                 if reason is None:
@@ -343,13 +360,26 @@ class ClimateTextTrainer(Trainer):
                 # Their processes would wait for another epoch.
                 self.callback_handler.train_dataloader = None
                 self._eval_dataloaders: dict[str, Any] = {}
-        if self.stopped_by in self._signals.names:
-            raise self._interrupted()
+            if self.stopped_by in self._signals.names:
+                raise self._interrupted()
         return output._replace(training_loss=self._mean_loss())
+
+    def _begin_at(self, resume_from_checkpoint: str | Path | bool | None) -> str | None:
+        """The checkpoint to go on from; without one, the output folder is made ready for this run."""
+        remove_unfinished(self.output)
+        checkpoint: Path | None = None
+        if resume_from_checkpoint is True:
+            checkpoint = newest_good_checkpoint(self.output, with_best=self.settings.keep_best)
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            verify_checkpoint(checkpoint)
+        if checkpoint is None:
+            self._claim_output()
+        return None if checkpoint is None else str(checkpoint)
 
     def _interrupted(self) -> RunInterruptedError:
         return RunInterruptedError(
-            str(self._signals.received),
+            str(self._signals.acted_on or self._signals.received),
             expected=f"{self.state.max_steps} steps",
             received=f"a request to end at step {self.state.global_step}",
             remedy=self._saved(),
@@ -408,7 +438,7 @@ class ClimateTextTrainer(Trainer):
                 remedy="Copy it back, or resume with training.keep_best=false to end with the last weights.",
             )
         if self.state.global_step:
-            self._rotate()  # what a killed process had no time for
+            self.group.first(self._rotate)  # what a killed process had no time for
         ends: list[TimeLimit | EarlyStopping | None] = [self._time_limit, self._early_stopping]
         over = [end.look(self.state) for end in ends if end is not None]
         if self.state.global_step >= max_steps or (self.state.global_step and any(over)):
@@ -418,7 +448,8 @@ class ClimateTextTrainer(Trainer):
     def _note_best(self) -> None:
         if self.state.best_global_step:
             best = checkpoint_path(self.output, self.state.best_global_step)
-            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            found = self.group.first(best.is_dir)
+            self.state.best_model_checkpoint = str(best) if found else None
 
     def _rotate(self) -> None:
         best = self.state.best_model_checkpoint
@@ -447,7 +478,7 @@ class ClimateTextTrainer(Trainer):
         """Warmup, then the schedule of the configuration; see `optim.schedule_factor`."""
         if self.lr_scheduler is None:
             self.lr_scheduler = make_scheduler(
-                cast("Any", optimizer or self.optimizer), self.settings, lambda: self.clock.seconds
+                cast("Any", optimizer or self.optimizer), self.settings, lambda: self.clock.agreed
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -460,9 +491,27 @@ class ClimateTextTrainer(Trainer):
         self._microbatches, self._losses = batches, []
         return batches, num_items
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """The labels of a step, over all processes; a microbatch that another process counts has none."""
+        if self.group.size == 1:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        if self._eval_share is not None:
+            return None  # of an evaluation, each process divides by its own, and the sums meet at the end
+        self._borrowed = None
+        if (
+            batch_samples
+            and cast("Share", self._train_share).borrows
+            and self.accelerator.gradient_state.end_of_dataloader
+        ):
+            self._borrowed = batch_samples[-1]
+            empty = {"labels": torch.full_like(self._borrowed["labels"], -100)}
+            batch_samples = [*batch_samples[:-1], empty]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of one microbatch, in parts if it does not fit into memory."""
         one_pass = super().training_step
+        self._weightless = inputs is self._borrowed
 
         def compute(part: Batch, *, last: bool) -> Tensor:
             # Several processes exchange gradients once a step.
@@ -481,8 +530,10 @@ class ClimateTextTrainer(Trainer):
             compute,
             start_over,
             step=self.state.global_step + 1,
-            alone=self.args.world_size == 1,
+            alone=self.group.size == 1,
         )
+        if self.group.size > 1:
+            return torch.zeros_like(self._losses[-1])  # `_agree_on_step` adds the loss of all
         # The Trainer adds up what it is given; of a step that was started over it has added other losses.
         return sum(self._losses, torch.zeros(())) - sum(before) if again else self._losses[-1]
 
@@ -495,7 +546,9 @@ class ClimateTextTrainer(Trainer):
     ) -> Any:
         """The model's own loss; counts the climate tokens where the output tells them."""
         loss, outputs = super().compute_loss(model, inputs, True, cast("Tensor", num_items_in_batch))
-        if model.training:
+        if model.training and self._weightless:
+            loss = loss * 0.0
+        elif model.training:
             self._meter.count_climate(outputs)
         return (loss, outputs) if return_outputs else loss
 
@@ -530,27 +583,53 @@ class ClimateTextTrainer(Trainer):
         ).tolist()
         num_losses = len(self._losses)
         norm, losses, norms = values[0], values[1 : 1 + num_losses], values[1 + num_losses :]
-        if not all(map(math.isfinite, values)):
+        suspects = [] if all(map(math.isfinite, values)) else [0]
+        if self.group.size > 1:
+            suspects = self._agree_on_step(losses, norm)
+        if suspects:
             self._module.zero_grad()
-            raise non_finite_step(
-                self.state.global_step + 1,
-                self._microbatches,
-                losses,
-                norm,
-                model=self._module,
-                trainable=self._trainable,
-                prepare=self._prepare_inputs,
-                describe=self.describe_sample,
-            )
+            error = None
+            if self.group.rank in suspects:
+                error = non_finite_step(
+                    self.state.global_step + 1,
+                    self._microbatches,
+                    losses,
+                    norm,
+                    model=self._module,
+                    trainable=self._trainable,
+                    prepare=self._prepare_inputs,
+                    describe=self.describe_sample,
+                )
+            raise of_all(error, self.group)
         self._norms = dict(zip((f"gradient_norm/{part}" for part in self._parts), norms, strict=True))
         self._norms["gradient_norm"] = norm
         if max_norm is not None and norm > max_norm:
             nn.utils.clip_grads_with_norm_(self._trainable, max_norm, total)
         for batch in self._microbatches:
-            self._meter.count(batch)
+            if batch is not self._borrowed:
+                self._meter.count(batch)
         self._meter.settle()
         self._microbatches, self._losses = [], []
         return total
+
+    def _agree(self, *own: float) -> list[list[float]]:
+        """Numbers of all processes; from here on all act on a signal to any, and go by the clock of the first."""
+        names = self._signals.names
+        received = self._signals.received
+        code = names.index(received) + 1 if received is not None else 0
+        rows = self.group.gather([float(code), self.clock.seconds, *own])
+        code = int(max(row[0] for row in rows))
+        self._signals.agree(names[code - 1] if code else None)
+        self.clock.agree(rows[0][1])
+        return [row[2:] for row in rows]
+
+    def _agree_on_step(self, losses: list[float], norm: float) -> list[int]:
+        """Adds the loss of all processes to the running one; returns the processes where it is not finite."""
+        rows = self._agree(sum(losses), norm)
+        # Each was scaled up by their number, so that DDP's mean of gradients is the gradient of the sum.
+        self._tr_loss += sum(loss for loss, _ in rows) / self.group.size
+        bad = [rank for rank, (loss, _) in enumerate(rows) if not math.isfinite(loss)]
+        return bad or [rank for rank, row in enumerate(rows) if not math.isfinite(row[1])]
 
     # ---- Evaluation ----------------------------------------------------------------------------------------
 
@@ -564,10 +643,11 @@ class ClimateTextTrainer(Trainer):
             NonFiniteError: The loss is not finite.
         """
         # However often it is evaluated, the run draws the same random numbers.
-        with self._meter.paused(), torch.random.fork_rng():
+        with self.group, self._meter.paused(), torch.random.fork_rng():
             metrics = super().evaluate(*args, **kwargs)
             if self.train_loader is not None:
-                seen = self.evaluation_loop(self.train_loader, "training", metric_key_prefix="eval_train")
+                loader = self._shared_loader(self.train_loader)
+                seen = self.evaluation_loop(loader, "training", metric_key_prefix="eval_train")
                 self.log(cast("dict[str, Any]", seen.metrics))
             return metrics
 
@@ -584,15 +664,20 @@ class ClimateTextTrainer(Trainer):
         if self.compute_metrics is None:
             prediction_loss_only = True
         was_training = self._module.training
+        if self.group.size > 1:
+            self._eval_share, self._batches_left = cast("Any", dataloader).share, len(dataloader)
         result = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
+        self._eval_share = None
         loss_sum, num_tokens = self._evaluated
+        if self.group.size > 1:
+            loss_sum, num_tokens = map(sum, zip(*self._agree(*self._evaluated), strict=True))
         metrics = cast("dict[str, float]", result.metrics)
         if num_tokens:
             metrics[f"{metric_key_prefix}_loss"] = _finite_loss(loss_sum / num_tokens, self.state.global_step)
         if self.extra_metrics is not None:
-            more = self.extra_metrics(self._module)
+            more = self.group.exchange(dict(self.extra_metrics(self._module)))[0]
             metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in more.items()})
         self._module.train(was_training)
         return result
@@ -605,6 +690,8 @@ class ClimateTextTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         """One evaluation batch, its loss weighted by its answer tokens."""
+        self._batches_left -= 1
+        borrowed = self._eval_share is not None and self._eval_share.borrows and not self._batches_left
         whole = super().prediction_step
         fewer = {"return_logits": False} if prediction_loss_only and self._may_omit_logits else {}
         kept: list[Any] = []
@@ -613,7 +700,7 @@ class ClimateTextTrainer(Trainer):
             nonlocal kept
             loss, *kept = whole(model, {**part, **fewer}, prediction_loss_only, ignore_keys)
             num_tokens = int(part["labels"][..., 1:].ne(-100).sum())
-            return (0.0, 0) if loss is None else (loss.item() * num_tokens, num_tokens)
+            return (0.0, 0) if loss is None or borrowed else (loss.item() * num_tokens, num_tokens)
 
         # Logits of parts would have to be put together.
         parts = (
@@ -623,6 +710,8 @@ class ClimateTextTrainer(Trainer):
         )
         loss_sum, num_tokens = map(sum, zip(*parts, strict=True))
         self._evaluated = (self._evaluated[0] + loss_sum, self._evaluated[1] + num_tokens)
+        if self.group.size > 1:
+            return None, *kept  # the sums of all processes meet at the end
         return torch.tensor(loss_sum / max(num_tokens, 1), device=self.args.device), *kept
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any = None) -> bool:
@@ -635,13 +724,35 @@ class ClimateTextTrainer(Trainer):
     # ---- Data ----------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        return self._reading_ahead(self._sampler, self.train_dataset, self.args.per_device_train_batch_size)
+        size = self.args.per_device_train_batch_size
+        return self._reading_ahead(self._shared(self._sampler, size), self.train_dataset, size)
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
         sampler = super()._get_eval_sampler(eval_dataset)
         if sampler is None:
-            return None
-        return self._reading_ahead(sampler, eval_dataset, self.args.per_device_eval_batch_size)
+            if self.group.size == 1:
+                return None
+            sampler = SequentialSampler(cast("Any", eval_dataset))
+        size = self.args.per_device_eval_batch_size
+        return self._reading_ahead(self._shared(sampler, size), eval_dataset, size)
+
+    def _shared(self, sampler: Sampler[int], batch_size: int) -> Sampler[int]:
+        """The samples of this process, where there are several."""
+        group = self.group
+        if group.size == 1:
+            return sampler
+        self._share = Share(sampler, batch_size * group.size, rank=group.rank, size=group.size)
+        return self._share
+
+    def _shared_loader(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """A loader of some samples in order, of which each process evaluates its share."""
+        size = loader.batch_size
+        if self.group.size == 1 or size is None:
+            return loader
+        sampler = self._shared(SequentialSampler(cast("Any", loader.dataset)), size)
+        own: Any = DataLoader(loader.dataset, size, sampler=sampler, collate_fn=loader.collate_fn)
+        own.share = self._share
+        return cast("DataLoader[Any]", own)
 
     def _reading_ahead(self, sampler: Sampler[int], dataset: Any, batch_size: int) -> Sampler[int]:
         if (
@@ -657,6 +768,13 @@ class ClimateTextTrainer(Trainer):
         # A loader draws a seed for its processes whenever they start.
         base.generator = torch.Generator()
         base.worker_init_fn = outlive_stop_signals
+        if self.group.size > 1:
+            # accelerate would share the batches once more, and fill up the last with samples of the first.
+            shard = loader.batch_sampler
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+            loader.share = self._share
+            if kwargs.get("is_training"):
+                self._train_share = self._share
         return cast("DataLoader[Any]", loader)
 
     # ---- Log -----------------------------------------------------------------------------------------------
@@ -676,10 +794,14 @@ class ClimateTextTrainer(Trainer):
                 line.update(
                     {f"gate/{site}": float(value) for site, value in self._module.gate_values().items()}
                 )
-            line.update(self._meter.rates())
-            line["peak_memory_gb"] = peak_memory_gb()
+            rates = self._meter.rates()
+            peaks = {"peak_memory_gb": peak_memory_gb()}
             if torch.cuda.is_available():
-                line["peak_device_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+                peaks["peak_device_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            # Rates of all processes together, the memory of the one that takes most.
+            columns = list(zip(*self.group.gather([*rates.values(), *peaks.values()]), strict=True))
+            line.update(zip(rates, map(sum, columns), strict=False))
+            line.update(zip(peaks, map(max, columns[len(rates) :]), strict=True))
         else:
             self.state.log_history.append({**line, "step": self.state.global_step})
         if "train_runtime" in line:
@@ -696,7 +818,7 @@ class ClimateTextTrainer(Trainer):
             return "max_seconds"
         if self._early_stopping is not None and self._early_stopping.reached:
             return "patience"
-        return self._signals.received or "callback"
+        return self._signals.acted_on or "callback"
 
     # ---- Saving and loading --------------------------------------------------------------------------------
 
@@ -710,13 +832,15 @@ class ClimateTextTrainer(Trainer):
             CheckpointError: Saving failed, or the folder holds something else. What was there before is
                 untouched.
         """
-        write_folder(
-            Path(output_dir) if output_dir is not None else self.output / "model",
-            self._write_model,
-            kind="model",
-            details={"step": self.state.global_step},
-            bytes_needed=self._weight_bytes(),
-        )
+        folder = Path(output_dir) if output_dir is not None else self.output / "model"
+        with self.group:
+            self.group.first(lambda: self._write_to(folder, "model", self._write_model, self._weight_bytes()))
+
+    def _write_to(
+        self, folder: Path, kind: str, write: Callable[[Path], None], size: int, **details: Any
+    ) -> None:
+        details = {"step": self.state.global_step, **details}
+        write_folder(folder, write, kind=kind, details=details, bytes_needed=size)
 
     def _write_model(self, folder: Path) -> None:
         self._module.save_pretrained(str(folder))
@@ -730,19 +854,19 @@ class ClimateTextTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """Saves everything a resumed run needs, then lets go of older checkpoints."""
-        step = self.state.global_step
+        path = checkpoint_path(self.output, self.state.global_step)
+        size = 3 * self._weight_bytes()  # weights and two moments
         with self._meter.paused():
-            write_folder(
-                checkpoint_path(self.output, step),
-                self._write_checkpoint,
-                kind="checkpoint",
-                details={"step": step, "best_step": self.state.best_global_step},
-                bytes_needed=3 * self._weight_bytes(),  # weights and two moments
-            )
+            random = self.group.exchange(random_state())
+            write = partial(self._write_checkpoint, random)
+            best_step = self.state.best_global_step
+            self.group.first(lambda: self._write_to(path, "checkpoint", write, size, best_step=best_step))
             self._note_best()
-            self._rotate()
+            self.group.first(self._rotate)
+            if self.group.size > 1:
+                self._agree()  # a signal may have come meanwhile
 
-    def _write_checkpoint(self, folder: Path) -> None:
+    def _write_checkpoint(self, random: list[dict[str, Any]], folder: Path) -> None:
         self._write_model(folder)
         content = {
             "step": self.state.global_step,
@@ -758,7 +882,7 @@ class ClimateTextTrainer(Trainer):
                 for key, value in cast("Any", self.lr_scheduler).state_dict().items()
                 if key in ("base_lrs", "last_epoch", "_last_lr", "_step_count")
             },
-            "random": save_random(folder),
+            "random": save_random(folder, random),
         }
         write_state(folder, content)
         # A path would be wrong as soon as the run is moved; the best step says as much.
@@ -793,7 +917,8 @@ class ClimateTextTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_random(Path(checkpoint), read_state(Path(checkpoint))["random"])
+            rest = read_state(Path(checkpoint))["random"]
+            load_random(Path(checkpoint), rest, rank=self.group.rank, size=self.group.size)
 
 
 class _GoOn(TrainerCallback):
@@ -861,20 +986,32 @@ def check_output(output: OutputConfig) -> None:
         )
 
 
-def training_arguments(config: RunConfig, *, evaluate: bool) -> TrainingArguments:
+def training_arguments(config: RunConfig, *, evaluate: bool, group: Group | None = None) -> TrainingArguments:
     """The Trainer's own arguments for a run.
 
     Args:
         config: The run.
         evaluate: Whether there are validation samples.
+        group: The processes that take part; None for one.
+
+    Raises:
+        ConfigurationError: The microbatches cannot be shared by the processes.
     """
     settings: TrainingConfig = config.training
+    size = 1 if group is None else group.size
+    if settings.microbatch % size:
+        raise ConfigurationError(
+            "training.windows_per_step",
+            expected=f"a multiple of accumulation × processes = {settings.accumulation} × {size}",
+            received=settings.windows_per_step,
+            remedy="It counts the windows of all processes together; each takes as many of every microbatch.",
+        )
     evaluation: EvaluationConfig = config.evaluation
     output: OutputConfig = config.output
     arguments = TrainingArguments(
         output_dir=output.directory,
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.microbatch,
+        per_device_train_batch_size=settings.microbatch // size,
         per_device_eval_batch_size=evaluation.windows_per_batch,
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
@@ -899,6 +1036,9 @@ def training_arguments(config: RunConfig, *, evaluate: bool) -> TrainingArgument
         seed=settings.seed,
         disable_tqdm=True,
         report_to="none",
+        use_cpu=group is not None and group.on_cpu,
+        ddp_timeout=int(settings.timeout_seconds),
+        ddp_find_unused_parameters=False,
         **_activation_checkpointing(settings.checkpoint_activations),
     )
     # After construction: the Trainer would want evaluations and checkpoints at the same steps; here every

@@ -17,6 +17,7 @@ from climafuse.training.optim import make_optimizer
 from climafuse.training.state import (
     load_optimizer,
     load_random,
+    random_state,
     read_state,
     save_optimizer,
     save_random,
@@ -73,7 +74,7 @@ def test_generators_continue_where_they_were(tmp_path: Path) -> None:
     try:
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
         random.gauss(), np.random.randn()  # each keeps the second of a pair of normal numbers
-        rest = json.loads(json.dumps(save_random(tmp_path)))
+        rest = json.loads(json.dumps(save_random(tmp_path, [random_state()])))
         expected = draw()
         draw()
         load_random(tmp_path, rest)
