@@ -37,7 +37,7 @@ T = TypeVar("T")
 BEAT = 1.0  # seconds between signs of life
 PATIENCE = 15.0  # seconds without one, after which a process counts as gone
 SUSPICION = 4.0  # the same once a collective has failed
-GRACE = 8.0  # seconds that a process has to end by itself once it knows that another one has failed
+GRACE = 6.0  # seconds that a process has to end by itself once it knows that another one has failed
 _COLLECTIVE = re.compile(
     r"gloo|nccl|peer|c10d|store|socket|timed? ?out|connection|process ?group", re.IGNORECASE
 )
@@ -72,6 +72,9 @@ class Group:
     def gather(self, values: list[float]) -> list[list[float]]:
         """The numbers of all processes, by rank: quick, and in all processes at the same point."""
         return [values]
+
+    def advance(self) -> None:
+        """Note that this process has come a bit further: of processes that wait for each other, one is behind."""
 
     def exchange(self, value: Any) -> list[Any]:
         """What can be written as JSON, of all processes, by rank; waits without limit."""
@@ -149,7 +152,9 @@ class Processes(Group):
             self._tell({"kind": "failed", "rank": self.rank, **_describe(error)})
         verdict = self._verdict
         with contextlib.suppress(Exception):  # the store may be gone with the process that kept it
-            self._say_goodbye(failed=True)
+            self._say_goodbye(
+                seconds=3 * BEAT
+            )  # all have heard of it; who waits for this one is let go by its end
         if verdict is None or verdict["rank"] == self.rank:
             return
         if isinstance(error, ClimafuseError) and _describe(error).get("parts") == verdict.get("parts"):
@@ -170,30 +175,17 @@ class Processes(Group):
                 if progress[slowest] < self._progress:
                     self._tell({"kind": "hangs", "rank": slowest})
 
-    def _say_goodbye(self, *, failed: bool = False) -> None:
-        """The first process keeps the store, so it goes last."""
-        from torch import distributed
-
+    def _say_goodbye(self, seconds: float = GRACE) -> None:
+        """The first process may keep the store, so it goes last: it waits for the others, if not forever."""
         self._store.set(self._key(f"bye/{self.rank}"), "")
-        others = [rank for rank in range(self.size) if rank != self.rank and not self._is_gone(rank)]
-        if failed and not self._have_gone(others, 1.5 * BEAT) and distributed.get_backend() == "gloo":
-            distributed.destroy_process_group()  # who waits in a collective for this process is let go
-        if self.is_first:
-            self._have_gone(others, GRACE)
-
-    def _have_gone(self, others: list[int], seconds: float) -> bool:
-        """Waits for others to say goodbye."""
-        keys, end = [self._key(f"bye/{rank}") for rank in others], time.monotonic() + seconds
-        while keys and not self._store.check(keys):
-            if time.monotonic() > end:
-                return False
+        verdict = self._verdict or {"kind": "failed"}
+        gone = None if verdict["kind"] == "failed" else verdict["rank"]
+        keys = [self._key(f"bye/{rank}") for rank in range(self.size) if rank != gone]
+        end = time.monotonic() + seconds
+        while self.is_first and not self._store.check(keys) and time.monotonic() < end:
             time.sleep(0.01)
-        return True
-
-    def _is_gone(self, rank: int) -> bool:
-        return (
-            self._verdict is not None and self._verdict["rank"] == rank and self._verdict["kind"] != "failed"
-        )
+        if self.is_first and gone is not None:
+            time.sleep(1.5 * BEAT)  # for one that hangs, or was only stopped, to hear of it
 
     def _error(self, verdict: dict[str, Any]) -> ClimafuseError:
         """What another process has failed of."""
@@ -225,9 +217,13 @@ class Processes(Group):
         own = torch.tensor(values, dtype=torch.float64, device=device)  # [K]
         rows = [torch.empty_like(own) for _ in range(self.size)]
         distributed.all_gather(rows, own)
-        self._progress += 1
+        self.advance()
         found: list[list[float]] = torch.stack(rows).tolist()
         return found
+
+    def advance(self) -> None:
+        """See `Group`."""
+        self._progress += 1
 
     def exchange(self, value: Any) -> list[Any]:
         """See `Group`."""
@@ -243,7 +239,7 @@ class Processes(Group):
         values = [json.loads(self._store.get(name)) for name in keys]
         # Everybody is in this round, so nobody still reads the one before.
         self._store.delete_key(self._key(f"x/{self._round - 1}/{self.rank}"))
-        self._progress += 1
+        self.advance()
         return values
 
     def first(self, function: Callable[[], T]) -> T:
@@ -280,7 +276,11 @@ class Processes(Group):
 
     def _tell(self, verdict: dict[str, Any]) -> None:
         """Says what has happened; whoever was first is right."""
-        self._verdict = json.loads(self._store.compare_set(self._key("verdict"), "", json.dumps(verdict)))
+        try:
+            verdict = json.loads(self._store.compare_set(self._key("verdict"), "", json.dumps(verdict)))
+        except Exception as error:  # of the store, which the first process keeps, or the launcher beside it
+            verdict = {"kind": "gone", "rank": 0, "text": str(error).splitlines()[0][:200]}
+        self._verdict = verdict if self._verdict is None else self._verdict
 
     def _beat_of(self, rank: int) -> tuple[str, int]:
         """Last sign of life of a process, and how far it has come."""
@@ -292,7 +292,7 @@ class Processes(Group):
         store: Any = None
         over, session = self._over, self._session
         neighbor, last, since = (self.rank + 1) % self.size, b"", time.monotonic()
-        failures, beat = 0, 0
+        beat = 0
         known: float | None = None
         while not over.is_set() and session == self._session:
             beat += 1
@@ -309,17 +309,15 @@ class Processes(Group):
                 last, since = (sign, now) if sign != last else (last, since)
                 patience = SUSPICION if self._suspicious else PATIENCE
                 if neighbor != self.rank and now - since > patience and self._verdict is None:
-                    verdict = json.dumps({"kind": "gone", "rank": neighbor})
-                    self._verdict = json.loads(store.compare_set(self._key("verdict"), "", verdict))
-                failures = 0
-            except (
-                Exception
-            ) as error:  # of the store: its keeper is the first process, or the launcher beside it
-                failures += 1
-                store = None
-                if failures >= 3 and self._verdict is None and not over.is_set():
-                    self._verdict = {"kind": "gone", "rank": 0, "text": str(error).splitlines()[0][:200]}
-            if self._verdict is not None and self._verdict["rank"] != self.rank:
+                    self._tell({"kind": "gone", "rank": neighbor})
+            except Exception:  # of the store; what it means is said in one place
+                if self._verdict is None and not over.is_set():
+                    self._tell({"kind": "gone", "rank": 0})
+            # Also a process that was taken for gone, or hangs, once it can hear of it.
+            if self._verdict is not None and (self._verdict["rank"], self._verdict["kind"]) != (
+                self.rank,
+                "failed",
+            ):
                 known = now if known is None else known
                 if now - known > GRACE:
                     self._leave(self._verdict)

@@ -282,6 +282,7 @@ class ClimateTextTrainer(Trainer):
         own: list[TrainerCallback | None] = [
             _GoOn(self),
             _TellSplits(self),
+            _Advance(self.group),
             StopOnSignal(self._signals),
             self._time_limit,
             self._early_stopping,
@@ -934,6 +935,21 @@ class _GoOn(TrainerCallback):
             running, total, step = self.trainer._resumed["loss"]
             self.trainer._tr_loss += running
             self.trainer._total_loss_scalar, self.trainer._globalstep_last_logged = total, step
+
+
+class _Advance(TrainerCallback):
+    """Notes how far this process has come in a step, so that one that hangs can be told from those that wait for it."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.group.advance()
+
+    on_substep_end = on_pre_optimizer_step = on_optimizer_step = on_step_end = on_step_begin
+    on_prediction_step = on_log = on_step_begin
 
 
 class _TellSplits(TrainerCallback):

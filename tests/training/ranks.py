@@ -1,0 +1,261 @@
+"""Several training processes on this machine, forked from one that has imported everything.
+
+    with Ranks() as ranks:
+        codes = ranks.run("train", folder, size=2, settings={...})     # exit codes by rank
+
+A job is a function of `JOBS` below, called in each process with the folder, its rank and the arguments. It writes what
+a test looks at into the folder; the output of each process goes to `out-RANK`. Whatever hangs is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+KILLED = 98  # exit code of a process that had to be killed by the harness
+
+
+class Ranks:
+    """The server, as a context."""
+
+    def __enter__(self) -> Ranks:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "TQDM_DISABLE": "1",
+        }
+        self._server = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "tests.training.ranks"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.communicate()
+
+    def run(
+        self, job: str, folder: Path, /, *, size: int = 2, limit: float = 60.0, **arguments: Any
+    ) -> list[int]:
+        """Run a job in so many processes.
+
+        Args:
+            job: Its name.
+            folder: Where it writes; made if need be.
+            size: How many processes; 1 for one that knows of no others.
+            limit: Seconds, after which all are killed.
+            **arguments: Of the job, in JSON types.
+
+        Returns:
+            Exit codes, by rank; minus the signal of which a process died.
+        """
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        call = {"job": job, "folder": str(folder), "size": size, "limit": limit, "arguments": arguments}
+        self._server.stdin.write(json.dumps(call) + "\n")
+        self._server.stdin.flush()
+        answer = json.loads(self._server.stdout.readline())
+        self.seconds = answer["seconds"]  # from the first process that ended to the last
+        return list(answer["codes"])
+
+
+def output(folder: Path, rank: int) -> str:
+    """What a process has said."""
+    return (folder / f"out-{rank}").read_text()
+
+
+# ---- Jobs: what runs in each process
+
+
+def train(
+    folder: Path,
+    rank: int,
+    *,
+    settings: dict[str, Any],
+    output: dict[str, Any] | None = None,
+    resume: bool = False,
+    dropout: bool = False,
+    length: int = 11,
+    event: tuple[str, int, int] | None = None,
+    clock_offset: float = 0.0,
+) -> None:
+    """Train the stand-in of the tests; `event` is what happens, in which process and step."""
+    import torch
+    from torch import nn
+    from transformers.trainer_callback import TrainerCallback
+
+    from climafuse.training.callbacks import RunClock
+    from climafuse.training.config import RunConfig, read_dataclass
+    from climafuse.training.trainer import ClimateTextTrainer
+    from tests.training.conftest import Shuffled, StandIn, Windows, collate
+
+    torch.manual_seed(5)
+    model = StandIn()
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    base = {
+        "steps": 7, "windows_per_step": 4, "warmup_steps": 0, "learning_rate": 0.05, "betas": [0.9, 0.95],
+        "gate_learning_rate_scale": 10.0, "logging_interval": 1, "precision": "float32", "evaluation_interval": 3,
+    }  # fmt: skip
+    out = {"directory": str(folder / "run"), "save_interval": 1000, "tensorboard": False} | (output or {})
+    config = read_dataclass(RunConfig, {"training": base | settings, "output": out})
+    order: list[Any] = []
+
+    class Windowed(Windows):
+        def __getitem__(self, number: int) -> dict[str, Any]:
+            sample = super().__getitem__(number)
+            if event is not None and event[0] == "nan" and number == event[2]:
+                sample["fields"] = sample["fields"] * torch.nan
+            return sample
+
+    class Happens(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if event is None or (rank, state.global_step + 1) != tuple(event[1:]):
+                return
+            if event[0] == "error":
+                from climafuse.errors import DataError
+
+                raise DataError("a file", expected="fields", received="none", remedy="Look.")
+            if event[0] == "bug":
+                raise ZeroDivisionError("of a test")
+            if event[0] == "hang":
+                time.sleep(1000)
+            elif event[0] in ("SIGTERM", "SIGUSR1", "SIGKILL", "SIGSTOP"):
+                os.kill(os.getpid(), getattr(signal, event[0]))
+
+    def record(self: Any, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        order.append([self.state.global_step + 1, inputs["sample"].tolist(), inputs is self._borrowed])
+        return real(self, model, inputs, *args, **kwargs)
+
+    real = ClimateTextTrainer.training_step
+    ClimateTextTrainer.training_step = record  # type: ignore[method-assign]
+    offset = clock_offset * rank
+    trainer = ClimateTextTrainer(
+        model,
+        config,
+        train_dataset=Windowed(length),
+        eval_dataset=Windows(7, first=100),
+        train_loader=torch.utils.data.DataLoader(Windows(5), batch_size=2, collate_fn=collate),
+        data_collator=collate,
+        sampler=Shuffled(length),
+        progress=False,
+        callbacks=[Happens()],
+        clock=RunClock(lambda: time.monotonic() * (1 + offset)),
+    )
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.save_model()
+    finally:
+        from safetensors.torch import save_file
+
+        steps = {"order": order, "step": trainer.state.global_step, "stopped_by": trainer.stopped_by}
+        (folder / f"steps-{rank}.json").write_text(json.dumps(steps))
+        save_file(
+            {name: value.contiguous() for name, value in model.state_dict().items()},
+            folder / f"weights-{rank}.safetensors",
+        )
+
+
+def command(folder: Path, rank: int, *, arguments: list[str]) -> None:
+    """The command line."""
+    from climafuse.cli import app
+
+    sys.argv = ["climafuse", *arguments]
+    app.main()
+
+
+JOBS: dict[str, Callable[..., None]] = {"train": train, "command": command}
+
+
+# ---- The server
+
+
+def _child(call: dict[str, Any], rank: int, port: int) -> int:
+    folder, size = Path(call["folder"]), call["size"]
+    descriptor = os.open(folder / f"out-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+    if size > 1:
+        os.environ |= {
+            "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    import traceback
+
+    from climafuse.errors import ClimafuseError
+
+    try:
+        JOBS[call["job"]](folder, rank, **call["arguments"])
+        return 0
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except ClimafuseError as error:
+        print(f"{'' if error.told else 'error: '}{error}", flush=True)
+        return error.exit_code
+    except BaseException:
+        traceback.print_exc()
+        return 99
+
+
+def _serve() -> None:
+    import gc
+
+    import torch
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    import tests.training.conftest  # noqa: F401
+
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    for line in sys.stdin:
+        call = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for rank in range(call["size"]):
+            child = os.fork()
+            if child == 0:
+                sys.stdin.close()
+                code = _child(call, rank, port)
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(code)
+            children.append(child)
+        print(json.dumps(_wait(children, call["limit"])), flush=True)
+
+
+def _wait(children: list[int], limit: float) -> dict[str, Any]:
+    codes: dict[int, int] = {}
+    end, first, last = time.monotonic() + limit, 0.0, 0.0
+    while len(codes) < len(children):
+        for child in [child for child in children if child not in codes]:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child], last = os.waitstatus_to_exitcode(status), time.monotonic()
+                first = first or last
+            elif time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                codes[child] = KILLED
+        time.sleep(0.005)
+    return {"codes": [codes[child] for child in children], "seconds": last - first}
+
+
+if __name__ == "__main__":
+    _serve()
