@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -764,18 +765,26 @@ class ClimateTextTrainer(Trainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         """The Trainer's loader, apart from the random numbers of training and from signals to the process."""
-        loader: Any = super()._get_dataloader(*args, **kwargs)
+        if self.group.size == 1:
+            loader: Any = super()._get_dataloader(*args, **kwargs)
+        else:
+            # accelerate would share the batches once more, and fill up the last with samples of the first.
+            alone = partial(
+                prepare_data_loader,
+                device=self.args.device,
+                num_processes=1,
+                process_index=0,
+                put_on_device=True,
+            )
+            with replaced(self.accelerator, "prepare", alone):
+                loader = super()._get_dataloader(*args, **kwargs)
+            loader.share = self._share
+            if kwargs.get("is_training"):
+                self._train_share = self._share
         base = getattr(loader, "base_dataloader", loader)  # out of accelerate's wrapper
         # A loader draws a seed for its processes whenever they start.
         base.generator = torch.Generator()
         base.worker_init_fn = outlive_stop_signals
-        if self.group.size > 1:
-            # accelerate would share the batches once more, and fill up the last with samples of the first.
-            shard = loader.batch_sampler
-            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
-            loader.share = self._share
-            if kwargs.get("is_training"):
-                self._train_share = self._share
         return cast("DataLoader[Any]", loader)
 
     # ---- Log -----------------------------------------------------------------------------------------------
@@ -1095,6 +1104,16 @@ def flat_settings(config: RunConfig) -> dict[str, Any]:
         for key, value in dataclasses.asdict(getattr(config, section)).items()
     }
     return settings | {"training.reuse_prefix": config.training.reuses_prefix}  # wherever they are kept
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Gives one object another method for a while."""
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
 
 
 def _plain(value: Any) -> Any:
