@@ -15,7 +15,7 @@ import torch
 
 from climafuse.backbones.synthesize import write_random
 from scripts.benchmarks import __main__ as program
-from scripts.benchmarks import billion_case, billions, fusion, inputs, measure, results
+from scripts.benchmarks import billion_case, billions, fusion, inputs, measure, prefix, results
 from scripts.benchmarks.measure import Comparison, Row, Seconds, Size, compare, quartiles
 from tests.tiny import tiny_backbone, tiny_config, tiny_tokenizer
 
@@ -37,11 +37,15 @@ CASES = {
         f"{mechanism} at {site}"
         for site in ("input", "block 2", "block 3", "output")
         for mechanism in ("gated_addition", "cross_attention")
-    ]
-    + [
-        f"{mechanism} at {site}, prefix reuse"
-        for site in ("output", "block 2")
-        for mechanism in ("gated_addition", "cross_attention")
+    ],
+    "prefix": [
+        *(
+            f"tiny-llama, random weights, {mechanism} at {site}"
+            for site in ("block 3", "output")
+            for mechanism in ("gated_addition", "cross_attention")
+        ),
+        "preparation of 16 texts, warm disk",
+        "10 lookups of 2 texts of 9 tokens, disk",
     ],
     "generate": [
         f"{mechanism} at {site}, batch {batch}"
@@ -196,6 +200,24 @@ def test_the_floor_is_the_bare_loss_and_stops_at_the_site(monkeypatch: pytest.Mo
         )
         torch.testing.assert_close(bare, by_hand)
         torch.testing.assert_close(fusion.fused_step(loaded, "gated_addition", site, batch)(), by_hand)
+
+
+def test_the_bound_of_prefix_reuse_counts_each_weight() -> None:
+    # By hand, of a fusion at the output: a token passes the weights of all blocks, 2 operations each, or none; a
+    # labeled position the head, 2 forward and 2 back to its input. Attention, encoder and fusion are small beside.
+    loaded = tiny_backbone("llama", hidden_size=256)
+    batch = {**inputs.climate(2), **inputs.random_texts(300, 2, 60)}
+    counts = []
+    for reuse in (False, True):
+        step = fusion.fused_step(loaded, "gated_addition", "output", batch, reuse=reuse)
+        step()
+        counts.append(prefix._operations(step))
+    layers = loaded.model.model.layers
+    blocks = sum(weight.numel() for weight in layers.parameters() if weight.ndim == 2)
+    attention = (
+        len(layers) * 2 * 2 * 60 * 60 * 256 * 2
+    )  # of every position to every one: weights, and their sums
+    assert counts[0] - counts[1] == pytest.approx(2 * blocks * 2 * 60 + attention, rel=0.01)
 
 
 def test_the_floor_runs_no_backward_below_the_site() -> None:

@@ -33,7 +33,7 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
     ids = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
     with resume(model, "output", states.unsqueeze(1)):
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits[:, 0]
+    return logits.squeeze(1)  # not [:, 0], whose gradient is made of zeros first, and then copied there
 
 
 @contextlib.contextmanager

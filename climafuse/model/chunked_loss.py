@@ -67,8 +67,7 @@ class _ByRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return None, gradient * given, None, None
+        return None, *_scaled(ctx.saved_tensors, given), None, None
 
 
 def chunked_loss(
@@ -137,8 +136,15 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
-        of_states, *of_weights = (gradient * given for gradient in ctx.saved_tensors)
+        of_states, *of_weights = _scaled(ctx.saved_tensors, given)
         return (None, None, of_states, None, None, None, *of_weights)
+
+
+def _scaled(gradients: Sequence[Tensor], given: Tensor) -> Sequence[Tensor]:
+    """Gradients times that of the loss itself, mostly 1: a pass over all logits less, where asking does not wait."""
+    if given.device.type == "cpu" and float(given) == 1:
+        return gradients
+    return [gradient * given for gradient in gradients]
 
 
 def _row_losses(

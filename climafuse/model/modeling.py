@@ -644,8 +644,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             output = self.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
             )
-        found: Tensor = output.logits[0] if entered is None else entered[0][0]
-        return found
+        found: Tensor = output.logits if entered is None else entered[0]
+        return found.squeeze(0)  # not [0], whose gradient is made of zeros first, and then copied there
 
     def _fused(
         self, climate: ClimateTokens, index: Tensor | None

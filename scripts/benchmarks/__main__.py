@@ -22,8 +22,8 @@ from climafuse.errors import ClimafuseError
 from scripts.benchmarks import billions, results
 from scripts.benchmarks.measure import FULL, QUICK, Row, Size
 
-SECTIONS = ("fusion", "generate", "loader", "mock", "optimizer")
-ON_REQUEST = ("billions", "prepare")  # many minutes, and gigabytes of disk
+SECTIONS = ("fusion", "generate", "loader", "mock", "optimizer", "prefix")
+ON_REQUEST = ("billions", "prefix_1b", "prepare")  # many minutes, and gigabytes of disk
 DISTRIBUTIONS = ("torch", "transformers", "numpy", "xarray", "netCDF4", "zarr")
 
 

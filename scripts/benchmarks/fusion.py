@@ -5,8 +5,6 @@ and fusion), gradients set to None. The floor is what no method of this kind can
 the same tokens, without a graph below the site, the same loss at the same labeled positions over the whole vocabulary,
 and the backward pass from it down to the hidden states at the site. It is written here with nothing of climafuse but
 the name of the module at a site.
-
-Two more comparisons: the fused step with stored states of the texts against the one without.
 """
 
 from __future__ import annotations
@@ -29,11 +27,10 @@ AIMS = {"gated_addition": 1.10, "cross_attention": 1.20}
 MEANING = (
     "seconds of a fused training step ÷ seconds of the floor: bare forward, and backward down to the site"
 )
-REUSE_MEANING = "speed of the fused step with stored states of the texts ÷ without"
 
 
 def rows(size: Size) -> Iterator[Row]:
-    """Measure both fusions at four sites, then reuse at two."""
+    """Measure both fusions at four sites."""
     loaded = backbone(size.backbone)
     num_blocks = find_blocks(loaded.model).num_blocks
     batch = {
@@ -46,15 +43,7 @@ def rows(size: Size) -> Iterator[Row]:
         for fusion, aim in AIMS.items():
             step = fused_step(loaded, fusion, site, batch)
             found = compare(step, floor(loaded, site, batch), repeats=size.repeats, warmup=size.warmup)
-            yield _row(f"{fusion} at {_name(site)}", found, found.ratios, num_tokens, MEANING, aim)
-    for site in ("output", num_blocks // 2):
-        for fusion in AIMS:
-            step = fused_step(loaded, fusion, site, batch, reuse=True)
-            found = compare(
-                step, fused_step(loaded, fusion, site, batch), repeats=size.repeats, warmup=size.warmup
-            )
-            case = f"{fusion} at {_name(site)}, prefix reuse"
-            yield _row(case, found, found.inverse(), num_tokens, REUSE_MEANING, None)
+            yield _row(f"{fusion} at {site_name(site)}", found, num_tokens, aim)
 
 
 def fused_step(
@@ -118,26 +107,24 @@ def open_gates(model: ClimateTextForCausalLM, size: float = 0.01) -> None:
                 parameter.fill_(size)
 
 
-def _row(
-    case: str, found: Comparison, ratios: tuple[float, ...], num_tokens: int, meaning: str, aim: float | None
-) -> Row:
-    ratio = sorted(ratios)[len(ratios) // 2] if len(ratios) % 2 else sum(ratios) / len(ratios)
+def _row(case: str, found: Comparison, num_tokens: int, aim: float) -> Row:
     return Row(
         section="fusion",
         case=case,
-        ratio=ratio,
-        spread=quartiles(ratios),
-        aim=None if aim is None else f"<= {aim:.2f}",
-        reached=None if aim is None else ratio <= aim,
+        ratio=found.ratio,
+        spread=quartiles(found.ratios),
+        aim=f"<= {aim:.2f}",
+        reached=found.ratio <= aim,
         seconds=found.seconds,
         reference_seconds=found.reference_seconds,
         rate=num_tokens / found.seconds,
         unit="text tokens/s",
         peak_gb=found.peak_gb,
-        repeats=len(ratios),
-        meaning=meaning,
+        repeats=len(found.ratios),
+        meaning=MEANING,
     )
 
 
-def _name(site: Site) -> str:
+def site_name(site: Site) -> str:
+    """Return a site in words."""
     return str(site) if isinstance(site, str) else f"block {site}"
