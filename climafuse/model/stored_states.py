@@ -403,9 +403,8 @@ class _File:
         firsts, lengths, checksums = self.groups[key]
         if not lengths[number]:
             return torch.empty(0, self.width, dtype=self.dtype)
-        self._check_size(
-            self._map.size()
-        )  # a page beyond the end of a file that was cut would end the process
+        # A page beyond the end of a file that was cut would end the process.
+        self._check_size(self._map.size())
         start = self.start + firsts[number] * self.row_bytes
         content = bytearray(memoryview(self._map)[start : start + lengths[number] * self.row_bytes])
         if zlib.crc32(content) != checksums[number] or len(content) != lengths[number] * self.row_bytes:

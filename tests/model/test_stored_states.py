@@ -284,6 +284,22 @@ def _held(states: DiskStates | MemoryStates, numbers: Sequence[int]) -> list[int
     return [number for number in numbers if states.find(_group(number)[0], [0, 8])]
 
 
+def test_states_under_the_name_of_others_are_not_taken(tmp_path: Path) -> None:
+    # Every checksum of a part would be right.
+    said: list[str] = []
+    states = DiskStates({}, folder=tmp_path)
+    for number in (1, 2):
+        states.put(*_group(number))
+    states.flush()
+    (path,) = files(tmp_path)
+    one, other = (_group(number)[0].encode() for number in (1, 2))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(one, b"-").replace(other, one).replace(b"-", other))
+    again = DiskStates({}, folder=tmp_path, say=said.append)
+    assert _held(again, [1, 2]) == []
+    assert "header" in said[0]
+
+
 def test_the_least_recently_used_files_make_room(tmp_path: Path) -> None:
     _fill(DiskStates({"of": "one"}, folder=tmp_path), [1])
     limit = int(5.5 * files(tmp_path)[0].stat().st_size)
