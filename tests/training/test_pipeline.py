@@ -15,6 +15,7 @@ from climafuse.backbones import hash_parameters
 from climafuse.data.pairs import Pair, write_pairs
 from climafuse.data.window import Box
 from climafuse.errors import BackboneError, ConfigurationError, ModelInputError, TrainingError
+from climafuse.model import DiskStates, MemoryStates, PrefixStore, stored_states
 from climafuse.model.inference import load_model
 from climafuse.training.pipeline import assemble, make_trainer, prepare_reuse, run
 from tests.training.runs import TIMES, make_config, save_backbone, write_climate
@@ -142,6 +143,46 @@ def test_an_interrupted_run_goes_on_bit_for_bit(finished, parts, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_states_on_the_disk_give_the_same_run_and_are_found_by_the_next(
+    finished, parts, tmp_path, monkeypatch
+):
+    """Bit for bit the run with states in memory, resumed from a checkpoint of it, too."""
+    monkeypatch.setenv("CLIMAFUSE_HOME", str(tmp_path / "home"))
+    output, _, _ = finished
+    computed: list[int] = []
+    compute = PrefixStore._compute
+    monkeypatch.setattr(
+        PrefixStore, "_compute", lambda self, texts: computed.append(len(texts)) or compute(self, texts)
+    )
+    on_disk = {"training": {"reuse_prefix": "disk", "prefix_store_gb": 0.1}}
+    run(make_config(*parts, tmp_path / "first", **on_disk), say=_silent)
+    assert computed
+    assert list((tmp_path / "home" / "prefix_states").rglob("*.safetensors"))
+    del computed[:]
+    (tmp_path / "second").mkdir()
+    shutil.copytree(output / "checkpoint-4", tmp_path / "second" / "checkpoint-4")
+    run(make_config(*parts, tmp_path / "second", **on_disk), resume=True, say=_silent)
+    assert computed == []
+    ones = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("first", "second")]
+    other = load_file(output / "model" / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for one in ones for name in other)
+
+
+def test_states_go_to_the_disk_where_memory_has_no_room(parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIMAFUSE_HOME", str(tmp_path / "home"))
+    kinds = {"memory": MemoryStates, True: MemoryStates, "disk": DiskStates}
+    for setting, kind in kinds.items():
+        setup = assemble(
+            make_config(*parts, tmp_path / "run", training={"reuse_prefix": setting}), say=_silent
+        )
+        prepare_reuse(setup, say=_silent)
+        assert type(setup.model.prefix_store.states) is kind
+    monkeypatch.setattr(stored_states, "free_memory", lambda device: 4000)
+    setup = assemble(make_config(*parts, tmp_path / "run"), say=_silent)
+    prepare_reuse(setup, say=_silent)
+    assert type(setup.model.prefix_store.states) is DiskStates
+
+
 def test_frozen_weights_are_the_same_after_training_and_trained_ones_are_not(parts, tmp_path):
     setup = assemble(make_config(*parts, tmp_path / "run", training={"steps": 2}), say=_silent)
     prepare_reuse(setup, say=_silent)
@@ -179,8 +220,9 @@ def test_learning_the_texts_lowers_the_loss(parts, tmp_path):
     assert result["validation_loss"] == min(line["eval_loss"] for line in lines if "eval_loss" in line)
 
 
-def test_everything_off_works_too(parts, tmp_path):
-    off = {"reuse_prefix": False, "sampled_vocabulary": None, "labels_decided_by_words": 1.0, "steps": 2}
+@pytest.mark.parametrize("never", [False, "off"])
+def test_everything_off_works_too(parts, tmp_path, never):
+    off = {"reuse_prefix": never, "sampled_vocabulary": None, "labels_decided_by_words": 1.0, "steps": 2}
     setup = assemble(make_config(*parts, tmp_path / "run", training=off), say=_silent)
     prepare_reuse(setup, say=_silent)
     assert setup.model.prefix_store is None
