@@ -16,9 +16,10 @@ from .blocks import (
 from .cache import backbones_directory, cache_directory
 from .catalog import CATALOG, DEFAULT_BACKBONE
 from .fetching import BackboneListing, fetch_backbone, import_backbone, list_backbones
+from .fine_tuning import first_trained_site, with_trained_weights
 from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters, weights_of
 from .loading import LoadedBackbone, find_backbone, freeze, load_backbone
-from .lora import adapted_layers, base_name, first_adapted_block, with_lora, without_adapters
+from .lora import adapted_layers, base_name, with_lora, without_adapters
 from .quantization import Quantization, QuantizedLinear, quantize_model
 from .soft_prompt import soft_prompt, word_size
 
@@ -43,7 +44,7 @@ __all__ = [
     "fetch_backbone",
     "find_backbone",
     "find_blocks",
-    "first_adapted_block",
+    "first_trained_site",
     "freeze",
     "gather",
     "hash_files",
@@ -59,6 +60,7 @@ __all__ = [
     "soft_prompt",
     "weights_of",
     "with_lora",
+    "with_trained_weights",
     "without_adapters",
     "word_size",
 ]

@@ -99,11 +99,17 @@ def narrowed(model: PreTrainedModel, tokens: Tensor) -> Iterator[None]:
             received=type(head).__name__,
             remedy="Train with the whole vocabulary: training.sampled_vocabulary=null.",
         )
-    weight = head.rows(tokens, model.dtype) if isinstance(head, QuantizedLinear) else head.weight[tokens]
-    bias = None if head.bias is None else head.bias[tokens]
+
+    def rows() -> tuple[Tensor, Tensor | None]:
+        weight = head.rows(tokens, model.dtype) if isinstance(head, QuantizedLinear) else head.weight[tokens]
+        return weight, None if head.bias is None else head.bias[tokens]
+
+    # Of a head that is trained, each call has a graph of its own.
+    trained = any(parameter.requires_grad for parameter in head.parameters())
+    once = None if trained else rows()
 
     def narrow(hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, weight, bias)
+        return functional.linear(hidden, *(once or rows()))
 
     with replaced_forward(head, narrow):
         yield

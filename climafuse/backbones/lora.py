@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import BackboneError, ConfigurationError
-from .blocks import BlockLayout, Site, find_blocks, replaced_forward, resolve_sites
+from .blocks import BlockLayout, find_blocks, replaced_forward, resolve_sites
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,9 +89,9 @@ def with_lora(model: PreTrainedModel, options: Mapping[str, Any] = {}) -> PreTra
     if adapted_layers(model):
         raise carries_adapters(type(model).__name__)
     layout = find_blocks(model)
-    blocks = _resolve_layers(given.layers, layout.num_blocks)
+    blocks = resolve_blocks(given.layers, layout.num_blocks, argument="lora.layers")
     names = _resolve_targets(given.target_modules, layout, blocks)
-    adapted = _sharing_copy(model)
+    adapted = sharing_copy(model)
     config = peft.LoraConfig(
         r=given.rank,
         lora_alpha=given.alpha,
@@ -118,12 +118,6 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     if tuners is None:
         return {}
     return {name: part for name, part in model.named_modules() if isinstance(part, tuners.BaseTunerLayer)}
-
-
-def first_adapted_block(model: PreTrainedModel) -> Site | None:
-    """Return the lowest block that holds an adapter, or None where there is none."""
-    blocks = find_blocks(model).blocks
-    return next((number for number, block in enumerate(blocks) if adapted_layers(block)), None)
 
 
 def base_name(name: str, layers: dict[str, Any]) -> str | None:
@@ -177,14 +171,19 @@ def _wrong(argument: str, expected: str, received: str) -> ConfigurationError:
     return ConfigurationError(argument, expected=expected, received=received, remedy="Correct it.")
 
 
-def _resolve_layers(layers: Any, num_blocks: int) -> list[int]:
-    resolved = range(num_blocks) if layers is None else resolve_sites(layers, num_blocks)
+def resolve_blocks(blocks: Any, num_blocks: int, *, argument: str) -> list[int]:
+    """Return the numbers of blocks that are written as sites are, of all for None.
+
+    Raises:
+        ConfigurationError: There are no such blocks; the argument is named.
+    """
+    resolved = range(num_blocks) if blocks is None else resolve_sites(blocks, num_blocks)
     numbers = [number for number in resolved if isinstance(number, int)]
     if len(numbers) < len(resolved):
         raise ConfigurationError(
-            "lora.layers",
+            argument,
             expected="blocks: numbers, {'last': n}, {'every': n}, or a list of these",
-            received=repr(layers),
+            received=repr(blocks),
             remedy="'input' and 'output' are no blocks.",
         )
     return numbers
@@ -235,7 +234,7 @@ def _is_router(module: nn.Module) -> bool:
     return type(module).__name__.endswith("Router")
 
 
-def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model's structure; its tensors are the same memory until one of the two is moved."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():

@@ -50,17 +50,24 @@ def model_card(config: ClimateTextConfig, facts: Mapping[str, Any], *, license: 
     """
     backbone = config.backbone or {}
     name = str(backbone.get("id"))
+    changed = config.backbone_trainable is not None
     weights = weights_of(backbone)
     provenance = (config.statistics or {}).get("provenance", {})
     metadata: dict[str, Any] = {
         "library_name": "climafuse",
         "pipeline_tag": "text-generation",
         "license": license,
-        "tags": ["climate", "multimodal", *(["lora"] if config.lora else [])],
+        "tags": [
+            "climate",
+            "multimodal",
+            *(["lora"] if config.lora else []),
+            *(["fine-tuned"] if changed else []),
+        ],
     }
     if backbone.get("revision") and re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # a model of the hub
-        metadata |= {"base_model": name, "base_model_relation": "adapter"}
+        metadata |= {"base_model": name, "base_model_relation": "finetune" if changed else "adapter"}
     entry = CATALOG.get(name)
+    kept = spelled_trainable(config.backbone_trainable)
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False).strip(),
@@ -68,11 +75,13 @@ def model_card(config: ClimateTextConfig, facts: Mapping[str, Any], *, license: 
         "",
         "# A climate-text model",
         "",
-        "A frozen language model that reads climate fields, made with climafuse. This folder holds what was trained",
-        "only; the backbone is loaded by its id and checked by its hash.",
+        f"A {'fine-tuned' if changed else 'frozen'} language model that reads climate fields, made with climafuse. "
+        "This folder holds what was trained",
+        "only; the backbone is loaded by its id and checked by its hash."
+        + (" Then its weights are changed." if changed else ""),
         "",
         f"- Backbone: {PurePath(name).name if PurePath(name).is_absolute() else name} "
-        f"({backbone.get('architecture')}, {backbone.get('num_parameters', 0):,} parameters, frozen, {weights}), "
+        f"({backbone.get('architecture')}, {backbone.get('num_parameters', 0):,} parameters, {kept}, {weights}), "
         f"{backbone.get('content_hash')}",
         *([] if entry is None else [f"- License of the backbone: {entry.license}"]),
         f"- Fusion: {config.fusion} at {config.sites}",
@@ -94,6 +103,17 @@ def model_card(config: ClimateTextConfig, facts: Mapping[str, Any], *, license: 
         "",
     ]
     return "\n".join(lines)
+
+
+def spelled_trainable(trainable: Any) -> str:
+    """Whether the weights of the backbone were trained, and which, in words."""
+    if trainable is None:
+        return "frozen"
+    if trainable == "all":
+        return "fine-tuned in all its weights"
+    if isinstance(trainable, Mapping):
+        trainable = ", ".join(f"{key} {value}" for key, value in trainable.items())
+    return f"fine-tuned in blocks {trainable}"
 
 
 def add_grounding(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:

@@ -41,6 +41,7 @@ class ClimateTextConfig(PreTrainedConfig):
         sites: Where fusion sits: "input", "output", block indices, {"last": n}, {"every": n}, or a list of
             these.
         lora: Options of the adapters in the backbone's blocks, see `backbones.with_lora`; None for none.
+        backbone_trainable: Which of its own weights are trained, see `backbones.with_trained_weights`; None for none.
         weights_sha256: Checksum of the trained weights beside a saved configuration.
     """
 
@@ -62,6 +63,7 @@ class ClimateTextConfig(PreTrainedConfig):
     fusion_options: dict | None = None
     sites: Any = "output"
     lora: dict | None = None
+    backbone_trainable: Any = None
     weights_sha256: str | None = None
     tie_word_embeddings: bool = False  # the backbone ties its own; nothing of it is saved here
 

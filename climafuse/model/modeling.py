@@ -34,7 +34,7 @@ from climafuse.backbones import (
     base_name,
     check_identity,
     find_blocks,
-    first_adapted_block,
+    first_trained_site,
     gather,
     load_backbone,
     num_blocks_below,
@@ -43,6 +43,7 @@ from climafuse.backbones import (
     resume,
     soft_prompt,
     with_lora,
+    with_trained_weights,
     without_adapters,
     word_size,
 )
@@ -126,7 +127,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
     Attributes:
         sites: Where fusion sits, from input to output.
         prefix_site: The site up to which states depend on the text and frozen weights alone, so that they can
-            be stored: the first site of the fusion, or the first block with an adapter if that is lower.
+            be stored: the first site of the fusion, or the first block that is trained or holds an adapter if that
+            is lower.
         prefix_store: States of texts at `prefix_site`, used in place of the blocks below; None computes them.
         num_soft_tokens: How many states the fusion puts before each text, P; 0 for a fusion of another kind.
         sampled_vocabulary: Over which tokens the softmax of a training step is taken; None for all.
@@ -150,7 +152,12 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         self.backbone_identity = backbone.identity
-        self.backbone = backbone.model if config.lora is None else with_lora(backbone.model, config.lora)
+        self.backbone = _own_backbone(backbone.model, config)
+        self._fine_tuned = frozenset(
+            f"backbone.{name}"
+            for name, parameter in self.backbone.named_parameters()  # tied ones once
+            if parameter.requires_grad and config.backbone_trainable is not None
+        )
         # A copy: what is set for this model is not set for others with the same backbone.
         self.generation_config = own_options(backbone.model.generation_config, self._vocabulary)
         self.tokenizer = backbone.tokenizer
@@ -165,7 +172,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         self.fusions = nn.ModuleDict(
             {str(site): make(layout.width(site), encoder.width, **options) for site in self.sites}
         )
-        self.prefix_site = _prefix_site(self.sites[0], first_adapted_block(self.backbone), layout.num_blocks)
+        self.prefix_site = _prefix_site(self.sites[0], first_trained_site(self.backbone), layout.num_blocks)
         self.num_soft_tokens = _num_soft_tokens(self.fusions, self.sites)
         self.word_size = word_size(backbone.model) if self.num_soft_tokens else 0.0
         self._any_block_below = num_blocks_below(self.prefix_site, layout.num_blocks) > 0
@@ -235,12 +242,12 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Return the weights a checkpoint holds: encoder, fusions and adapters, nothing of the frozen backbone."""
+        """Return the weights a checkpoint holds: encoder, fusions and adapters, of the backbone what is trained."""
         layers = adapted_layers(self)
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
-            if not name.startswith("backbone.") or base_name(name, layers) is None
+            if not name.startswith("backbone.") or name in self._fine_tuned or base_name(name, layers) is None
         }
 
     def save_pretrained(  # type: ignore[override]
@@ -771,11 +778,25 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
             )
 
 
-def _prefix_site(first: Site, adapted: Site | None, num_blocks: int) -> Site:
-    """The lower of the first fusion's site and the first adapted block."""
-    if adapted is None or num_blocks_below(first, num_blocks) <= num_blocks_below(adapted, num_blocks):
+def _own_backbone(model: PreTrainedModel, config: ClimateTextConfig) -> PreTrainedModel:
+    """The backbone with what is trained in it; the given one where nothing is."""
+    if config.lora is not None and config.backbone_trainable is not None:
+        raise ConfigurationError(
+            "backbone.trainable",
+            expected="either adapters (backbone.lora) or weights of the language model to train",
+            received="both",
+            remedy="Set one of them to null.",
+        )
+    if config.backbone_trainable is not None:
+        return with_trained_weights(model, config.backbone_trainable)
+    return model if config.lora is None else with_lora(model, config.lora)
+
+
+def _prefix_site(first: Site, trained: Site | None, num_blocks: int) -> Site:
+    """The lower of the first fusion's site and the first trained or adapted block."""
+    if trained is None or num_blocks_below(first, num_blocks) <= num_blocks_below(trained, num_blocks):
         return first
-    return adapted
+    return trained
 
 
 def _name(registry: Registry, part: Any) -> str:

@@ -29,7 +29,7 @@ from climafuse.facts import FACT_KINDS
 from climafuse.facts.kinds import OTHER_NAMES, SPOKEN_VARIABLES, Rule
 from climafuse.facts.unseen import UNSEEN_NAMES
 from climafuse.json_values import interval, number, rows, table, text
-from climafuse.model.card import whether_unseen
+from climafuse.model.card import spelled_trainable, whether_unseen
 from climafuse.report.charts import Chart, Curve, line_chart
 from climafuse.report.runs import RunRecord
 from climafuse.report.samples import SampleCard
@@ -656,10 +656,15 @@ def _thinned(points: list[tuple[float, float]], count: int = 8) -> list[tuple[fl
 # ---- What was trained on what --------------------------------------------------------------------------------
 
 
+def _kept(config: Mapping[str, Any]) -> str:
+    """Whether the weights of the language model are what they were."""
+    return text(spelled_trainable(config.get("backbone_trainable")), 200)
+
+
 def _brief(run: RunRecord) -> list[str]:
     """What stands under the title."""
     parts = (
-        f"{_backbone_name(run)}, frozen",
+        f"{_backbone_name(run)}, {_kept(run.config)}",
         f"{text(run.config.get('fusion'), 80).replace('_', ' ')} at {_sites(run.config.get('sites'))}",
         text(run.settings.data.source, 200),
         text(run.record.get("date"), 40).partition("T")[0],
@@ -726,7 +731,7 @@ def _provenance(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("revision", text(backbone.get("revision"), 200)),
                 ("content", text(backbone.get("content_hash"), 200)),
                 ("architecture", text(backbone.get("architecture"), 200)),
-                ("parameters", "" if parameters is None else f"{parameters:,.0f}, frozen"),
+                ("parameters", "" if parameters is None else f"{parameters:,.0f}, {_kept(config)}"),
                 ("license", entry.license if entry else "see its source"),
             ],
         ),

@@ -185,9 +185,20 @@ class BackboneConfig:
     quantize_head: bool = setting(False, "quantize the head, too")
     num_threads: int | None = setting(None, "threads torch may use; null: torch decides", minimum=1)
     lora: LoraConfig | None = setting(None, "adapters to train in its blocks: {rank, alpha, …}; null: none")
+    trainable: Sites | None = setting(
+        None, "its own weights to train: all | blocks as in lora.layers; float32 or bfloat16; null: none"
+    )
 
     def __post_init__(self) -> None:
-        """A head is quantized with the blocks or not at all."""
+        """A head is quantized with the blocks or not at all; of what is trained there is one kind."""
+        if self.trainable is not None and (self.lora is not None or self.quantization is not None):
+            other = "lora" if self.lora is not None else "quantization"
+            raise ConfigurationError(
+                "trainable",
+                expected=f"null, as {other} is set",
+                received=self.trainable,
+                remedy=f"Set one of trainable and {other} to null.",
+            )
         if self.quantize_head and self.quantization is None:
             raise ConfigurationError(
                 "quantize_head",
@@ -231,6 +242,9 @@ class TrainingConfig:
     )
     lora_learning_rate_scale: float = setting(
         0.2, "learning rate of adapters in the backbone relative to the rest", minimum=0.0
+    )
+    backbone_learning_rate_scale: float = setting(
+        0.01, "learning rate of trained weights of the backbone itself relative to the rest", minimum=0.0
     )
     weight_decay: float = setting(0.01, "AdamW decay of matrices; none on biases, norms, gates", minimum=0.0)
     betas: tuple[float, float] = setting((0.9, 0.98), "AdamW decay rates of the moments")

@@ -2,7 +2,8 @@
 
 Gates start at zero and are few; they learn at their own, higher rate and are never decayed towards "no
 climate". Decay applies to matrices only, as decaying a bias or the scale of a norm regularizes nothing.
-Adapters change a language model that can already speak: they learn at a lower rate.
+Adapters change a language model that can already speak: they learn at a lower rate, and its own weights at one that is
+lower still.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from climafuse.errors import TrainingError
 from climafuse.training.config import TrainingConfig
+from climafuse.training.rounding import RoundingAdamW
 
 _UNDECAYED_MODULES = (nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
@@ -29,13 +31,15 @@ def is_gate(name: str) -> bool:
     return last in ("gate", "gates") or last.endswith("_gate")
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a trainable parameter is an adapter's: what is trained inside the frozen backbone."""
-    return name.startswith("backbone.")
+def part_of_backbone(name: str) -> str | None:
+    """What is trained inside the language model: adapters (`lora`) or its own weights (`backbone`); None outside."""
+    if not name.startswith("backbone."):
+        return None
+    return "lora" if ".lora_" in name else "backbone"
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
-    """The trainable parameters of a model in up to four groups: matrices, vectors, gates, adapters.
+    """The trainable parameters of a model in up to six groups: matrices, vectors, gates, adapters, backbone.
 
     Args:
         model: The model; frozen parameters are left out.
@@ -46,26 +50,36 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
         out.
 
     Raises:
-        TrainingError: Nothing is trainable, or a trainable parameter is not float32.
+        TrainingError: Nothing is trainable, or a trainable parameter is not float32; those of the backbone itself may
+            be bfloat16 (`RoundingAdamW`).
     """
-    members: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "gates": [], "lora": []}
+    members: dict[str, list[nn.Parameter]] = {
+        name: [] for name in ("matrices", "vectors", "gates", "lora", "backbone", "backbone_vectors")
+    }
+    seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for own_name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or parameter in seen:
                 continue
+            seen.add(parameter)  # a head may share its weight with the embeddings
             name = f"{prefix}.{own_name}" if prefix else own_name
-            if parameter.dtype != torch.float32:
+            inside = part_of_backbone(name)
+            rounded = inside == "backbone" and parameter.dtype == torch.bfloat16
+            if parameter.dtype != torch.float32 and not rounded:
                 raise TrainingError(
                     name,
                     expected="float32, in which small updates of trainable weights survive",
                     received=parameter.dtype,
                     remedy="Keep trainable modules in float32; only the backbone may be in half precision.",
                 )
-            if is_adapter(name):
+            vector = parameter.ndim < 2 or isinstance(module, _UNDECAYED_MODULES)
+            if inside == "lora":
                 members["lora"].append(parameter)
+            elif inside is not None:
+                members["backbone_vectors" if vector else "backbone"].append(parameter)
             elif is_gate(name):
                 members["gates"].append(parameter)
-            elif parameter.ndim < 2 or isinstance(module, _UNDECAYED_MODULES):
+            elif vector:
                 members["vectors"].append(parameter)
             else:
                 members["matrices"].append(parameter)
@@ -78,11 +92,14 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
         )
     gate_rate = config.learning_rate * config.gate_learning_rate_scale
     lora_rate = config.learning_rate * config.lora_learning_rate_scale
+    own_rate = config.learning_rate * config.backbone_learning_rate_scale
     settings = {
         "matrices": {"lr": config.learning_rate, "weight_decay": config.weight_decay},
         "vectors": {"lr": config.learning_rate, "weight_decay": 0.0},
         "gates": {"lr": gate_rate, "weight_decay": 0.0},
         "lora": {"lr": lora_rate, "weight_decay": config.weight_decay},
+        "backbone": {"lr": own_rate, "weight_decay": config.weight_decay},
+        "backbone_vectors": {"lr": own_rate, "weight_decay": 0.0},
     }
     return [{"name": name, "params": members[name], **settings[name]} for name in members if members[name]]
 
@@ -97,7 +114,10 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     Raises:
         TrainingError: See `parameter_groups`.
     """
-    return torch.optim.AdamW(parameter_groups(model, config), betas=config.betas, fused=True)
+    groups = parameter_groups(model, config)
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters() if parameter.requires_grad):
+        return RoundingAdamW(groups, betas=config.betas)
+    return torch.optim.AdamW(groups, betas=config.betas, fused=True)
 
 
 def schedule_factor(
@@ -171,7 +191,7 @@ def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Trainable parameters by part of the model, for gradient norms: the encoder, each fusion site, ….
 
     A part is a child of the model, or an entry of a child that is a ModuleList or ModuleDict: `encoder`,
-    `fusions.20`. Adapters are the part `lora`.
+    `fusions.20`. Adapters are the part `lora`, the backbone's own weights `backbone`.
     """
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -181,9 +201,7 @@ def trainable_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         child = getattr(model, first)
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             first = f"{first}.{rest.partition('.')[0]}"
-        if is_adapter(name):
-            first = "lora"
-        parts.setdefault(first, []).append(parameter)
+        parts.setdefault(part_of_backbone(name) or first, []).append(parameter)
     return parts
 
 
@@ -198,9 +216,17 @@ def gradient_norms(parts: Mapping[str, Iterable[nn.Parameter]]) -> tuple[Tensor,
         Norms of the parts [P], in their order, and of all together [], on the device of the gradients.
     """
     norms = [
-        nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         for parameters in parts.values()
     ]
     device = max((norm.device for norm in norms), key=lambda device: device.type != "cpu")
     by_part = torch.stack([norm.to(device) for norm in norms])  # [P]
     return by_part, torch.linalg.vector_norm(by_part)
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Their norm in float32: that of bfloat16 would be told in bfloat16."""
+    if all(gradient.dtype == torch.float32 for gradient in gradients):
+        return nn.utils.get_total_norm(gradients)
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms))

@@ -158,8 +158,9 @@ def _run(
         "train": window_statistics(setup.train),
         "validation": window_statistics(setup.validation),
     }
+    kept = "frozen" if config.backbone.trainable is None else "fine-tuned"
     say(
-        f"model: {setup.model.backbone_identity['id']} ({weights_of(setup.model.backbone_identity)}), frozen; "
+        f"model: {setup.model.backbone_identity['id']} ({weights_of(setup.model.backbone_identity)}), {kept}; "
         f"{trainable:,} trainable parameters; "
         f"{config.fusion.name} at {', '.join(result['sites'])}"
     )
@@ -342,6 +343,7 @@ def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> Clima
         encoder_options=dict(config.encoder.options),
         fusion_options=dict(config.fusion.options),
         lora=None if config.backbone.lora is None else _plain(asdict(config.backbone.lora)),
+        backbone_trainable=_plain(config.backbone.trainable),
         history=config.data.history,
         box_degrees=config.data.box_degrees,
     )

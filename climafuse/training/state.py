@@ -105,7 +105,12 @@ def load_optimizer(
         }
         for group in groups
     ]
-    optimizer.load_state_dict({"state": state, "param_groups": plain})
+    optimizer.load_state_dict({"state": {}, "param_groups": plain})
+    # Given to the optimizer, moments would take the type of their weight.
+    for parameter, name in names.items():
+        if name in index:
+            moved = {key: value.to(parameter.device) for key, value in state.get(index[name], {}).items()}
+            optimizer.state[parameter] = moved
 
 
 def random_state() -> dict[str, Any]:

@@ -865,7 +865,8 @@ class ClimateTextTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """Saves everything a resumed run needs, then lets go of older checkpoints."""
         path = checkpoint_path(self.output, self.state.global_step)
-        size = 3 * self._weight_bytes()  # weights and two moments
+        # Weights and two moments in float32.
+        size = self._weight_bytes() + 8 * sum(weight.numel() for weight in self._trainable)
         with self._meter.paused():
             random = self.group.exchange(random_state())
             write = partial(self._write_checkpoint, random)
@@ -1165,5 +1166,5 @@ def _check_model(model: nn.Module) -> None:
             lost[0],
             expected="a frozen weight, as no checkpoint holds it",
             received=f"one that requires a gradient (with {len(lost) - 1} others)",
-            remedy="Leave the backbone frozen; to change it, train adapters (lora).",
+            remedy="Leave the backbone frozen; to change it, set backbone.lora or backbone.trainable.",
         )
