@@ -49,7 +49,7 @@ class RoundingAdamW(torch.optim.AdamW):
         for parameter, gradient, group in coarse:
             parameter.grad = gradient
             self._update(parameter, gradient, group)
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
