@@ -18,11 +18,14 @@ COLUMNS = (
     ("shuffled", "test.fact_f1.shuffled", 3),
     ("field shown", "test.fact_f1.shown", 3),
     ("best guesser", "test.fact_f1.prior", 3),
+    ("loss before", "training.loss_before", 3),
+    ("validation loss", "training.validation_loss", 3),
     ("steps", "training.steps", 0),
     ("s/step", "training.seconds_per_step", 3),
     ("trainable", "training.trainable_parameters", 0),
     ("answers/s", "generation.answers_per_second", 1),
     ("training s", "training.train_seconds", 0),
+    ("peak GB", "training.peak_memory_gb", 2),
 )
 
 

@@ -126,7 +126,7 @@ def train_and_evaluate(folder: Path) -> dict[str, Any]:
 def _training(folder: Path, windows_per_step: int) -> dict[str, Any]:
     """Seconds a step are a median over the log: of no preparation, no evaluation, and no moment of another load."""
     from climafuse.json_file import read_object
-    from climafuse.training.callbacks import LOG_FILE
+    from climafuse.training.callbacks import LOG_FILE, read_log
     from climafuse.training.trained_on import RECORD_FILE
 
     record = read_object(folder / RECORD_FILE)
@@ -139,11 +139,15 @@ def _training(folder: Path, windows_per_step: int) -> dict[str, Any]:
         "validation_loss",
         "machine",
     )
-    lines = map(json.loads, (folder / LOG_FILE).read_text(encoding="utf-8").splitlines())
+    lines = read_log(folder / LOG_FILE)
     rates = [line["samples_per_second"] for line in lines if line.get("samples_per_second")]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line and line["step"] == 0]
+    peaks = [line["peak_memory_gb"] for line in lines if line.get("peak_memory_gb")]
     return {
         **{key: record[key] for key in keys},
         "backbone": record["backbone"]["id"],
+        "loss_before": losses[0] if losses else None,  # `training.evaluate_first`
+        "peak_memory_gb": max(peaks, default=None),  # of the process that trained last, if there were several
         "seconds_per_step": windows_per_step / statistics.median(rates) if rates else None,
     }
 

@@ -264,6 +264,7 @@ class TrainingConfig:
     )
     max_gradient_norm: float | None = setting(1.0, "clip above this norm; null: never", minimum=1e-9)
     evaluation_interval: int = setting(400, "steps between evaluations", minimum=1)
+    evaluate_first: bool = setting(False, "evaluate before the first step, too")
     gap_windows: int = setting(
         32, "training windows whose loss is measured like that of validation, for the gap; 0: none", minimum=0
     )

@@ -142,6 +142,7 @@ _MAY_CHANGE = frozenset(
         "training.steps",
         "training.max_seconds",
         "training.evaluation_interval",
+        "training.evaluate_first",
         "training.gap_windows",
         "training.patience",
         "training.minimum_improvement",
@@ -337,6 +338,9 @@ class ClimateTextTrainer(Trainer):
             memory = self._resumed.get("memory", {})
             # Where nothing was halved, it only tells how many processes there were.
             self._guard.load(memory if memory.get("splits") else {})
+            self.args.eval_on_start = (
+                self.settings.evaluate_first and checkpoint is None and self.eval_dataset is not None
+            )
             self.stopped_by = None
             self.clock.start(self._resumed.get("seconds", 0.0))
             if self.group.size > 1:
