@@ -166,14 +166,16 @@ def _weights(workload: Workload, model: ClimateTextForCausalLM) -> dict[str, int
         workload.distinct_tokens * max(PAGES_AT_ONCE, embeddings.nbytes // len(embeddings)), embeddings.nbytes
     )
     trainable_bytes = sum(p.numel() * p.element_size() for p in trained)
+    fine_tuned = workload.backbone_trainable is not None
+    changed = [p for p in model.backbone.parameters() if fine_tuned and p.requires_grad]
     return {
-        "frozen": count_parameters(workload.config),
+        "frozen": count_parameters(workload.config) - sum(p.numel() for p in changed),
         "trainable": sum(p.numel() for p in trained),
         "frozen_bytes": sum(p.numel() * p.element_size() for p in held),
-        "untouched_bytes": 0 if tied or not mapped(workload) else embeddings.nbytes - read,
+        "untouched_bytes": 0 if tied or fine_tuned or not mapped(workload) else embeddings.nbytes - read,
         "trainable_bytes": trainable_bytes,
         "gradient_bytes": trainable_bytes,
-        "optimizer_bytes": 2 * trainable_bytes,
+        "optimizer_bytes": 2 * 4 * sum(p.numel() for p in trained),  # moments in float32
     }
 
 

@@ -118,6 +118,7 @@ def make_model(workload: Workload, backbone: LoadedBackbone) -> ClimateTextForCa
         encoder_options=dict(workload.encoder_options),
         fusion_options=dict(workload.fusion_options),
         lora=None if workload.lora is None else dict(workload.lora),
+        backbone_trainable=workload.backbone_trainable,
         history=workload.history,
     ).train()
     if workload.checkpoint_activations:

@@ -28,6 +28,7 @@ class Workload:
         quantization: `int8`, `int4` or None.
         quantize_head: Whether the head is quantized, too.
         lora: Options of adapters, as of `backbones.with_lora`; None for none.
+        backbone_trainable: Which of its weights are trained, as of `backbones.with_trained_weights`; None for none.
         variables: Canonical names of the fields.
         history: Time steps of a window.
         grid: Rows and columns of a window.
@@ -63,6 +64,7 @@ class Workload:
     quantization: str | None = None
     quantize_head: bool = False
     lora: Mapping[str, Any] | None = None
+    backbone_trainable: Any = None
     variables: tuple[str, ...] = ("t2m", "u10", "v10", "msl", "tp", "ws10")
     history: int = 2
     grid: tuple[int, int] = (16, 16)

@@ -55,6 +55,7 @@ def configured_workload(config: RunConfig, found: Architecture, *, device: Devic
         quantization=backbone.quantization,
         quantize_head=backbone.quantize_head,
         lora=None if backbone.lora is None else _plain(asdict(backbone.lora)),
+        backbone_trainable=_plain(backbone.trainable),
         variables=config.data.variables,
         history=config.data.history,
         encoder=config.encoder.name,

@@ -22,7 +22,7 @@ from climafuse.training.config import read_yaml
 from tests.training.runs import save_backbone, settings, write_climate
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("seconds_per_step", "train_seconds", "answers_per_second", "seconds", "date")
+TIMES = ("peak_memory_gb", "seconds_per_step", "train_seconds", "answers_per_second", "seconds", "date")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,8 @@ def test_figures_are_those_of_the_run_and_of_its_evaluations(place: Path) -> Non
     # 4 windows a step; log lines tell windows a second.
     rates = sorted(line["samples_per_second"] for line in lines if "samples_per_second" in line)
     assert 4 / rates[-1] <= figures["training"]["seconds_per_step"] <= 4 / rates[0]
+    assert figures["training"]["loss_before"] is None  # `training.evaluate_first` is not set
+    assert figures["training"]["peak_memory_gb"] == max(line.get("peak_memory_gb", 0) for line in lines)
     for split, name in (("validation", "validation.json"), ("test", "test.json")):
         evaluation = json.loads((place / "evaluation" / name).read_text())
         assert evaluation["data"]["split"] == split

@@ -664,3 +664,28 @@ def test_every_overridden_hook_is_guarded() -> None:
     }
     assert {name for name in private if hasattr(Trainer, name)} <= set(_OVERRIDDEN)
     assert set(_OVERRIDDEN) <= vars(ClimateTextTrainer).keys()
+
+
+def test_the_loss_before_the_first_step_is_measured_once(
+    make_trainer: Make, make_config: Make, toolbox: SimpleNamespace, tmp_path: Path
+) -> None:
+    """It is that of the untrained model, moves no random numbers, and a resumed run does not measure it again."""
+    validation = toolbox.Windows(6, first=100)
+
+    def make(name: str, first: bool, **kwargs: Any) -> Any:
+        output = {"directory": str(tmp_path / name), "save_interval": 2}
+        config = make_config(output, evaluate_first=first, evaluation_interval=4, keep_best=False)
+        return make_trainer(config, eval_dataset=validation, **kwargs)
+
+    untrained = make("untrained", False).evaluate()["eval_loss"]
+    plain = make("plain", False)
+    plain.train()
+    with pytest.raises(KeyboardInterrupt):
+        make("first", True, callbacks=[Interrupt(3)]).train()
+    resumed = make("first", True)
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights(resumed), weights(plain))
+    lines = [line for line in read_log(resumed.output / "log.jsonl") if "eval_loss" in line]
+    assert [line["step"] for line in lines] == [0, 4, 6]
+    assert lines[0]["eval_loss"] == untrained
+    assert lines[1]["eval_loss"] != untrained
