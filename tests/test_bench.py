@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -191,6 +192,7 @@ def test_the_floor_is_the_bare_loss_and_stops_at_the_site(monkeypatch: pytest.Mo
     loaded = tiny_backbone()
     batch = {**inputs.climate(2), **inputs.random_texts(300, 2, 9)}
     monkeypatch.setattr(fusion, "open_gates", lambda model: None)
+    monkeypatch.setattr(fusion, "products", lambda *_: contextlib.nullcontext())
     for site in ("input", 2, "output"):
         bare = fusion.floor(loaded, site, batch)()
         logits = loaded.model(input_ids=batch["input_ids"]).logits

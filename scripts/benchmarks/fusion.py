@@ -20,6 +20,7 @@ from climafuse.backbones import LoadedBackbone, Site, find_blocks
 from climafuse.model import ClimateTextForCausalLM, PrefixStore
 from climafuse.training.config import TrainingConfig
 from climafuse.training.optim import make_optimizer
+from climafuse.training.precision import products
 from scripts.benchmarks.inputs import backbone, climate, random_texts, store
 from scripts.benchmarks.measure import Comparison, Row, Size, compare, quartiles
 
@@ -60,7 +61,8 @@ def fused_step(
     optimizer = make_optimizer(model, TrainingConfig())
 
     def step() -> Tensor:
-        loss = cast("Tensor", model(**batch).loss)
+        with products("auto", torch.device("cpu")):  # as training does
+            loss = cast("Tensor", model(**batch).loss)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
