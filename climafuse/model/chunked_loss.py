@@ -142,7 +142,7 @@ class _Chunked(torch.autograd.Function):
 
 def _scaled(gradients: Sequence[Tensor], given: Tensor) -> Sequence[Tensor]:
     """Gradients times that of the loss itself, mostly 1: a pass over all logits less, where asking does not wait."""
-    if given.device.type == "cpu" and float(given) == 1:
+    if type(given) is Tensor and given.device.type == "cpu" and float(given) == 1:  # one that has a value
         return gradients
     return [gradient * given for gradient in gradients]
 
