@@ -7,7 +7,6 @@ machine with each other: their times are compared.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -27,7 +26,7 @@ from climafuse.errors import OutputError, RunInterruptedError
 from climafuse.json_file import read_object
 from climafuse.manifest import machine, versions
 from climafuse.scaling.records import RESULT_FILE, RESULTS_FILE, read_result, read_results
-from climafuse.scaling.study import FORMAT, PlannedRun, Study, figure, most_runs, plan
+from climafuse.scaling.study import FORMAT, PlannedRun, Study, figure, most_runs, plain, plan
 from climafuse.scaling.worker import ATTENDED, CONFIG_FILE, FIGURES_FILE
 
 WORKER = (sys.executable, "-m", "climafuse.scaling.worker")
@@ -153,7 +152,7 @@ class _Runner:
     def _write(self, runs: Sequence[PlannedRun], *, complete: bool) -> dict[str, Any]:
         results = {
             "format": FORMAT,
-            "study": _plain(self.study),
+            "study": plain(self.study),
             "complete": complete,
             "num_planned": len(runs) if complete else self.total,
             "date": _now(),
@@ -179,7 +178,7 @@ class _Runner:
             "id": run.id,
             "stage": run.stage,
             "label": run.label,
-            "settings": _plain(run.settings),
+            "settings": plain(run.settings),
             "status": "failed",
             "exit_code": code,
             "seconds": time.monotonic() - begin,
@@ -300,14 +299,6 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with whole_file(path) as temporary:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
 def _now() -> str:

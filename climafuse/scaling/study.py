@@ -173,12 +173,14 @@ class PlannedRun:
 
     @property
     def label(self) -> str:
-        """The run in a few words: texts as they are, other values with their key; options are left out."""
-        words = [
-            str(value) if isinstance(value, str) else f"{key.rpartition('.')[2]} {value}"
-            for key, value in self.settings.items()
-            if not isinstance(value, Mapping)
-        ]
+        """The run in a few words: texts as they are, other values with their key; options of parts are left out."""
+        words = []
+        for key, value in self.settings.items():
+            name = key.rpartition(".")[2]
+            if isinstance(value, Mapping):
+                words += [] if name == "options" else [name]
+            elif value is not None:
+                words.append(value if isinstance(value, str) else f"{name} {value}")
         return spelled_out(", ".join(words)) or self.id
 
 
@@ -270,7 +272,7 @@ def choose(
     )
     chosen: dict[str, PlannedRun] = {}
     for _, number in ranked:
-        alike = _spelled([_plain(value_of(runs[number].config, key)) for key in keys] or runs[number].id)
+        alike = _spelled([plain(value_of(runs[number].config, key)) for key in keys] or runs[number].id)
         chosen.setdefault(alike, runs[number])
     return list(chosen.values())[:best]
 
@@ -327,8 +329,8 @@ def _run(study: Study, settings: Mapping[str, Any], stage: int) -> PlannedRun:
             _put(content, key, value)
     config = read_dataclass(RunConfig, content)
     computed = {name: value for name, value in dataclasses.asdict(config).items() if name != "output"}
-    identity = _spelled({"format": FORMAT, **_plain(computed)})
-    told = {key: _plain(value_of(config, key)) for key in study.told if _has(config, key)}
+    identity = _spelled({"format": FORMAT, **plain(computed)})
+    told = {key: plain(value_of(config, key)) for key in study.told if _has(config, key)}
     return PlannedRun(hashlib.sha256(identity.encode()).hexdigest()[:12], config, told, stage)
 
 
@@ -374,11 +376,13 @@ def _once(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
     return list(found.values())
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON keeps them."""
+def plain(value: Any) -> Any:
+    """A setting as JSON keeps it: sections as objects, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+        return {str(key): plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
 def _spelled(value: Any) -> str:

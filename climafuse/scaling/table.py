@@ -152,7 +152,7 @@ def spelled(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(spelled, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {spelled(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key} {spelled(entry)}" for key, entry in value.items() if entry is not None)
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -160,7 +160,13 @@ def _told(rows: Sequence[Row]) -> list[str]:
     """Settings that differ between rows; options follow from what has them, unless nothing else differs."""
     keys = dict.fromkeys(key for row in rows for key in row.settings)
     differing = [key for key in keys if len({json.dumps(row.settings.get(key)) for row in rows}) > 1]
-    plain = [key for key in differing if not any(isinstance(row.settings.get(key), Mapping) for row in rows)]
+    # A section that some runs set to null, such as adapters, is no option of what another key names.
+    plain = [
+        key
+        for key in differing
+        if not any(isinstance(row.settings.get(key), Mapping) for row in rows)
+        or any(row.settings.get(key, ...) is None for row in rows)
+    ]
     return plain or differing
 
 
