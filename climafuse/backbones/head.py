@@ -99,17 +99,18 @@ def narrowed(model: PreTrainedModel, tokens: Tensor) -> Iterator[None]:
             received=type(head).__name__,
             remedy="Train with the whole vocabulary: training.sampled_vocabulary=null.",
         )
-
-    def rows() -> tuple[Tensor, Tensor | None]:
-        weight = head.rows(tokens, model.dtype) if isinstance(head, QuantizedLinear) else head.weight[tokens]
-        return weight, None if head.bias is None else head.bias[tokens]
-
     # Of a head that is trained, each call has a graph of its own.
     trained = any(parameter.requires_grad for parameter in head.parameters())
-    once = None if trained else rows()
+    rows: tuple[Tensor, Tensor | None] | None = None
 
     def narrow(hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, *(once or rows()))
+        nonlocal rows
+        if rows is None or trained:  # in the call: a head that is spread over processes is whole only there
+            weight = (
+                head.rows(tokens, model.dtype) if isinstance(head, QuantizedLinear) else head.weight[tokens]
+            )
+            rows = weight, None if head.bias is None else head.bias[tokens]
+        return functional.linear(hidden, *rows)
 
     with replaced_forward(head, narrow):
         yield

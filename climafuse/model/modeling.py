@@ -70,7 +70,6 @@ CLIMATE_INPUTS = ("climate_fields", "climate_mask", "climate_latitude", "climate
 # Options of transformers' save_pretrained and the values under which they change nothing.
 _SAVE_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "is_main_process": (True,),
-    "state_dict": (None,),
     "push_to_hub": (False,),
     "max_shard_size": (None, "50GB"),
     "variant": (None,),
@@ -172,6 +171,9 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         self.fusions = nn.ModuleDict(
             {str(site): make(layout.width(site), encoder.width, **options) for site in self.sites}
         )
+        # What FSDP gathers at a time, where its configuration names no classes.
+        units = (*layout.blocks, self.encoder, *self.fusions.values())
+        self._no_split_modules = sorted({type(unit).__name__ for unit in units})
         self.prefix_site = _prefix_site(self.sites[0], first_trained_site(self.backbone), layout.num_blocks)
         self.num_soft_tokens = _num_soft_tokens(self.fusions, self.sites)
         self.word_size = word_size(backbone.model) if self.num_soft_tokens else 0.0
@@ -251,7 +253,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         }
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, **kwargs: Any
+        self, save_directory: str | Path, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
         """Write configuration, trainable weights and card; the configuration holds the weights' checksum.
 
@@ -260,6 +262,7 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             save_directory: Folder; made if need be. `training.write_folder` around this saves all or nothing.
+            state_dict: `trainable_state_dict()`, gathered where the weights are spread over processes; None for it.
             **kwargs: Options of transformers, at the values under which they change nothing.
 
         Raises:
@@ -273,9 +276,17 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                     received=f"{name}={value!r}",
                     remedy="Leave it out; to publish a model, call push_to_hub.",
                 )
+        weights = self.trainable_state_dict()
+        if state_dict is not None and state_dict.keys() != weights.keys():
+            raise ConfigurationError(
+                "state_dict",
+                expected=f"the {len(weights)} tensors of trainable_state_dict(), gathered",
+                received=f"{len(state_dict)} others",
+                remedy="Leave it out.",
+            )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder, self.trainable_state_dict())
+        write_weights(folder, weights if state_dict is None else state_dict)
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         config.weights_sha256 = sha256(folder / WEIGHTS_FILE)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from climafuse.errors import TrainingError
 from climafuse.training.config import TrainingConfig
 from climafuse.training.rounding import RoundingAdamW
+from climafuse.training.sharding import whole
 
 _UNDECAYED_MODULES = (nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
@@ -216,7 +217,7 @@ def gradient_norms(parts: Mapping[str, Iterable[nn.Parameter]]) -> tuple[Tensor,
         Norms of the parts [P], in their order, and of all together [], on the device of the gradients.
     """
     norms = [
-        _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        whole(_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
         for parameters in parts.values()
     ]
     device = max((norm.device for norm in norms), key=lambda device: device.type != "cpu")

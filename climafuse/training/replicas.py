@@ -26,7 +26,8 @@ def make_alike(model: nn.Module, identity: Mapping[str, str], group: Group, *, s
         seed: Of the run.
 
     Raises:
-        TrainingError: Another process has other data or another backbone.
+        TrainingError: Another process has other data or another backbone; or weights would be rounded otherwise in
+            each process.
     """
     if group.size == 1:
         return
@@ -46,4 +47,13 @@ def make_alike(model: nn.Module, identity: Mapping[str, str], group: Group, *, s
     # Read by DistributedDataParallel, which would send them all from the first process.
     cast("Any", model)._ddp_params_and_buffers_to_ignore = [*frozen, *buffers]
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        coarse = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype == torch.bfloat16]
+        if coarse:
+            raise TrainingError(
+                coarse[0],
+                expected="weights in float32, or no dropout, where several processes train",
+                received="bfloat16, whose updates are rounded at random, alike in all processes, and dropout, which is "
+                "not",
+                remedy="Set backbone.dtype: float32, or dropout to 0.",
+            )
         torch.manual_seed(seed + group.rank)

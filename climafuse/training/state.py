@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from climafuse.errors import CheckpointError
 from climafuse.json_file import read_object
+from climafuse.training.sharding import spread_like, whole
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,24 @@ STATE_FILE = "training_state.json"
 _CONTENT = frozenset({"step", "seconds", "settings", "identity", "loss", "optimizer", "scheduler", "random"})
 
 
+def optimizer_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The moments of an optimizer by parameter, "<name>:<moment>", on the processor.
+
+    Where they are spread over processes, all must ask for them.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}:{key}": whole(torch.as_tensor(value).detach()).cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
 def save_optimizer(
-    directory: Path, optimizer: torch.optim.Optimizer, model: nn.Module
+    directory: Path,
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Writes the moments of an optimizer and returns its groups for the JSON file.
 
@@ -40,17 +57,14 @@ def save_optimizer(
         directory: The folder.
         optimizer: The optimizer.
         model: The model whose parameters it holds.
+        moments: `optimizer_moments`; None for those it has now.
 
     Returns:
         The groups, with parameter names in place of parameters.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    moments = {
-        f"{names[parameter]}:{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-    save_file(moments, directory / OPTIMIZER_FILE)
+    found = optimizer_moments(optimizer, model) if moments is None else dict(moments)
+    save_file(found, directory / OPTIMIZER_FILE)
     return [
         {**group, "params": [names[parameter] for parameter in group["params"]]}
         for group in optimizer.param_groups
@@ -85,7 +99,8 @@ def load_optimizer(
             remedy="Resume with the configuration that the run was started with.",
         )
     moments = load_file(directory / OPTIMIZER_FILE)
-    shapes = {name: parameter.shape for parameter, name in names.items()}
+    parameters = {name: parameter for parameter, name in names.items()}
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
     index = {name: position for position, name in enumerate(name for group in expected for name in group)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
@@ -97,7 +112,8 @@ def load_optimizer(
                 received=f"{key} of shape {list(value.shape)}",
                 remedy="Resume with the configuration that the run was started with.",
             )
-        state.setdefault(index[name], {})[moment] = value
+        spread = spread_like(value, parameters[name]) if value.ndim else value
+        state.setdefault(index[name], {})[moment] = spread
     plain = [
         {
             **{key: tuple(value) if isinstance(value, list) else value for key, value in group.items()},

@@ -62,6 +62,7 @@ from climafuse.errors import (
 )
 from climafuse.memory import out_of_memory, peak_memory_gb
 from climafuse.model.card import CARD_FILE
+from climafuse.model.folder import read_weights
 from climafuse.training.callbacks import (
     LOG_FILE,
     EarlyStopping,
@@ -91,10 +92,12 @@ from climafuse.training.optim import gradient_norms, make_optimizer, make_schedu
 from climafuse.training.precision import products
 from climafuse.training.read_ahead import ReadAheadSampler, ReadsAhead
 from climafuse.training.replicas import make_alike
+from climafuse.training.sharding import is_sharded, load_whole, whole
 from climafuse.training.shares import Share
 from climafuse.training.state import (
     load_optimizer,
     load_random,
+    optimizer_moments,
     random_state,
     read_state,
     save_optimizer,
@@ -119,6 +122,7 @@ _OVERRIDDEN = (
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
+    "_prepare_for_training",
     "_prepare_inputs",
     "_save_checkpoint",
     "create_optimizer",
@@ -245,8 +249,8 @@ class ClimateTextTrainer(Trainer):
         self._loss_shifts_labels = True
 
         self._module: Any = model  # self.model, which the Trainer types as optional
-        self._parts = trainable_parts(model)
-        self._trainable = [parameter for parameters in self._parts.values() for parameter in parameters]
+        self._gathered: dict[str, Tensor] | None = None
+        self._note_parts()
         self._may_omit_logits = "return_logits" in signature(model.forward).parameters
         self._meter = Meter(self.clock)
         self._microbatches: list[dict[str, Any]] = []
@@ -469,6 +473,23 @@ class ClimateTextTrainer(Trainer):
     def _mean_loss(self) -> float:
         """Over all steps of the run, those before it was resumed included."""
         return float(self._total_loss_scalar) / max(self.state.global_step, 1)
+
+    def _note_parts(self) -> None:
+        self._parts = trainable_parts(self._module)
+        self._trainable = [parameter for parameters in self._parts.values() for parameter in parameters]
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader[Any]]:
+        """Wraps the model for several processes; FSDP puts other parameters in the places of its own."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._note_parts()
+        if is_sharded(self._module) and any(weight.dtype != torch.float32 for weight in self._trainable):
+            raise TrainingError(
+                "backbone.dtype",
+                expected="float32 for weights that are trained and spread over processes",
+                received="bfloat16",
+                remedy="Set backbone.dtype: float32, or train with DDP.",
+            )
+        return cast("tuple[nn.Module, DataLoader[Any]]", prepared)
 
     # ---- Optimization --------------------------------------------------------------------------------------
 
@@ -847,7 +868,7 @@ class ClimateTextTrainer(Trainer):
                 untouched.
         """
         folder = Path(output_dir) if output_dir is not None else self.output / "model"
-        with self.group:
+        with self.group, self._weights_gathered():
             self.group.first(lambda: self._write_to(folder, "model", self._write_model, self._weight_bytes()))
 
     def _write_to(
@@ -857,7 +878,8 @@ class ClimateTextTrainer(Trainer):
         write_folder(folder, write, kind=kind, details=details, bytes_needed=size)
 
     def _write_model(self, folder: Path) -> None:
-        self._module.save_pretrained(str(folder))
+        gathered = {} if self._gathered is None else {"state_dict": self._gathered}
+        self._module.save_pretrained(str(folder), **gathered)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
         (folder / CONFIG_FILE).write_text(self.config.to_yaml(), encoding="utf-8")
@@ -871,9 +893,10 @@ class ClimateTextTrainer(Trainer):
         path = checkpoint_path(self.output, self.state.global_step)
         # Weights and two moments in float32.
         size = self._weight_bytes() + 8 * sum(weight.numel() for weight in self._trainable)
-        with self._meter.paused():
+        with self._meter.paused(), self._weights_gathered():
+            moments = optimizer_moments(self._plain_optimizer(), self._module)
             random = self.group.exchange(random_state())
-            write = partial(self._write_checkpoint, random)
+            write = partial(self._write_checkpoint, random, moments)
             best_step = self.state.best_global_step
             self.group.first(lambda: self._write_to(path, "checkpoint", write, size, best_step=best_step))
             self._note_best()
@@ -881,7 +904,28 @@ class ClimateTextTrainer(Trainer):
             if self.group.size > 1:
                 self._agree()  # a signal may have come meanwhile
 
-    def _write_checkpoint(self, random: list[dict[str, Any]], folder: Path) -> None:
+    @contextlib.contextmanager
+    def _weights_gathered(self) -> Iterator[None]:
+        """Has the weights whole while this lasts, where they are spread over the processes."""
+        if is_sharded(self._module):
+            own = self._module.trainable_state_dict()
+            self._gathered = {name: whole(tensor).cpu() for name, tensor in own.items()}
+        try:
+            yield
+        finally:
+            self._gathered = None
+
+    def _load_weights(self, folder: str) -> None:
+        """Loads trainable weights strictly, spread or not."""
+        if is_sharded(self._module):
+            own = self._module.trainable_state_dict()
+            load_whole(own, read_weights(Path(folder), own))
+        else:
+            self._module.load_trainable(folder)
+
+    def _write_checkpoint(
+        self, random: list[dict[str, Any]], moments: dict[str, Tensor], folder: Path
+    ) -> None:
         self._write_model(folder)
         content = {
             "step": self.state.global_step,
@@ -891,7 +935,7 @@ class ClimateTextTrainer(Trainer):
             # Of the steps since the last log line, and of all before it: log lines and the mean come out the same.
             "loss": [self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged],
             "memory": self._guard.state(),
-            "optimizer": save_optimizer(folder, self._plain_optimizer(), self._module),
+            "optimizer": save_optimizer(folder, self._plain_optimizer(), self._module, moments),
             "scheduler": {
                 key: value
                 for key, value in cast("Any", self.lr_scheduler).state_dict().items()
@@ -914,13 +958,13 @@ class ClimateTextTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Loads the trainable weights, strictly."""
-        self._module.load_trainable(resume_from_checkpoint)
+        self._load_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Ends with the weights of the best step."""
         best = Path(cast("str", self.state.best_model_checkpoint))
         verify_checkpoint(best)
-        self._module.load_trainable(str(best))
+        self._load_weights(str(best))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

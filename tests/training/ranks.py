@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,146 @@ def train(
         )
 
 
+def fully_shard(folder: Path, rank: int, *, cases: list[dict[str, Any]]) -> None:
+    """Two steps of a sharded model, beside those of a whole one with the batches of all processes."""
+    import torch
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from climafuse.model import PrefixStore, SampledVocabulary
+    from climafuse.training.config import TrainingConfig
+    from climafuse.training.optim import gradient_norms, make_optimizer, trainable_parts
+    from climafuse.training.sharding import is_sharded, shard, whole
+    from tests.model.build import ANSWERS, PROMPTS, make_model, make_processor, random_window
+
+    # Nobody writes into what a module has returned; that gradients arrive is what is tested.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor")
+    distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    told = []
+    for case in cases:
+        case = dict(case)
+        store, sampled = case.pop("store", False), case.pop("sampled", False)
+        dtype = getattr(torch, case.pop("dtype", "float32"))
+        models = [make_model(dtype=dtype, **case).train() for _ in range(2)]
+        processor = make_processor(models[0])
+        batches = [
+            processor(
+                [random_window(2 * number), random_window(2 * number + 1)], list(PROMPTS), list(ANSWERS)
+            )
+            for number in range(distributed.get_world_size())
+        ]
+        for model in models:
+            if store:
+                model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
+                texts = [tuple(row[mask.bool()].tolist()) for batch in batches
+                         for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
+                model.prefix_store.add(texts)
+            if sampled:
+                tokens = torch.cat([batch["input_ids"].flatten() for batch in batches])
+                model.sampled_vocabulary = SampledVocabulary(tokens, model._vocabulary, 16)
+        reference, sharded = models[0], shard(models[1], mesh)
+        assert is_sharded(sharded)
+        assert not is_sharded(reference)
+        settings = TrainingConfig(learning_rate=0.01)
+        optimizers = [make_optimizer(model, settings) for model in models]
+        for _ in range(2):
+            torch.manual_seed(1)
+            outputs = []
+            for batch in batches:
+                torch.manual_seed(1)
+                outputs.append(reference(**batch))
+            torch.stack([output.loss for output in outputs]).mean().backward()
+            torch.manual_seed(1)
+            output = sharded(**batches[rank])
+            output.loss.backward()
+            gaps = {"loss": abs(output.loss.item() - outputs[rank].loss.item())}
+            gaps["logits"] = (output.logits - outputs[rank].logits).abs().max().item()
+            own = dict(sharded.named_parameters())
+            gradients = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
+            assert gradients.keys() == {name for name, p in own.items() if p.grad is not None}
+            gaps["gradients"] = max(
+                (whole(own[name].grad) - g).abs().max().item() for name, g in gradients.items()
+            )
+            gaps["size"] = max(g.abs().max().item() for g in gradients.values())
+            norms = [gradient_norms(trainable_parts(model))[1] for model in models]
+            gaps["norm"] = abs(norms[0].item() / norms[1].item() - 1)
+            for optimizer, norm in zip(optimizers, norms, strict=True):
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                torch.nn.utils.clip_grads_with_norm_(parameters, 0.5 * norm.item(), norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            weights = {name: whole(tensor) for name, tensor in sharded.trainable_state_dict().items()}
+            expected = reference.trainable_state_dict()
+            assert weights.keys() == expected.keys()
+            gaps["weights"] = max((weights[name] - expected[name]).abs().max().item() for name in expected)
+            told.append(gaps)
+    if rank == 0:
+        (folder / "gaps.json").write_text(json.dumps(told))
+
+
+def train_sharded(
+    folder: Path, rank: int, *, resume: bool = False, steps: int = 6, sharded: bool = True
+) -> None:
+    """Train a tiny model whose weights are spread, as accelerate spreads them on GPUs: it does not on processors."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.utils.data import Dataset
+
+    from climafuse.training.config import RunConfig, read_dataclass
+    from climafuse.training.optim import make_optimizer
+    from climafuse.training.sharding import shard
+    from climafuse.training.trainer import ClimateTextTrainer
+    from tests.model.build import ANSWERS, PROMPTS, make_model, make_processor, random_window
+
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor")
+    model = make_model()
+    processor = make_processor(model)
+
+    class Numbers(Dataset[int]):
+        def __len__(self) -> int:
+            return 7
+
+        def __getitem__(self, number: int) -> int:
+            return number
+
+    def collate(numbers: list[int]) -> dict[str, Any]:
+        texts = [number % 2 for number in numbers]
+        prompts, answers = [PROMPTS[text] for text in texts], [ANSWERS[text] for text in texts]
+        return dict(processor([random_window(number) for number in numbers], prompts, answers))
+
+    content = {
+        "training": {"steps": steps, "windows_per_step": 4, "warmup_steps": 0, "learning_rate": 0.01,
+                     "logging_interval": 1, "evaluation_interval": 3, "accumulation": 2, "precision": "float32"},
+        "output": {"directory": str(folder / "run"), "save_interval": 3, "tensorboard": False},
+    }  # fmt: skip
+    config = read_dataclass(RunConfig, content)
+    trainer = ClimateTextTrainer(
+        model, config, train_dataset=Numbers(), eval_dataset=Numbers(), data_collator=collate, progress=False
+    )
+
+    def prepare(model: Any, optimizer: Any) -> tuple[Any, Any]:
+        shard(model, init_device_mesh("cpu", (2,)))
+        return model, make_optimizer(model, trainer.settings)
+
+    if sharded:
+        trainer.accelerator.prepare = prepare
+        load = trainer._load_from_checkpoint
+        wrap = trainer._prepare_for_training
+
+        def loaded_after(*args: Any, **kwargs: Any) -> Any:  # as the Trainer does where weights are spread
+            prepared = wrap(*args, **kwargs)
+            if resume:
+                load(trainer._resumed["folder"])
+            return prepared
+
+        trainer._prepare_for_training = loaded_after  # type: ignore[method-assign]
+        trainer._load_from_checkpoint = (  # type: ignore[method-assign]
+            lambda path, model=None: trainer._resumed.update(folder=path)
+        )
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+
+
 def command(folder: Path, rank: int, *, arguments: list[str]) -> None:
     """The command line."""
     from climafuse.cli import app
@@ -180,7 +321,9 @@ def command(folder: Path, rank: int, *, arguments: list[str]) -> None:
     app.main()
 
 
-JOBS: dict[str, Callable[..., None]] = {"train": train, "command": command}
+JOBS: dict[str, Callable[..., None]] = {
+    job.__name__: job for job in (train, fully_shard, train_sharded, command)
+}
 
 
 # ---- The server

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,55 @@ def test_of_three_the_one_that_is_gone_is_named(ranks: Ranks, tmp_path: Path) ->
     settings = {"windows_per_step": 6}
     assert ranks.run("train", tmp_path, size=3, settings=settings, event=["SIGKILL", 1, 3]) == [1, -9, 1]
     assert all("process 1 gave no sign of life" in output(tmp_path, rank) for rank in (0, 2))
+
+
+# ---- Weights spread over processes
+
+
+CASES: tuple[dict[str, Any], ...] = (
+    {},
+    {"sites": "output", "store": True, "sampled": True},
+    {"sites": "output"},
+    {"sites": [2], "store": True},
+    {"fusion": "prefix", "sites": "input"},
+    {
+        "dtype": "bfloat16",
+        "lora": {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": None, "layers": None},
+    },
+    {"architecture": "gpt2"},
+    {"architecture": "opt", "sampled": True},
+)
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_the_whole_one(ranks: Ranks, tmp_path: Path) -> None:
+    """`fully_shard` on a mesh of two: two steps, each process with a batch of its own, beside the mean of both."""
+    codes = ranks.run("fully_shard", tmp_path, cases=list(CASES), limit=120)
+    assert codes == [0, 0], output(tmp_path, 0)
+    told = json.loads((tmp_path / "gaps.json").read_text())
+    assert len(told) == 2 * len(CASES)
+    for gaps in told:
+        assert gaps["loss"] < 2e-6
+        assert gaps["logits"] < 2e-5
+        assert gaps["gradients"] < 2e-6 < gaps["size"] / 1000
+        assert gaps["norm"] < 1e-6
+        assert gaps["weights"] < 1e-3  # a tenth of what AdamW moves a weight whose gradient is rounding
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_sharded_model_are_those_of_a_whole_one(ranks: Ranks, tmp_path: Path) -> None:
+    one, two, again, onward = (tmp_path / name for name in ("one", "two", "again", "onward"))
+    assert ranks.run("train_sharded", one, size=1, sharded=False) == [0]
+    assert ranks.run("train_sharded", two) == [0, 0], output(two, 0)
+    for folder in (again, onward):
+        shutil.copytree(two / "run/checkpoint-3", folder / "run/checkpoint-3")
+    assert ranks.run("train_sharded", again, resume=True) == [0, 0]
+    assert ranks.run("train_sharded", onward, size=1, sharded=False, resume=True) == [0]
+    files = [folder / "run/checkpoint-6" for folder in (one, two, again, onward)]
+    for name in ("model", "optimizer"):
+        whole, spread, resumed, alone = (load_file(file / f"{name}.safetensors") for file in files)
+        assert farthest(spread, resumed) == 0
+        assert farthest(whole, spread) < 5e-4
+        assert farthest(spread, alone) < 5e-4
+    told = [json.loads((file / "config.json").read_text()) for file in files]
+    assert told[0].keys() == told[1].keys()
