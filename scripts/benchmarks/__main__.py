@@ -23,7 +23,7 @@ from scripts.benchmarks import billions, results
 from scripts.benchmarks.measure import FULL, QUICK, Row, Size
 
 SECTIONS = ("fusion", "generate", "loader", "mock", "optimizer", "prefix")
-ON_REQUEST = ("billions", "prefix_1b", "prepare")  # many minutes, and gigabytes of disk
+ON_REQUEST = ("billions", "plan", "prefix_1b", "prepare")  # many minutes, and gigabytes of disk
 DISTRIBUTIONS = ("torch", "transformers", "numpy", "xarray", "netCDF4", "zarr")
 
 

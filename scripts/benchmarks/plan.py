@@ -1,0 +1,166 @@
+"""What `climafuse plan` says, against what is measured: ten cases, each in a process of its own.
+
+Peak resident memory is planned here, before the process of the case begins; the time of a step is that of the probe,
+taken in turn with real steps in that process. Weights of architectures that are not on this machine are random and
+written once to climafuse's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from climafuse.backbones.architectures import ARCHITECTURES
+from climafuse.planning import find_architecture
+from climafuse.planning import plan as make_plan
+from climafuse.training.fitting import MODULES
+from scripts.benchmarks.billions import backbone_of
+from scripts.benchmarks.measure import Row, Size, quartiles
+from scripts.benchmarks.plan_case import Case
+
+PEAK_AIM, TIME_AIM = 0.05, 0.25
+MEANING = (
+    "planned ÷ measured seconds of a training step, the probe of the plan in turn with real steps; aim of both: time "
+    "within 25 %, peak resident memory within 5 % (details: planned_peak_gb and peak_gb)"
+)
+LIMIT = 1800  # seconds of a case
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A case of the table.
+
+    Args:
+        name: What it is.
+        backbone: Name of a backbone or architecture.
+        settings: Of its `Workload`.
+    """
+
+    name: str
+    backbone: str
+    settings: dict[str, Any]
+
+
+_SMALL = "smollm2-135m-instruct"
+TABLE: tuple[Planned, ...] = (
+    Planned("SmolLM2-135M bf16, 1 × 32 at input", _SMALL, {"sites": "input"}),
+    Planned(
+        "SmolLM2-135M bf16, 8 × 2 × 64 at block 15, with evaluation",
+        _SMALL,
+        {"sites": [15], "windows": 8, "texts_per_window": 2, "length": 64, "evaluation_windows": 8},
+    ),
+    Planned(
+        "SmolLM2-135M float32, 4 × 48, gated addition at input",
+        _SMALL,
+        {
+            "dtype": "float32",
+            "precision": "float32",
+            "sites": "input",
+            "fusion": "gated_addition",
+            "windows": 4,
+            "length": 48,
+        },
+    ),
+    Planned(
+        "SmolLM2-135M bf16, 16 × 6 × 40 at output, states stored",
+        _SMALL,
+        {
+            "sites": "output",
+            "windows": 16,
+            "texts_per_window": 6,
+            "length": 40,
+            "reuse_prefix": True,
+            "accumulation": 2,
+        },
+    ),
+    Planned(
+        "SmolLM2-135M int8, 8 × 32 at input, recomputed",
+        _SMALL,
+        {"sites": "input", "quantization": "int8", "windows": 8, "checkpoint_activations": True},
+    ),
+    Planned("gpt2-large bf16, 2 × 32 at input", "gpt2-large", {"sites": "input", "windows": 2}),
+    Planned(
+        "gpt2-large bf16, 4 × 64 at the last quarter",
+        "gpt2-large",
+        {"sites": [27], "windows": 4, "length": 64},
+    ),
+    *(
+        Planned(
+            f"opt-1.3b {kind or 'bf16'}, 1 × 32 at input",
+            "opt-1.3b",
+            {
+                "sites": "input",
+                "fusion_options": {"heads": 32},
+                "quantization": kind,
+                "quantize_head": kind is not None,
+            },
+        )
+        for kind in (None, "int8", "int4")
+    ),
+)
+SMALLEST = TABLE[:2]  # where it is only to be seen that it works
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """Compare all cases."""
+    for entry in TABLE if size.name == "full" else SMALLEST:
+        backbone = entry.backbone
+        if backbone in ARCHITECTURES:
+            backbone = str(backbone_of(backbone))
+        yield row(entry.name, Case(backbone, entry.settings, size.repeats))
+
+
+def row(name: str, case: Case) -> Row:
+    """Compare the plan of a case with what it takes."""
+    made = make_plan(
+        case.workload(),
+        modules=MODULES,
+        tokenizer=find_architecture(case.backbone).directory,
+        time=False,
+        search=False,
+    )
+    found = _measured(case)
+    ratios = tuple(found["ratios"])
+    ratio = sorted(ratios)[len(ratios) // 2]
+    planned_peak = made.peak / 1e9
+    error = planned_peak / found["peak_gb"] - 1
+    return Row(
+        section="plan",
+        case=f"{name}: peak {planned_peak:.2f} planned, {found['peak_gb']:.2f} GB measured ({error:+.1%})",
+        ratio=ratio,
+        spread=quartiles(ratios),
+        aim="0.75 to 1.25",
+        reached=abs(ratio - 1) <= TIME_AIM and abs(error) <= PEAK_AIM,
+        seconds=found["seconds"],
+        reference_seconds=found["planned_seconds"],
+        rate=1 / found["seconds"],
+        unit="steps/s",
+        peak_gb=found["peak_gb"],
+        repeats=len(ratios),
+        meaning=MEANING,
+        details={
+            "planned_peak_gb": planned_peak,
+            "peak_error": error,
+            "peak_phase": made.peak_phase,
+            "phases_gb": {phase: num / 1e9 for phase, num in made.phases.items()},
+            "base_gb": made.base / 1e9,
+            "footprint": asdict(made.footprint),
+            "parts": found["parts"],
+        },
+    )
+
+
+def _measured(case: Case) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        spec, out = Path(folder) / "case.json", Path(folder) / "found.json"
+        spec.write_text(json.dumps(asdict(case)), encoding="utf-8")
+        command = [sys.executable, "-m", "scripts.benchmarks.plan_case", str(spec), str(out)]
+        subprocess.run(command, check=True, timeout=LIMIT)
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
