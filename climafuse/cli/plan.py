@@ -11,7 +11,7 @@ import typer
 from climafuse.cli.handler import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
-    from climafuse.planning.plan import Plan
+    from climafuse.planning.planner import Plan
 
 
 def plan(

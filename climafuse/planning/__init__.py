@@ -3,7 +3,7 @@
 from climafuse.planning.backbones import Architecture, find_architecture
 from climafuse.planning.devices import DEVICES, Device, device, memory_of, this_machine
 from climafuse.planning.memory import Footprint, measure
-from climafuse.planning.plan import Change, Plan, plan
+from climafuse.planning.planner import Change, Plan, plan
 from climafuse.planning.probe import Pace
 from climafuse.planning.workload import Workload
 

@@ -45,6 +45,7 @@ class Footprint:
         frozen: Parameters of the backbone, tied ones once.
         trainable: Parameters of encoder, fusions and adapters.
         frozen_bytes: Weights of the backbone, as they are held.
+        mapped_bytes: Of these, what stays in its file and is held as far as it was read.
         untouched_bytes: Of these, rows of the embeddings that no text of the run reads.
         trainable_bytes: Weights of the rest.
         gradient_bytes: Gradients.
@@ -68,6 +69,7 @@ class Footprint:
     frozen: int
     trainable: int
     frozen_bytes: int
+    mapped_bytes: int
     untouched_bytes: int
     trainable_bytes: int
     gradient_bytes: int
@@ -172,6 +174,7 @@ def _weights(workload: Workload, model: ClimateTextForCausalLM) -> dict[str, int
         "frozen": count_parameters(workload.config) - sum(p.numel() for p in changed),
         "trainable": sum(p.numel() for p in trained),
         "frozen_bytes": sum(p.numel() * p.element_size() for p in held),
+        "mapped_bytes": sum(p.nbytes for p in frozen if p.is_floating_point()) if mapped(workload) else 0,
         "untouched_bytes": 0 if tied or fine_tuned or not mapped(workload) else embeddings.nbytes - read,
         "trainable_bytes": trainable_bytes,
         "gradient_bytes": trainable_bytes,

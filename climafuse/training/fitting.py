@@ -15,7 +15,7 @@ from climafuse.planning.backbones import Architecture, find_architecture
 from climafuse.planning.base import Base, process_base, resident_bytes
 from climafuse.planning.devices import Device, this_machine
 from climafuse.planning.memory import TEXTS_AT_ONCE
-from climafuse.planning.plan import Plan, largest_microbatch, plan
+from climafuse.planning.planner import Plan, largest_microbatch, plan
 from climafuse.planning.probe import probe_pace
 from climafuse.planning.workload import Workload
 from climafuse.registry import ENCODERS, FUSIONS

@@ -226,6 +226,7 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
     stored = f.store_bytes if f.store_bytes <= limit else 0  # on the disk
     loading = frozen
     if not device.gpu:
+        loading = f.frozen_bytes - f.mapped_bytes  # nothing of a mapped file has been read yet
         if workload.quantization is not None:
             loading += QUANTIZING
         elif not mapped(workload):

@@ -1,0 +1,48 @@
+"""Machines to plan for."""
+
+from __future__ import annotations
+
+import pytest
+
+from climafuse import memory
+from climafuse.errors import ConfigurationError
+from climafuse.planning import devices
+from climafuse.planning.devices import DEVICES, device, memory_of, parse_bytes, this_machine
+
+
+@pytest.mark.parametrize(
+    ("text", "num"),
+    [("36GB", 36 * 10**9), ("36 GiB", 36 * 2**30), ("1.5g", 1_500_000_000), ("512M", 512_000_000), ("7", 7)],
+)
+def test_memory_is_read(text, num):
+    assert parse_bytes(text) == num
+
+
+@pytest.mark.parametrize("text", ["", "many", "-3GB", "3XB", "0GB", "ib", "3 GB 2"])
+def test_what_is_no_memory_is_refused(text):
+    with pytest.raises(ConfigurationError, match="36GB"):
+        parse_bytes(text)
+
+
+def test_gpus_are_found_by_name_and_the_nearest_is_proposed():
+    assert device("a100-40").memory == 40 * 2**30
+    with pytest.raises(ConfigurationError, match="Did you mean A100-80"):
+        device("A100-8")
+    # Figures of data sheets that count zeros as work would be twice as high.
+    assert device("H100").bfloat16 == pytest.approx(1979e12 / 2, rel=1e-3)
+    for gpu in DEVICES.values():
+        assert gpu.gpu
+        assert gpu.bfloat16 > gpu.float32 > gpu.bandwidth > 1e11
+
+
+def test_memory_of_a_known_device_can_be_less():
+    found = memory_of("30GB", device("A100-40"))
+    assert (found.memory, found.gpu) == (30 * 10**9, True)
+    assert memory_of("36GB").memory == 36 * 10**9
+
+
+def test_this_machine_is_what_is_held_and_what_is_free(monkeypatch):
+    monkeypatch.setattr(devices, "memory_state", lambda: memory.MemoryState(5, 7, 11, 100))
+    assert this_machine().memory == 16
+    monkeypatch.setattr(devices, "memory_state", lambda: None)
+    assert this_machine().memory > 2**30

@@ -1,0 +1,136 @@
+"""Whether it fits, how much would, and what to change: of counts that are known (`tiny_workload.counted`)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from climafuse.errors import MemoryPlanError
+from climafuse.planning import Device, device, measure, plan, planner
+from climafuse.planning.planner import CUDA_CONTEXT, phases
+from climafuse.planning.probe import USUAL_SHARE, estimate_pace
+from tests.planning.tiny_workload import counted, workload
+
+BASE = 1_000_000
+LARGE = Device("large", 10**12)
+# Two windows of ten tokens: weights, moments, gradients and the step.
+HELD = BASE + 2_000_000 + 200_000 + 400_000 + 200_000 + 20_000
+
+
+@pytest.fixture
+def _counted(monkeypatch):
+    monkeypatch.setattr(planner, "measure", counted)
+
+
+@pytest.mark.usefixtures("_counted")
+def test_the_peak_is_the_largest_phase_and_the_sum_of_its_parts():
+    found = plan(workload(evaluation_windows=3), LARGE, base=BASE, time=False)
+    assert found.phases == {
+        "loading": BASE + 2_000_000,
+        "training": HELD,
+        "evaluation": HELD - 200_000 - 20_000 + 15_000,
+        "saving": HELD - 200_000 - 20_000 + 400_000,
+    }
+    assert (found.peak, found.peak_phase) == (HELD + 180_000, "saving")
+    assert found.fits
+    found.require()
+    assert found.changes == ()
+
+
+@pytest.mark.usefixtures("_counted")
+@pytest.mark.parametrize("windows", [1, 2, 6])
+def test_the_largest_microbatch_and_length_by_hand(windows):
+    room = 3_800_000 + 123_456  # beside what does not depend on either: 123 windows' tokens of 1000 bytes
+    found = plan(workload(windows=windows), Device("small", room), base=BASE, time=False)
+    assert found.largest_microbatch == 12
+    assert found.largest_length == min(123 // windows, 256)
+
+
+@pytest.mark.usefixtures("_counted")
+def test_nothing_fits_into_too_little():
+    found = plan(workload(), Device("small", 3_800_000), base=BASE, time=False)
+    assert (found.largest_microbatch, found.largest_length) == (0, 0)
+
+
+@pytest.mark.usefixtures("_counted")
+def test_texts_are_no_longer_than_the_backbone_reads():
+    assert plan(workload(), LARGE, base=BASE, time=False).largest_length == 256
+
+
+@pytest.mark.usefixtures("_counted")
+def test_what_does_not_fit_is_refused_with_what_to_change_first():
+    work = workload(windows=800, evaluation_windows=10)  # 8 MB of activations
+    small = Device("small", 9_000_000)
+    found = plan(work, small, base=BASE, time=False, search=False)
+    assert not found.fits
+    assert found.peak == 3_800_000 + 8_000_000
+    # 520 windows would fit: 400 is the largest divisor. Activations anew save the half. To quantize takes 0.2 GB for a
+    # while, so that it saves nothing of so small a model.
+    assert [(change.settings[0], change.saving, change.fits) for change in found.changes] == [
+        ("training.accumulation=2", 4_000_000, True),
+        ("training.checkpoint_activations=true", 4_000_000, True),
+    ]
+    with pytest.raises(MemoryPlanError) as refused:
+        found.require()
+    error = refused.value
+    assert error.exit_code == 1
+    assert "training.accumulation=2" in error.remedy
+    assert "check_memory=false" in error.remedy
+    assert error.expected == "at most 0.01 GB, which small has free"
+    assert "0.01 GB in training" in str(error.received)
+
+
+@pytest.mark.usefixtures("_counted")
+def test_a_gpu_holds_no_libraries_and_its_times_are_called_estimates():
+    gpu = device("A100-40")
+    found = plan(workload(), gpu, base=BASE, search=False)
+    assert found.base == CUDA_CONTEXT
+    assert found.to_dict()["times_are"] == "estimates"
+    json.dumps(found.to_dict(), default=str)
+    # In float32: 73 operations; all blocks are read forward, two of four backward; kernels of four blocks.
+    products, weights = 73 / (USUAL_SHARE * 19.5e12), 6 / 4 * 2_000_000 / 1555e9
+    optimizer = 7 * 200_000 / 1555e9
+    assert found.pace.seconds == pytest.approx(max(products, weights, 4 * 60 * 10e-6) + optimizer)
+    assert found.pace.estimated
+    assert estimate_pace(workload(), found.footprint, Device("unknown", 10**10, gpu=True)) is None
+
+
+@pytest.mark.usefixtures("_counted")
+def test_random_weights_are_called_so():
+    found = plan(replace(workload(), random_weights=True), LARGE, base=BASE, time=False, search=False)
+    assert "random weights" in found.line
+    assert found.to_dict()["random_weights"]
+
+
+def test_states_that_do_not_fit_into_memory_are_on_the_disk():
+    work = workload(reuse_prefix=True, stored_tokens=10**6)
+    in_memory = phases(work, counted(work), BASE, LARGE)["training"]
+    for other, where in ((work, Device("small", 10**8)), (replace(work, store_limit=0), LARGE)):
+        assert in_memory - phases(other, counted(other), BASE, where)["training"] == 64 * 10**6
+
+
+def test_loading_another_type_holds_both():
+    work = workload(file_dtype="bfloat16", file_bytes=12_345)
+    assert phases(work, counted(work), BASE, LARGE)["loading"] == BASE + 2_000_000 + 12_345
+    same = replace(work, file_dtype="float32")
+    mapped = replace(counted(same), mapped_bytes=2_000_000)
+    assert phases(same, mapped, BASE, LARGE)["loading"] == BASE  # nothing of the mapped file has been read
+
+
+@pytest.mark.slow
+def test_of_real_counts_the_largest_fit_and_larger_ones_do_not():
+    work = workload()
+    needed = plan(work, LARGE, base=BASE, time=False, search=False).peak
+    room = Device("small", round(needed * 1.4))
+    found = plan(work, room, base=BASE, time=False)
+
+    def held(**changes):
+        other = replace(work, **changes)
+        return phases(other, measure(other, phases=False), BASE, room)["training"]
+
+    assert found.largest_microbatch > 2
+    assert held(windows=found.largest_microbatch) <= room.memory < held(windows=found.largest_microbatch + 2)
+    assert found.largest_length > 10
+    assert held(length=found.largest_length - 1) <= room.memory < held(length=found.largest_length + 3)

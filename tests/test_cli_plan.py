@@ -1,0 +1,93 @@
+"""`climafuse plan`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from climafuse.cli.app import app
+from climafuse.planning import planner
+from tests.planning.tiny_workload import counted
+from tests.training.runs import save_backbone, settings, write_climate
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return save_backbone(tmp_path_factory.mktemp("backbone") / "tiny")
+
+
+@pytest.fixture
+def shape(backbone, monkeypatch):
+    monkeypatch.setattr(planner, "measure", counted)
+    small = [
+        "--set",
+        "fusion.options={heads: 2, feed_forward: 16}",
+        "--set",
+        "encoder.options={width: 16, depth: 1, heads: 2}",
+        "--sites",
+        "[2]",
+        "--batch",
+        "2",
+        "--length",
+        "9",
+    ]
+    return ["plan", "--backbone", str(backbone), *small]
+
+
+def test_a_plan_as_json_and_as_tables(shape):
+    result = runner.invoke(app, [*shape, "--no-time", "--memory", "36GB", "--quantization", "int8", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["fits"]
+    assert found["device"]["memory"] == 36 * 10**9
+    assert (found["microbatch"], found["length"]) == (2, 9)
+    assert found["footprint"]["sites"] == ["2"]
+    assert found["largest_length"] == 256
+    assert found["pace"] is None
+    tables = runner.invoke(app, [*shape, "--device", "A100-40"])
+    assert tables.exit_code == 0, tables.output
+    assert "estimated from its data sheet" in tables.stdout
+    assert "frozen without gradient" in tables.stdout
+
+
+def test_what_does_not_fit_ends_with_one_and_is_told_what_to_change(shape):
+    result = runner.invoke(app, [*shape, "--no-time", "--memory", "500MB"])
+    assert result.exit_code == 1
+    assert "it does not fit" in result.stdout
+    assert "GB of 0.50 GB. What to change:" in result.stdout
+
+
+def test_an_architecture_by_name_says_that_it_knows_nothing(shape):
+    result = runner.invoke(app, ["plan", "--backbone", "nonsense-7b", "--length", "9"])
+    assert result.exit_code == 1
+    assert "llama-3-8b" in result.stderr
+
+
+@pytest.mark.slow
+def test_of_a_configuration_the_data_tell_how_long_texts_are(backbone, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(settings(write_climate(tmp_path / "fields.nc"), backbone, tmp_path / "run")))
+    result = runner.invoke(app, ["plan", str(path), "--no-time", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["microbatch"], found["accumulation"]) == (2, 2)
+    assert found["length"] > 20
+    assert set(found["phases"]) > {"training", "evaluation", "storing states", "choosing the vocabulary"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("llama-3-8b", 8_030_261_248), ("gpt2-large", 774_030_080), ("opt-30b", 29_974_540_288)],
+)
+def test_architectures_of_billions_are_planned_without_memory(name, count):
+    result = runner.invoke(
+        app, ["plan", "--backbone", name, "--batch", "1", "--sites", "input", "--no-time", "--json"]
+    )
+    found = json.loads(result.stdout)
+    assert found["footprint"]["frozen"] == count
+    assert found["random_weights"]

@@ -1,0 +1,142 @@
+"""Runs that cannot fit are refused before anything is loaded, and steps are cut so that they do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from climafuse.cli.app import app
+from climafuse.errors import MemoryPlanError
+from climafuse.planning import Device, planner
+from climafuse.training import fitting, pipeline
+from climafuse.training.dataset import make_examples, open_store
+from climafuse.training.fitting import check_memory, choose_microbatch, workload_of
+from climafuse.training.pipeline import run
+from tests.planning.tiny_workload import counted
+from tests.training.runs import make_config, save_backbone, settings, write_climate
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    return write_climate(folder / "fields.nc"), save_backbone(folder / "backbone")
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _config(parts, output: Path, **changes):
+    return make_config(*parts, output, **changes)
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "measure", counted)
+    monkeypatch.setattr(fitting, "this_machine", lambda: Device("this machine", 50_000_000))
+    monkeypatch.setattr(planner, "this_machine", lambda: Device("this machine", 50_000_000))
+
+
+def test_what_cannot_fit_is_refused_before_loading(parts, tmp_path, monkeypatch, little_memory):
+    def loaded(*arguments, **options):
+        raise AssertionError("the backbone was loaded")
+
+    monkeypatch.setattr(pipeline, "load_backbone", loaded)
+    config = _config(parts, tmp_path / "run")
+    with pytest.raises(MemoryPlanError, match=r"at most 0.05 GB, which this machine has free"):
+        run(config, say=_silent)
+    assert not (tmp_path / "run").exists()
+    anyway = replace(config, training=replace(config.training, check_memory=False))
+    with pytest.raises(AssertionError, match="was loaded"):
+        run(anyway, say=_silent)
+
+
+def test_the_command_line_tells_and_ends_with_one(parts, tmp_path, little_memory):
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(settings(*parts, tmp_path / "run")))
+    result = CliRunner().invoke(app, ["train", str(path)])
+    assert result.exit_code == 1
+    assert "check_memory=false" in result.stderr
+
+
+def test_what_obviously_fits_is_not_traced(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "this_machine", lambda: Device("this machine", 10**11))
+    monkeypatch.setattr(fitting, "plan", lambda *a, **k: pytest.fail("it was planned"))
+    config = _config(parts, tmp_path / "run")
+    store = open_store(config)
+    check_memory(config, make_examples(store, "train", config), make_examples(store, "validation", config))
+
+
+def test_the_workload_is_that_of_the_data(parts, tmp_path):
+    config = _config(parts, tmp_path / "run", training={"labels_decided_by_words": 1.0})
+    setup = pipeline.assemble(config, say=_silent)
+    work = workload_of(config, setup.train, setup.validation, fitting.find_architecture(str(parts[1])))
+    texts = [setup.processor.encode(prompt, answer) for prompt, answer in setup.train.texts()]
+    assert work.texts_per_window == pytest.approx(len(texts) / len(setup.train))
+    assert work.all_labels == work.labels == pytest.approx(sum(len(t) - n for t, n in texts) / len(texts))
+    assert work.length == max(len(tokens) for tokens, _ in texts)
+    assert work.grid == setup.train[0].window.fields.shape[-2:]
+    assert work.windows == 4
+    assert work.accumulation == 2
+    thinned = replace(config, training=replace(config.training, labels_decided_by_words=0.2))
+    fewer = workload_of(thinned, setup.train, setup.validation, fitting.find_architecture(str(parts[1])))
+    assert 1 <= fewer.labels < work.labels
+
+
+class _Pace:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+def test_auto_batch_takes_the_largest_that_fits_or_a_faster_one(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "measure", counted)
+    config = _config(parts, tmp_path / "run")
+    store = open_store(config)
+    examples = [make_examples(store, split, config) for split in ("train", "validation")]
+    seconds = {4: 1.0, 2: 0.97, 1: 3.0}
+    monkeypatch.setattr(fitting, "probe_pace", lambda work, *a, **k: _Pace(seconds[work.microbatch]))
+    chosen, told = choose_microbatch(config, *examples)
+    assert chosen.training.accumulation == 1
+    assert "4 of 4 windows" in told
+    seconds[2] = 0.5  # smaller ones are faster: fewer activations leave the cache
+    assert choose_microbatch(config, *examples)[0].training.accumulation == 2
+    monkeypatch.setattr(fitting, "largest_microbatch", lambda *a: 3)
+    monkeypatch.setattr(planner, "this_machine", lambda: Device("small", 1))
+    seconds[2] = 1.0
+    assert choose_microbatch(config, *examples)[0].training.accumulation == 2  # 3 is no divisor of 4
+    monkeypatch.setattr(fitting, "largest_microbatch", lambda *a: 0)
+    with pytest.raises(MemoryPlanError):
+        choose_microbatch(config, *examples)
+
+
+def _losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_auto_batch_keeps_the_effective_batch_and_a_resumed_run_its_choice(parts, tmp_path, monkeypatch):
+    config = _config(parts, tmp_path / "run", training={"steps": 6, "sampled_vocabulary": None})
+
+    def choose(number):
+        def chosen(config, *examples):
+            return replace(config, training=replace(config.training, accumulation=number)), "chosen"
+
+        return chosen
+
+    losses = {}
+    for number in (1, 4):
+        monkeypatch.setattr(pipeline, "choose_microbatch", choose(number))
+        output = replace(config.output, directory=str(tmp_path / str(number)))
+        run(replace(config, output=output), auto_batch=True, say=_silent)
+        losses[number] = _losses(tmp_path / str(number))
+    assert losses[1] == pytest.approx(losses[4], rel=1e-3)  # sums in another order
+    # Chosen once: going on, it is read from the checkpoint, whatever would fit now.
+    monkeypatch.setattr(pipeline, "choose_microbatch", lambda *a: pytest.fail("chosen anew"))
+    longer = replace(config.training, steps=8, schedule="constant")
+    output = replace(config.output, directory=str(tmp_path / "4"))
+    with pytest.raises(Exception, match="schedule"):  # its settings were read, and accumulation was no fault
+        run(replace(config, output=output, training=longer), resume=True, auto_batch=True, say=_silent)
