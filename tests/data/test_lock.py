@@ -5,11 +5,13 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from climafuse.data.lock import alone
+from climafuse.data.lock import alone, in_use, remove_unused
 from climafuse.errors import OutputError, UsageError
 
 HOLD = """
@@ -84,3 +86,31 @@ def test_a_file_system_without_locks_is_told_and_nothing_is_left(
     with pytest.raises(OutputError, match=r"a place where files can be locked.*Function not implemented"):
         alone(tmp_path / "new" / "lock").__enter__()
     assert not list(tmp_path.iterdir())
+
+
+def test_it_waits_for_another_as_long_as_told(tmp_path: Path) -> None:
+    held = alone(tmp_path / "lock")
+    held.__enter__()
+    start = time.monotonic()
+    with pytest.raises(UsageError, match="no other process is writing"):
+        alone(tmp_path / "lock", wait=0.1).__enter__()
+    assert time.monotonic() - start >= 0.1
+    end = threading.Timer(0.2, held.__exit__, (None, None, None))
+    end.start()
+    with alone(tmp_path / "lock", wait=30.0):
+        assert time.monotonic() - start < 25
+    end.join()
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_nothing_counts_as_unused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with in_use(path) as file:
+        assert file.read() == b"content"
+    assert not remove_unused(path)
+    assert path.exists()

@@ -150,6 +150,29 @@ def test_a_model_learns_the_same_in_chunks(architecture: str, sites: Any, sizes:
     assert model.train()(**batch).logits.shape == (number, size)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])  # of both the head is the embeddings
+def test_a_head_that_is_trained_learns_the_same_in_chunks(architecture: str, sizes: Any) -> None:
+    model = make_model(architecture, sites=2, backbone_trainable="all").train()
+    batch = make_batch(model)
+    size = int(model.backbone.config.vocab_size)
+    kept = batch["labels"][batch["labels"] != -100]
+    sizes(size * 3, size * 2)
+    for sampled in (None, SampledVocabulary(kept, size, num_sampled=size)):
+        model.sampled_vocabulary = sampled
+        results = []
+        for return_logits in (True, False):
+            model.zero_grad()
+            model(**batch, return_logits=return_logits).loss.backward()
+            results.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        whole, in_chunks = results
+        assert whole.keys() == in_chunks.keys()
+        assert any(name.startswith("backbone.") for name in whole)
+        for name, one in whole.items():
+            torch.testing.assert_close(
+                in_chunks[name], one, rtol=1e-3, atol=1e-5 * float(one.abs().max()) + 1e-8
+            )
+
+
 PEAK = """
 import resource, sys, torch
 from climafuse.model import chunked_loss as module
