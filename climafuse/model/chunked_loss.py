@@ -24,12 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 CHUNK = 2**25  # logits of a chunk: 682 positions of a vocabulary of 49,152, 261 of one of 128,256
 ROWS = 2**19  # logits whose softmax is taken together: 2 MiB of float32
 ROWS_ELSEWHERE = 2**23  # the same on devices on which a call costs more than its sums
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def num_chunks(num_positions: int, num_columns: int) -> int:
@@ -37,21 +36,21 @@ def num_chunks(num_positions: int, num_columns: int) -> int:
     return min(-(-num_positions * num_columns // CHUNK), num_positions)
 
 
-def row_loss(loss: Loss, logits: Tensor, targets: Tensor, *, count: Tensor | int) -> Tensor:
-    """Compute the loss of one chunk, some rows at a time, with its gradient.
+def row_loss(logits: Tensor, targets: Tensor, *, count: Tensor | int, added: Tensor | None = None) -> Tensor:
+    """Compute the cross-entropy of one chunk, some rows at a time, with its gradient.
 
     Args:
-        loss: Of logits [p, V] and targets [p], summed over positions.
         logits: [P, V].
-        targets: [P].
-        count: By what the sum is divided.
+        targets: [P], columns of the logits.
+        count: By what the sum over positions is divided.
+        added: [V] float32, to the logits of every position; None for nothing.
 
     Returns:
-        The summed loss divided by `count`; it can be differentiated once.
+        The loss in float32; it can be differentiated once.
     """
     if not (logits.requires_grad and torch.is_grad_enabled()):
-        return _row_losses(logits, targets, loss)[0] / count
-    result: Tensor = _ByRows.apply(loss, logits, targets, count)
+        return _by_rows(logits, targets, count, added)[0]
+    result: Tensor = _ByRows.apply(logits, targets, count, added)
     return result
 
 
@@ -59,46 +58,48 @@ class _ByRows(torch.autograd.Function):
     """A loss that computes its gradient by the logits in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Loss, logits: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
-        total, gradient = _row_losses(logits, targets, lambda x, y: loss(x, y) / count, gradient=True)
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, count: Tensor | int, added: Tensor | None
+    ) -> Tensor:
+        loss, gradient = _by_rows(logits, targets, count, added, gradient=True)
         ctx.save_for_backward(gradient)
-        return total
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_scaled(ctx.saved_tensors, given), None, None
+        return *_scaled(ctx.saved_tensors, given), None, None, None
 
 
 def chunked_loss(
     head: Callable[[Tensor], Tensor],
-    loss: Loss,
     states: Tensor,
     targets: Tensor,
     *,
     num_columns: int,
     count: Tensor | int,
+    added: Tensor | None = None,
     weights: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Compute the loss of many positions, chunk by chunk, with its gradient.
+    """Compute the cross-entropy of many positions, chunk by chunk, with its gradient.
 
     Args:
         head: Logits [p, V] of states [p, D], for any p.
-        loss: Of logits [p, V] and targets [p], summed over positions.
         states: [P, D], what enters the head.
-        targets: [P].
+        targets: [P], columns of the logits.
         num_columns: V, for the size of a chunk.
-        count: By what the sum is divided.
+        count: By what the sum over positions is divided.
+        added: [V] float32, to the logits of every position; None for nothing.
         weights: What the head is made of and is trained; none where it is frozen.
 
     Returns:
-        The summed loss divided by `count`; it can be differentiated once.
+        The loss in float32; it can be differentiated once.
     """
     inputs = [tensor for tensor in (states, *weights) if tensor.requires_grad]
     if not (inputs and torch.is_grad_enabled()):
         parts = _chunks(states, targets, num_columns)
-        return _total([_row_losses(head(part), its, loss)[0] for part, its in parts]) / count
-    result: Tensor = _Chunked.apply(head, loss, states, targets, num_columns, count, *weights)
+        return _total([_by_rows(head(part), its, count, added)[0] for part, its in parts])
+    result: Tensor = _Chunked.apply(head, states, targets, num_columns, count, added, *weights)
     return result
 
 
@@ -109,11 +110,11 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: Any,
         head: Callable[[Tensor], Tensor],
-        loss: Loss,
         states: Tensor,
         targets: Tensor,
         num_columns: int,
         count: Tensor | int,
+        added: Tensor | None,
         *weights: Tensor,
     ) -> Tensor:
         totals: list[Tensor] = []
@@ -123,7 +124,7 @@ class _Chunked(torch.autograd.Function):
             part.requires_grad_()
             with torch.enable_grad():
                 logits = head(part)
-            total, gradient = _row_losses(logits, its, lambda x, y: loss(x, y) / count, gradient=True)
+            total, gradient = _by_rows(logits, its, count, added, gradient=True)
             first, *others = torch.autograd.grad(logits, (part, *weights), gradient)
             del logits, gradient  # before those of the next chunk are made
             totals.append(total)
@@ -137,7 +138,7 @@ class _Chunked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         of_states, *of_weights = _scaled(ctx.saved_tensors, given)
-        return (None, None, of_states, None, None, None, *of_weights)
+        return (None, of_states, None, None, None, None, *of_weights)
 
 
 def _scaled(gradients: Sequence[Tensor], given: Tensor) -> Sequence[Tensor]:
@@ -147,22 +148,30 @@ def _scaled(gradients: Sequence[Tensor], given: Tensor) -> Sequence[Tensor]:
     return [gradient * given for gradient in gradients]
 
 
-def _row_losses(
-    logits: Tensor, targets: Tensor, loss: Loss, *, gradient: bool = False
+def _by_rows(
+    logits: Tensor, targets: Tensor, count: Tensor | int, added: Tensor | None, *, gradient: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of a chunk and its gradient by the logits, some rows at a time."""
+    """The loss of a chunk and its gradient by the logits, some rows at a time, each in float32."""
     rows = max((ROWS if logits.device.type == "cpu" else ROWS_ELSEWHERE) // logits.shape[1], 1)
-    found = torch.empty_like(logits) if gradient else None
     losses = []
-    start = 0
-    for part, its in zip(logits.detach().split(rows), targets.split(rows), strict=True):
-        with torch.set_grad_enabled(gradient):
-            value = loss(part.requires_grad_(gradient), its)
-        if found is not None:
-            found[start : start + rows] = torch.autograd.grad(value, part)[0]
-        losses.append(value.detach())
-        start += rows
-    return _total(losses), found
+    if gradient:
+        found = torch.empty_like(logits)
+        above = logits.new_zeros(
+            min(rows, len(logits)), logits.shape[1], dtype=torch.float32
+        )  # by the logarithms
+        share = 1 / count
+    for start in range(0, len(logits), rows):
+        part, its = logits.detach()[start : start + rows].float(), targets[start : start + rows]
+        logs = torch.log_softmax(part if added is None else part + added, dim=1)
+        losses.append(functional.nll_loss(logs, its, reduction="sum"))
+        if gradient:
+            place = torch.arange(len(its), device=its.device), its
+            above[place] = -share
+            # What autograd calls, without its copies, and in memory that stays in the cache.
+            below = torch._log_softmax_backward_data(above[: len(its)], logs, 1, torch.float32)
+            found[start : start + rows] = below
+            above[place] = 0
+    return _total(losses) / count, found if gradient else None
 
 
 def _chunks(states: Tensor, targets: Tensor, num_columns: int) -> list[tuple[Tensor, Tensor]]:

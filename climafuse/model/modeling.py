@@ -59,7 +59,7 @@ from climafuse.model.chunked_loss import chunked_loss, num_chunks, row_loss
 from climafuse.model.configuration import ClimateTextConfig
 from climafuse.model.folder import WEIGHTS_FILE, check_folder, read_weights, write_weights
 from climafuse.model.generation import own_options, read_options
-from climafuse.model.objective import SampledVocabulary, cross_entropy, labeled_positions
+from climafuse.model.objective import SampledVocabulary, labeled_positions
 from climafuse.model.processing import ClimateTextProcessor
 from climafuse.model.publishing import local_folder, push_to_hub
 from climafuse.model.reuse import PrefixStore
@@ -528,9 +528,11 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         kwargs.pop("use_cache", None)  # nothing follows a call with labels
         positions, targets = labeled_positions(labels)
         sampled = self.sampled_vocabulary if self.training else None
-        tokens = None if sampled is None else sampled.draw().to(input_ids.device)
+        tokens = added = None
+        if sampled is not None:
+            tokens, targets = sampled.draw().to(input_ids.device), sampled.columns(targets)
+            added = None if sampled.added is None else sampled.added.to(input_ids.device)
         inputs = (input_ids, attention_mask, positions, climate, climate_index)
-        loss = cross_entropy if sampled is None else sampled.loss
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         columns = self._vocabulary if tokens is None else len(tokens)
         if return_logits is None:
@@ -539,18 +541,18 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
         with contextlib.nullcontext() if tokens is None else narrowed(self.backbone, tokens):
             if return_logits:
                 logits = self.labeled_logits(*inputs, **kwargs)
-                total = row_loss(loss, logits, targets, count=count)
-                return ClimateTextOutput(total, logits, climate_mask=climate.mask)
-            total = chunked_loss(
+                loss = row_loss(logits, targets, count=count, added=added)
+                return ClimateTextOutput(loss, logits, climate_mask=climate.mask)
+            loss = chunked_loss(
                 partial(head_logits, self.backbone),
-                loss,
                 self._labeled(*inputs, head=False, **kwargs),
                 targets,
                 num_columns=columns,
                 count=count,
+                added=added,
                 weights=[weight for weight in head.parameters() if weight.requires_grad],
             )
-        return ClimateTextOutput(total, climate_mask=climate.mask)
+        return ClimateTextOutput(loss, climate_mask=climate.mask)
 
     def check_length(self, num_tokens: int, argument: str = "input_ids") -> None:
         """Refuse texts of more tokens than the backbone has positions, those of soft tokens before them included.

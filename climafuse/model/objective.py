@@ -87,12 +87,19 @@ class SampledVocabulary:
         drawn = torch.randint(len(self._others), (self.num_sampled,))
         return torch.cat([self.kept, self._others[drawn]])
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, summed.
+    @property
+    def added(self) -> Tensor | None:
+        """What is added to the logits of the tokens of `draw`, [K + num_sampled] float32; None for nothing.
 
-        Args:
-            logits: [P, K + num_sampled] of the tokens of `draw`.
-            targets: [P] tokens.
+        Each drawn one stands for many.
+        """
+        if not self.num_sampled:
+            return None
+        stands_for = math.log(len(self._others) / self.num_sampled)
+        return torch.cat([torch.zeros(len(self.kept)), torch.full((self.num_sampled,), stands_for)])
+
+    def columns(self, targets: Tensor) -> Tensor:
+        """Return where tokens [P] stand among those of `draw`.
 
         Raises:
             ModelInputError: A target is not among the kept tokens.
@@ -105,13 +112,7 @@ class SampledVocabulary:
                 received=f"token {int(targets.cpu()[columns < 0][0])}",
                 remedy="Make the sampled vocabulary from all texts the model is trained on.",
             )
-        logits = logits.float()
-        if self.num_sampled:
-            stands_for = math.log(len(self._others) / self.num_sampled)
-            logits = logits + torch.cat(
-                [logits.new_zeros(len(self.kept)), logits.new_full((self.num_sampled,), stands_for)]
-            )
-        return functional.cross_entropy(logits, columns.to(logits.device), reduction="sum")
+        return columns.to(targets.device)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from climafuse.model import SampledVocabulary, chunked_loss
-from climafuse.model.objective import cross_entropy
 from tests.model.build import make_batch, make_model
 from tests.tiny import ARCHITECTURES
 
@@ -40,9 +39,7 @@ def chunked(head: nn.Linear, states: Tensor, targets: Tensor, count: int) -> tup
     head.zero_grad()
     states = states.clone().requires_grad_()
     weights = [weight for weight in head.parameters() if weight.requires_grad]
-    loss = chunked_loss.chunked_loss(
-        head, cross_entropy, states, targets, num_columns=V, count=count, weights=weights
-    )
+    loss = chunked_loss.chunked_loss(head, states, targets, num_columns=V, count=count, weights=weights)
     loss.backward()
     return loss.detach(), [states.grad, *(weight.grad for weight in weights)]  # type: ignore[list-item]
 
@@ -50,7 +47,7 @@ def chunked(head: nn.Linear, states: Tensor, targets: Tensor, count: int) -> tup
 def one_chunk(head: nn.Linear, states: Tensor, targets: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
     head.zero_grad()
     states = states.clone().requires_grad_()
-    loss = chunked_loss.row_loss(cross_entropy, head(states), targets, count=count)
+    loss = chunked_loss.row_loss(head(states), targets, count=count)
     loss.backward()
     return loss.detach(), [states.grad]  # type: ignore[list-item]
 
@@ -105,7 +102,7 @@ def test_the_gradient_is_that_of_what_is_made_of_the_loss(sizes: Any) -> None:
     results = []
     for share in (1.0, 0.25):
         leaf = states.clone().requires_grad_()
-        loss = chunked_loss.chunked_loss(head, cross_entropy, leaf, targets, num_columns=V, count=1)
+        loss = chunked_loss.chunked_loss(head, leaf, targets, num_columns=V, count=1)
         (loss * share).backward()
         results.append(leaf.grad)
     assert results[0] is not None
@@ -118,7 +115,7 @@ def test_without_a_graph_there_is_no_gradient(sizes: Any) -> None:
     expected = functional.cross_entropy(head(states), targets)
     for leaf in (states, states.clone().requires_grad_()):
         with torch.no_grad():
-            loss = chunked_loss.chunked_loss(head, cross_entropy, leaf, targets, num_columns=V, count=P)
+            loss = chunked_loss.chunked_loss(head, leaf, targets, num_columns=V, count=P)
         assert not loss.requires_grad
         torch.testing.assert_close(loss, expected)
 
@@ -185,7 +182,7 @@ module.CHUNK = int(sys.argv[1])
 def step(number):
     part, its = states[:number], targets[:number]
     if module.CHUNK:
-        loss = module.chunked_loss(head, cross_entropy, part, its, num_columns=V, count=number)
+        loss = module.chunked_loss(head, part, its, num_columns=V, count=number)
     else:
         loss = cross_entropy(head(part), its) / number
     loss.backward()

@@ -9,6 +9,7 @@ import torch
 
 from climafuse.errors import ModelInputError
 from climafuse.model import SampledVocabulary
+from climafuse.model.chunked_loss import row_loss
 from climafuse.model.objective import IGNORED, cross_entropy, labeled_positions
 
 VOCABULARY = 40
@@ -26,6 +27,10 @@ def test_labeled_positions_are_those_before_the_labels() -> None:
 def test_nothing_to_learn_is_refused(labels: list[list[int]]) -> None:
     with pytest.raises(ModelInputError, match="at least one answer token"):
         labeled_positions(torch.tensor(labels))
+
+
+def loss_of(sampled: SampledVocabulary, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return row_loss(logits, sampled.columns(targets), count=1, added=sampled.added)
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -47,7 +52,7 @@ def test_with_every_token_it_is_the_full_cross_entropy(kept: list[int]) -> None:
     sampled = SampledVocabulary(torch.tensor(kept), VOCABULARY, num_sampled=1000)
     tokens = sampled.draw()
     assert sorted(tokens.tolist()) == list(range(VOCABULARY))
-    loss = sampled.loss(logits[:, tokens], targets)
+    loss = loss_of(sampled, logits[:, tokens], targets)
     torch.testing.assert_close(loss, cross_entropy(logits, targets))
 
 
@@ -72,7 +77,7 @@ def test_the_estimated_sum_over_the_vocabulary_has_no_bias() -> None:
     sampled = SampledVocabulary(torch.tensor([3, 4, 9]), VOCABULARY, num_sampled=4)
     sums = []
     for _ in range(4000):
-        loss = sampled.loss(logits[:, sampled.draw()], targets)
+        loss = loss_of(sampled, logits[:, sampled.draw()], targets)
         sums.append(math.exp(loss.item() + logits[0, 3].item()))
     estimate = torch.tensor(sums, dtype=torch.float64)
     error = estimate.std() / len(sums) ** 0.5
@@ -89,14 +94,14 @@ def test_without_drawn_tokens_the_vocabulary_is_the_kept_one() -> None:
     sampled = SampledVocabulary(torch.tensor([3, 4, 9]), VOCABULARY, num_sampled=0)
     narrow = logits[:, sampled.draw()]
     expected = torch.nn.functional.cross_entropy(narrow, torch.tensor([0, 2, 1]), reduction="sum")
-    torch.testing.assert_close(sampled.loss(narrow, targets), expected)
+    torch.testing.assert_close(loss_of(sampled, narrow, targets), expected)
 
 
 def test_a_target_that_is_not_kept_is_refused() -> None:
     logits, _ = logits_of()
     sampled = SampledVocabulary(torch.tensor([3, 4, 9]), VOCABULARY, num_sampled=100)
     with pytest.raises(ModelInputError, match=r"received token 5"):
-        sampled.loss(logits[:, sampled.draw()], torch.tensor([3, 5, 4]))
+        loss_of(sampled, logits[:, sampled.draw()], torch.tensor([3, 5, 4]))
 
 
 @pytest.mark.parametrize("kept", [[], [-1, 3], [3, VOCABULARY]])
