@@ -242,6 +242,14 @@ class ClimateTextTrainer(Trainer):
             data_collator=data_collator,
             processing_class=processing_class,
         )
+        if self.is_deepspeed_enabled:
+            raise TrainingError(
+                "accelerate",
+                expected="DistributedDataParallel or FSDP2",
+                received="DeepSpeed, whose engine takes the step within the backward pass, before it is known whether "
+                "the gradient is finite, and whose checkpoints are pickles",
+                remedy="Start it with examples/distributed/fsdp2.yaml, which spreads the same things.",
+            )
         make_alike(model, self.identity, self.group, seed=config.training.seed)
         # Both would be guessed from the class, and a wrong guess changes the scale of the loss without a
         # word.

@@ -6,15 +6,18 @@ against a loop written by hand.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
 from climafuse.errors import ConfigurationError
@@ -23,8 +26,11 @@ from climafuse.training.config import RunConfig, read_dataclass
 from climafuse.training.group import Group, _variables
 from climafuse.training.shares import Share
 from climafuse.training.trainer import training_arguments
+from tests.fusion.small import SMALL
 from tests.training.conftest import Shuffled, StandIn
 from tests.training.ranks import Ranks, output
+from tests.training.runs import save_backbone, write_climate
+from tests.training.runs import settings as run_settings
 
 # Sums over windows are taken in another order: float32 rounding, grown by seven steps of AdamW.
 TOLERANCE = 2e-5
@@ -127,6 +133,22 @@ def test_variables_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -
         _variables()
 
 
+def test_the_examples_are_what_accelerate_and_bash_read() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    folder = Path(__file__).parents[2] / "examples" / "distributed"
+    read = {path.stem: load_config_from_file(str(path)) for path in folder.glob("*.yaml")}
+    assert {name: str(config.distributed_type.value) for name, config in read.items()} == {
+        "ddp": "MULTI_GPU",
+        "fsdp2": "FSDP",
+    }
+    known = {f"fsdp_{field.name}" for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
+    known |= {"fsdp_offload_params"}  # `cpu_offload` there
+    assert read["fsdp2"].fsdp_config.keys() <= known
+    assert all(config.mixed_precision == "no" for config in read.values())
+    subprocess.run(["bash", "-n", str(folder / "slurm.sh")], check=True, timeout=10)
+
+
 # ---- Two are one
 
 SETTINGS = {"accumulation": 2}
@@ -164,6 +186,36 @@ def test_so_are_several_without_accumulation(ranks: Ranks, tmp_path: Path, size:
     assert ranks.run("train", one, size=1, settings=settings) == [0]
     assert ranks.run("train", several, size=size, settings=settings) == [0] * size
     assert farthest(weights(one), weights(several, size - 1)) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fusion", "sites", "encoder"),
+    [
+        ("cross_attention", [2, "output"], {}),
+        ("gated_addition", ["output"], {"name": "conv", "options": {}}),
+        ("film", [1], {}),
+        ("prefix", "input", {"name": "blind", "options": {"place": True}}),
+    ],
+)
+def test_so_is_the_command_with_all_that_a_run_has(
+    ranks: Ranks, tmp_path: Path, fusion: str, sites: Any, encoder: dict[str, Any]
+) -> None:
+    """Stored states, a sampled vocabulary and thinned labels; each parameter has its gradient in every step."""
+    climate, backbone = write_climate(tmp_path / "c.nc"), save_backbone(tmp_path / "backbone")
+    found = []
+    for size in (1, 2):
+        content = run_settings(climate, backbone, tmp_path / str(size), training={"precision": "float32"})
+        content["fusion"] = {"name": fusion, "sites": sites, "options": SMALL[fusion]}
+        content["encoder"].update(encoder)
+        (tmp_path / f"{size}.yaml").write_text(json.dumps(content))
+        folder = tmp_path / f"job-{size}"
+        codes = ranks.run("command", folder, size=size, arguments=["train", str(tmp_path / f"{size}.yaml")])
+        assert codes == [0] * size, output(folder, size - 1)
+        assert size == 1 or not output(folder, 1)
+        found.append(load_file(tmp_path / str(size) / "checkpoint-8/model.safetensors"))
+        assert (tmp_path / str(size) / "run.json").is_file()
+    assert farthest(*found) < 1e-4
 
 
 # ---- Resuming
