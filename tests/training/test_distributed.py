@@ -143,7 +143,7 @@ def test_the_examples_are_what_accelerate_and_bash_read() -> None:
         "fsdp2": "FSDP",
     }
     known = {f"fsdp_{field.name}" for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
-    known |= {"fsdp_offload_params"}  # `cpu_offload` there
+    known |= {"fsdp_version", "fsdp_offload_params"}  # under names of their own there
     assert read["fsdp2"].fsdp_config.keys() <= known
     assert all(config.mixed_precision == "no" for config in read.values())
     subprocess.run(["bash", "-n", str(folder / "slurm.sh")], check=True, timeout=10)
