@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from climafuse.backbones.synthesize import write_random
+from climafuse.planning import planner
 from scripts.benchmarks import __main__ as program
-from scripts.benchmarks import billion_case, billions, fusion, inputs, measure, prefix, results
+from scripts.benchmarks import billion_case, billions, fusion, inputs, measure, plan, prefix, results
 from scripts.benchmarks.measure import Comparison, Row, Seconds, Size, compare, quartiles
+from tests.planning.tiny_workload import counted
 from tests.tiny import tiny_backbone, tiny_config, tiny_tokenizer
 
 TINY = Size(
@@ -326,3 +328,20 @@ def test_the_peak_counts_what_was_held_for_a_while() -> None:
     before = measure.peak_gb()
     found: Comparison = compare(lambda: bytearray(b"x" * 200_000_000), lambda: None, repeats=1, warmup=0)
     assert found.peak_gb - before > 0.15
+
+
+def test_plan_compares_time_and_peak_of_each_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = write_random("tiny", tiny_config("gpt2"), tiny_tokenizer(), tmp_path / "backbone")
+    monkeypatch.setattr(
+        plan, "TABLE", (plan.Planned("tiny", str(backbone), {"sites": "input", "dtype": "float32"}),)
+    )
+    monkeypatch.setattr(planner, "measure", counted)
+    found = {"peak_gb": 0.5, "seconds": 2.0, "planned_seconds": 2.2, "ratios": [1.1, 1.3, 1.2], "parts": {}}
+    monkeypatch.setattr(plan, "_measured", lambda case: found)
+    time, peak = plan.rows(replace(TINY, name="full"))
+    assert (time.case, time.ratio, time.reached) == ("tiny: seconds", 1.2, True)
+    assert peak.case == "tiny: peak"
+    # A typical process of 0.624 GB, and 3 MB.
+    assert peak.ratio == peak.details["planned_peak_gb"] / 0.5 == pytest.approx(0.627 / 0.5, abs=0.005)
+    assert not peak.reached
+    assert peak.details["random_weights"]
