@@ -156,9 +156,8 @@ def _by_rows(
     losses = []
     if gradient:
         found = torch.empty_like(logits)
-        above = logits.new_zeros(
-            min(rows, len(logits)), logits.shape[1], dtype=torch.float32
-        )  # by the logarithms
+        # By the logarithms: nothing but at the targets.
+        above = torch.zeros_like(logits[:rows], dtype=torch.float32)
         share = 1 / count
     for start in range(0, len(logits), rows):
         part, its = logits.detach()[start : start + rows].float(), targets[start : start + rows]
