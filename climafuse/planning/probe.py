@@ -26,7 +26,6 @@ from climafuse.backbones import attach, find_blocks, resume
 from climafuse.backbones.head import head_logits
 from climafuse.backbones.quantization import quantize_model
 from climafuse.model.chunked_loss import chunked_loss, num_chunks, row_loss
-from climafuse.model.objective import cross_entropy
 from climafuse.model.rows import fuse_flat, fuse_rows
 from climafuse.planning.devices import Device
 from climafuse.planning.memory import Footprint, mapped
@@ -230,11 +229,9 @@ class Probe:
         count = len(targets)
         with self._autocast():
             if num_chunks(count, columns) == 1:
-                loss = row_loss(cross_entropy, head(states), targets, count=count)
+                loss = row_loss(head(states), targets, count=count)
             else:
-                loss = chunked_loss(
-                    head, cross_entropy, states, targets, num_columns=columns, count=count, weights=[]
-                )
+                loss = chunked_loss(head, states, targets, num_columns=columns, count=count)
         loss.backward()
 
     def _blocks(self) -> None:
