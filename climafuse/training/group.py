@@ -39,7 +39,7 @@ PATIENCE = 15.0  # seconds without one, after which a process counts as gone
 SUSPICION = 4.0  # the same once a collective has failed
 GRACE = 6.0  # seconds that a process has to end by itself once it knows that another one has failed
 _COLLECTIVE = re.compile(
-    r"gloo|nccl|peer|c10d|store|socket|timed? ?out|connection|process ?group", re.IGNORECASE
+    r"gloo|nccl|peer|c10d|store|socket|timed? ?out|connect|pipe|recv|process ?group", re.IGNORECASE
 )
 _TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
 
