@@ -216,7 +216,10 @@ def inference(monkeypatch):
         attended=(("t2m mean", 0.5),),
     )
     module = types.ModuleType("climafuse.model.inference")
-    module.load_model = lambda path: path
+    identity = {"id": "tiny-random", "random_weights": True}
+    module.load_model = lambda path: types.SimpleNamespace(
+        model=types.SimpleNamespace(backbone_identity=identity)
+    )
     module.answer = lambda model, climate, **options: answer
     monkeypatch.setitem(sys.modules, "climafuse.model.inference", module)
     return ["infer", "model", "--climate", "fields.nc", "--time", "2026-03-29T12:00"]
@@ -226,8 +229,9 @@ def test_infer_sets_what_is_said_beside_what_the_fields_say(inference):
     result = runner.invoke(app, inference)
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert lines[0] == "Paris, FR, box 0.5°S to 3.5°N, 0.5°W to 3.5°E, 2026-03-29T12:00"
-    assert lines[2].startswith("Mean temperature 10 °C.")
+    assert lines[0] == "backbone: tiny-random, random weights, for capacity only"
+    assert lines[1] == "Paris, FR, box 0.5°S to 3.5°N, 0.5°W to 3.5°E, 2026-03-29T12:00"
+    assert lines[3].startswith("Mean temperature 10 °C.")
     assert "mean temperature 10 °C 10 °C right" in lines
     assert "mean pressure 990 hPa 1013 hPa wrong" in lines
     assert "mean dew point 5 °C – not in the fields" in lines
@@ -264,6 +268,7 @@ def test_infer_as_json_with_a_map(inference, tmp_path):
     result = runner.invoke(app, [*inference, "--json", "--map", str(tmp_path / "map.png")])
     found = json.loads(result.stdout)
     assert [fact["right"] for fact in found["facts"]] == [True, None, False]
+    assert found["backbone"] == {"id": "tiny-random", "random_weights": True}
     assert found["place"] == "Paris, FR"
     assert found["time"] == "2026-03-29T12:00"
     assert found["map"] == str(tmp_path / "map.png")
