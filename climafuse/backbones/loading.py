@@ -267,8 +267,6 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def _check_files(directory: Path, *, verify: bool) -> str:
     """Check a directory's weights before anything is built, and return their hash."""
-    from safetensors import SafetensorError, safe_open
-
     shards = weight_files(directory)
     if (directory / "adapter_config.json").is_file():
         # transformers would load the model that the adapter names, wherever it is, and not these weights.
@@ -280,16 +278,8 @@ def _check_files(directory: Path, *, verify: bool) -> str:
         )
     _refuse_kernels(directory)
     for shard in shards:
-        try:
-            with safe_open(shard, framework="pt"):  # reads the header and compares it with the size
-                pass
-        except (SafetensorError, OSError) as error:
-            raise BackboneError(
-                str(shard),
-                expected="a complete safetensors file",
-                received=f"{error} ({shard.stat().st_size} bytes)",
-                remedy="The file is truncated or damaged: fetch or copy it again.",
-            ) from error
+        with _open_shard(shard):
+            pass
     content_hash = hash_files(directory, verify=verify)
     manifest = read_manifest(directory)
     if manifest is not None:
@@ -372,14 +362,37 @@ def _load_model(directory: Path, dtype: torch.dtype, attn_implementation: str | 
     return model
 
 
+@contextlib.contextmanager
+def _open_shard(shard: Path) -> Iterator[Any]:
+    """Open a file of weights: its header is read, and compared with its size."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(
+            str(shard),
+            expected="a complete safetensors file",
+            received=f"{error} ({shard.stat().st_size} bytes)",
+            remedy="The file is truncated or damaged: fetch or copy it again.",
+        ) from error
+
+
 def stored_dtype(directory: Path) -> torch.dtype:
-    """Return the type of most weights in a directory."""
+    """Return the type of most weights in a directory.
+
+    Args:
+        directory: A model directory.
+
+    Raises:
+        BackboneError: A file is damaged.
+    """
     import torch
-    from safetensors import safe_open
 
     sizes: dict[str, int] = {}
     for shard in weight_files(directory):
-        with safe_open(shard, framework="pt") as file:
+        with _open_shard(shard) as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 part = file.get_slice(name)
                 sizes[part.get_dtype()] = sizes.get(part.get_dtype(), 0) + math.prod(part.get_shape())

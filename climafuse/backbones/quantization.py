@@ -357,7 +357,7 @@ def _quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None]
         for rows in _slices(num_rows, step):
             part = weight[rows].float()
             scale[rows] = part.abs().amax(dim=1).clamp(min=1e-30) / 127
-            numbers[rows] = part.div_(scale[rows, None]).round_()
+            numbers[rows] = (part / scale[rows, None]).round_()
         return numbers, scale, None
     half = (num_rows + 1) // 2
     groups = -(-columns // GROUP)
