@@ -4,7 +4,7 @@
     python examples/llama3_cross_attention.py         # in runs/llama3_cross_attention
     python examples/llama3_cross_attention.py --backbone ./another-llama --steps 5
     python examples/llama3_cross_attention.py --lora 8  # adapters in the last four blocks, too; climafuse[lora]
-    python examples/llama3_cross_attention.py --quantization int8  # half the memory; int4: a third
+    python examples/llama3_cross_attention.py --quantization int8  # or int4: fewer bits for the blocks
 
 All 32 blocks of the language model run, its own head makes the logits, and none of its weights change. What is
 trained is the climate encoder and, before the fourth and the second block from the end, a gated cross-attention: each

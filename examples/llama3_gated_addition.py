@@ -3,7 +3,7 @@
     hf auth login                                     # once, after accepting the licence on the model's page
     python examples/llama3_gated_addition.py          # in runs/llama3_gated_addition
     python examples/llama3_gated_addition.py --backbone ./another-llama --steps 5
-    python examples/llama3_gated_addition.py --quantization int8  # half the memory; int4: a third
+    python examples/llama3_gated_addition.py --quantization int8  # or int4: fewer bits for the blocks
 
 All 32 blocks of the language model run, its own head makes the logits, and none of its weights change. What is
 trained is the climate encoder and, before each of the last four blocks, a gated addition: the climate tokens are

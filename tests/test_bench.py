@@ -295,6 +295,18 @@ def test_sections_are_put_beside_those_of_earlier_runs(tmp_path: Path) -> None:
     assert "| a case | 9.000 |" in (tmp_path / "figures.md").read_text()
 
 
+@pytest.mark.parametrize("content", ['{"one": {"hea', "[]", '{"header": {}, "rows": []}', "notes of mine"])
+def test_what_no_bench_has_written_is_refused_before_anything_is_measured(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    path.write_text(content)
+    monkeypatch.setattr(program, "import_module", lambda name: pytest.fail("measured"))
+    assert program.main(["loader", "--json", str(path)]) == 2
+    assert "a file that scripts/bench has written" in capsys.readouterr().err
+    assert path.read_text() == content
+
+
 @pytest.mark.parametrize("arguments", [["nonsense"], ["--threads", "0"]])
 def test_a_wrong_call_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ..errors import BackboneError, ConfigurationError
@@ -178,6 +179,7 @@ class _Product(torch.autograd.Function):
         return out.view(*x.shape[:-1], layer.out_features)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         layer = ctx.layer
         flat = grad.reshape(-1, layer.out_features)
@@ -326,15 +328,15 @@ def _workspace(
 ) -> Tensor:
     """Memory that is written to and read again before anybody else asks: on a CPU the same one each time.
 
-    A new one would be asked of the system and given back with every product, a page at a time: with it, the backward
-    pass took twice as long.
+    A new one would be asked of the system and given back with every product, a page at a time.
     """
     if device.type != "cpu":
         return torch.empty(rows, columns, dtype=dtype, device=device)
     kept: dict[tuple[torch.dtype, str], Tensor] = _local.__dict__.setdefault("kept", {})
     found = kept.get((dtype, use))
     if found is None or found.numel() < rows * columns:
-        found = kept[dtype, use] = torch.empty(rows * columns, dtype=dtype)
+        with torch.inference_mode(False):  # else nothing could be written to it but in that mode
+            found = kept[dtype, use] = torch.empty(rows * columns, dtype=dtype)
     return found[: rows * columns].view(rows, columns)
 
 

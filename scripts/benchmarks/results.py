@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from climafuse.data.files import whole_file
+from climafuse.errors import UsageError
+from climafuse.json_file import read_object
 
 COLUMNS = ("section", "case", "ratio", "quartiles", "aim", "reached", "seconds", "rate", "peak GB")
 
@@ -19,13 +21,39 @@ def put(path: Path, sections: Mapping[str, Any]) -> None:
         path: The file; the table has the same name with `.md`.
         sections: By name: `header` and `rows`.
     """
-    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    held = read(path)
     held.update(sections)
     held = dict(sorted(held.items()))
     with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with whole_file(path.with_suffix(".md")) as unfinished:
         unfinished.write_text(table(held), encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the sections that a file holds, none where there is no file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: It holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        held = read_object(path)
+        good = all({"header", "rows"} <= section.keys() for section in held.values())
+    except (OSError, ValueError, AttributeError):
+        good = False
+    if not good:
+        raise UsageError(
+            str(path),
+            expected="a file that scripts/bench has written, or none",
+            received="other content",
+            remedy="Choose another file for --json.",
+        )
+    return held
 
 
 def table(sections: Mapping[str, Any]) -> str:

@@ -113,6 +113,22 @@ def test_the_type_of_the_activations_is_that_of_the_product(kind):
     assert x.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_after_it_was_asked_in_inference_mode(kind, monkeypatch):
+    """What is kept between products must not be bound to the mode in which it was made."""
+    import threading
+
+    from climafuse.backbones import quantization
+
+    monkeypatch.setattr(quantization, "_local", threading.local())  # nothing kept yet
+    layer = QuantizedLinear(_weight(64, 96), None, kind)
+    with torch.inference_mode():
+        layer(torch.randn(2, 96))
+    x = torch.randn(2, 96, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.norm() > 0
+
+
 def _replaced_by_hand(model):
     """The same model with plain layers that hold the weights the quantized ones stand for."""
     for module in list(model.modules()):
