@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import whole_folder
-from ..errors import BackboneError, ConfigurationError
+from ..errors import BackboneError, ConfigurationError, OutputError
 from ..pace import every
 from .architectures import architecture, config_of, skeleton
 from .blocks import find_blocks
@@ -130,6 +131,7 @@ def write_random(
     shapes = _stored(model)
     shards = _shards(shapes, shard_bytes)
     directory = Path(directory)
+    _check_place(directory, sum(shapes.values()))
     tell = every(5.0, lambda done, all_: progress(f"{name}: {done / 1e9:.1f} of {all_ / 1e9:.1f} GB written"))
     total, done = sum(map(sum, (shard.values() for shard in shards))), 0
     with whole_folder(directory) as folder, torch.random.fork_rng(devices=[]):
@@ -165,6 +167,26 @@ def write_random(
             random_weights=True,
         )
     return directory
+
+
+def _check_place(directory: Path, size: int) -> None:
+    """Refuse a place before anything is written that could not stay there."""
+    if directory.exists() or directory.is_symlink():
+        raise OutputError(
+            str(directory),
+            expected="a directory that does not exist yet",
+            received="one that does" if directory.is_dir() else "a file",
+            remedy="Choose another place, or remove what is there.",
+        )
+    nearest = next(path for path in directory.absolute().parents if path.exists())
+    free = shutil.disk_usage(nearest).free
+    if size > free:
+        raise OutputError(
+            str(directory),
+            expected=f"room for {size / 1e6:,.1f} MB",
+            received=f"{free / 1e6:,.1f} MB free",
+            remedy="Choose another place, or make room.",
+        )
 
 
 def _stored(model: PreTrainedModel) -> dict[str, int]:

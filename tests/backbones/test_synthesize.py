@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from climafuse.backbones import hash_files, load_backbone
+from climafuse.backbones import synthesize as module
 from climafuse.backbones.architectures import ARCHITECTURES, Architecture
 from climafuse.backbones.synthesize import synthesize, write_random
 from climafuse.cli.app import app
@@ -74,12 +76,27 @@ def test_a_tokenizer_that_does_not_fit_is_refused_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_exists_is_not_touched(tmp_path):
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "mine").write_text("x")
-    with pytest.raises(OutputError):
-        write_random("m", tiny_config("llama"), tiny_tokenizer(), tmp_path / "m")
-    assert [path.name for path in tmp_path.rglob("*")] == ["m", "mine"]
+@pytest.mark.parametrize("kind", ["folder", "file", "link to nothing"])
+def test_what_exists_is_not_touched_and_refused_before_anything_is_drawn(kind, tmp_path, monkeypatch):
+    place = tmp_path / "m"
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to(tmp_path / "nothing")
+    monkeypatch.setattr(module, "_random_tensors", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(OutputError, match="does not exist yet"):
+        write_random("m", tiny_config("llama"), tiny_tokenizer(), place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["m"]
+
+
+def test_a_disk_without_room_is_told_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000))
+    monkeypatch.setattr(module, "_random_tensors", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(OutputError, match=r"room for 0\.1 MB; received 0\.0 MB free"):
+        write_random("m", tiny_config("llama"), tiny_tokenizer(), tmp_path / "a" / "m")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_a_named_one(tmp_path, monkeypatch):
