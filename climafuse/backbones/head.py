@@ -15,7 +15,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from climafuse.backbones.blocks import find_blocks, replaced_forward, resume
-from climafuse.backbones.quantization import QuantizedLinear
+from climafuse.backbones.compact_linear import CompactLinear
+from climafuse.backbones.native import product_dtype
 from climafuse.errors import BackboneError
 
 
@@ -106,11 +107,16 @@ def narrowed(model: PreTrainedModel, tokens: Tensor) -> Iterator[None]:
     def narrow(hidden: Tensor) -> Tensor:
         nonlocal rows
         if rows is None or trained:  # in the call: a head that is spread over processes is whole only there
-            weight = (
-                head.rows(tokens, model.dtype) if isinstance(head, QuantizedLinear) else head.weight[tokens]
-            )
-            rows = weight, None if head.bias is None else head.bias[tokens]
-        return functional.linear(hidden, *rows)
+            dtype = product_dtype(hidden.dtype, hidden.device)
+            compact = isinstance(head, CompactLinear)
+            weight: Tensor = head.rows(tokens, dtype) if compact else head.weight[tokens].to(dtype)  # type: ignore[operator]
+            rows = weight, None if head.bias is None else head.bias[tokens].to(dtype)
+        wide = rows[0].dtype
+        return (
+            functional.linear(hidden, *rows)
+            if wide == hidden.dtype
+            else functional.linear(hidden.to(wide), *rows).to(hidden.dtype)
+        )
 
     with replaced_forward(head, narrow):
         yield

@@ -30,6 +30,7 @@ from .hub import hub_snapshot
 from .identity import BackboneIdentity, hash_files, hash_parameters, hash_shard, identify, weight_files
 from .lora import adapted_layers, carries_adapters
 from .quantization import Quantization, quantize_model
+from .widening import widen_products
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,7 @@ class LoadedBackbone:
         freeze(model)
         _set_padding(model, tokenizer)
         identity = identify(model, id=id, content_hash=hash_parameters(model), random_weights=random_weights)
+        widen_products(model)
         return cls(model, tokenizer, identity)
 
 
@@ -165,6 +167,7 @@ def load_backbone(
             remedy="Set quantization to int8 or int4, too.",
         )
     model.to(device)  # type: ignore[arg-type]
+    widen_products(model)
     return LoadedBackbone(model, tokenizer, identity, directory, quantization, quantize_head)
 
 

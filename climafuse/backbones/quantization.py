@@ -4,9 +4,7 @@
 - `int4`: each 32 weights of a row are q · s + m with q from 0 to 15, and a scale s and a minimum m of their own: five
   bits a weight in all.
 
-Products are in the type of the activations. The weights are turned into it a few hundred rows at a time, in a buffer
-that stays in the processor's cache, and forgotten again: what is read from memory is the small form. The scale of int8
-and the minimum of int4 are applied to the product, not to the weights, which saves passes over them.
+The scale of int8 and the minimum of int4 are applied to the product, not to the weights, which saves passes over them.
 
 Reference:
     Dettmers et al. 2022, LLM.int8(), arXiv:2208.07339, section 2 (absolute maximum by row, without its outliers);
@@ -15,20 +13,18 @@ Reference:
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
-import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ..errors import BackboneError, ConfigurationError
 from .blocks import find_blocks
+from .compact_linear import CompactLinear, Part, chunk_rows, slices, workspace
+from .mapped_files import MappedFiles
+from .widening import WidenedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,8 +32,6 @@ if TYPE_CHECKING:
 Quantization = Literal["int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 GROUP = 32  # weights of a row that share scale and minimum, int4
-CHUNK_BYTES = {"cpu": 4 << 20}  # of weights turned back at a time: what a core's share of the cache holds
-CHUNK_BYTES_ELSEWHERE = 256 << 20  # of a GPU: few launches
 _QUANTIZED_AT_ONCE = 4 << 20  # bytes of float32 while a matrix is quantized
 
 
@@ -54,23 +48,11 @@ def stored_bytes(rows: int, columns: int, kind: str) -> int:
     return (rows + rows % 2) // 2 * columns + 2 * 2 * rows * -(-columns // GROUP)
 
 
-def buffer_bytes(rows: int, columns: int, *, device: str = "cpu", element_size: int = 2) -> int:
-    """Bytes of the rows that are turned back into the type of the activations at a time.
-
-    Args:
-        rows: Outputs of the layer.
-        columns: Its inputs.
-        device: Type of the device.
-        element_size: Bytes of an activation.
-    """
-    return min(rows, _chunk_rows(columns, element_size, device)) * columns * element_size
-
-
-class QuantizedLinear(nn.Linear):
+class QuantizedLinear(CompactLinear):
     """A frozen linear layer in 8 or 4 bits.
 
-    It is a linear layer to all who look for one. Its `weight` holds the numbers q, [N, K] int8 or [N / 2, K] uint8
-    (row n in the low half of a byte, row n + N / 2 in the high half), and never requires a gradient.
+    Its `weight` holds the numbers q, [N, K] int8 or [N / 2, K] uint8 (row n in the low half of a byte, row n + N / 2 in
+    the high half), and never requires a gradient.
 
     Args:
         weight: [N, K] the weights.
@@ -96,18 +78,8 @@ class QuantizedLinear(nn.Linear):
         self.register_buffer("scale", scale)
         self.register_buffer("minimum", minimum)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Multiply: [..., K] to [..., N], in the type of the input."""
-        product: Tensor = _Product.apply(input, self)
-        return product if self.bias is None else product + self.bias.to(product.dtype)
-
     def rows(self, numbers: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """Return some rows of the weights, [n, K].
-
-        Args:
-            numbers: [n] which rows.
-            dtype: Type to return them in; they are computed in float32.
-        """
+        """Return some rows of W; they are computed in float32."""
         if self.minimum is None:
             return (self.weight[numbers].float() * self.scale[numbers, None]).to(dtype)
         half = len(self.weight)
@@ -117,25 +89,35 @@ class QuantizedLinear(nn.Linear):
         minimum = self.minimum[numbers].float().repeat_interleave(GROUP, dim=1)
         return (q + minimum[:, : self.in_features]).to(dtype)
 
-    def extra_repr(self) -> str:
-        """Shape and kind, for printing."""
-        return f"{self.in_features}, {self.out_features}, {self.kind}, bias={self.bias is not None}"
+    def product(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ, in the type of x."""
+        out = self.along_columns(x)
+        if self.minimum is None:
+            out *= self.scale.to(out.dtype)
+        else:
+            out.addmm_(_group_sums(x), self.minimum.to(out.dtype).t())
+        return out
 
-    def _blocks(self, dtype: torch.dtype) -> list[tuple[slice, Callable[[], Tensor]]]:
-        """Rows of q in a type, a few at a time: which rows, and what fills a buffer with them (times s for int4).
+    def product_back(self, gradient: Tensor) -> Tensor:
+        """Return the gradient by x."""
+        if self.minimum is None:
+            return self.along_rows(gradient * self.scale.to(gradient.dtype), self.in_features)
+        below = self.along_rows(gradient, self.in_features)
+        groups = gradient @ self.minimum.to(gradient.dtype)  # [P, K / 32]
+        return below.add_(groups.repeat_interleave(GROUP, dim=1)[:, : self.in_features])
 
-        The buffer is one: what is filled in last is overwritten next.
-        """
+    def parts(self, dtype: torch.dtype) -> list[Part]:
+        """Rows of q in a type, a few at a time; those of int4 times s."""
         columns, half = self.in_features, len(self.weight)
-        most = _chunk_rows(columns, dtype.itemsize, self.weight.device.type)
-        buffer = _workspace(min(most, half), columns, dtype, self.weight.device)
+        most = chunk_rows(columns, dtype.itemsize, self.weight.device.type)
+        buffer = workspace(min(most, half), columns, dtype, self.weight.device)
         if self.minimum is None:
 
             def plain(rows: slice) -> Callable[[], Tensor]:
                 return lambda: buffer[: rows.stop - rows.start].copy_(self.weight[rows])
 
-            return [(rows, plain(rows)) for rows in _slices(half, most)]
-        nibbles = _workspace(len(buffer), columns, torch.uint8, buffer.device)
+            return [(rows, plain(rows)) for rows in slices(half, most)]
+        nibbles = workspace(len(buffer), columns, torch.uint8, buffer.device)
 
         def unpacked(rows: slice, high: bool) -> tuple[slice, Callable[[], Tensor]]:
             start, stop = (rows.start + half * high, min(rows.stop + half * high, self.out_features))
@@ -153,47 +135,8 @@ class QuantizedLinear(nn.Linear):
 
             return slice(start, stop), fill
 
-        blocks = [unpacked(rows, high) for high in (False, True) for rows in _slices(half, most)]
+        blocks = [unpacked(rows, high) for high in (False, True) for rows in slices(half, most)]
         return [(rows, fill) for rows, fill in blocks if rows.start < rows.stop]
-
-
-class _Product(torch.autograd.Function):
-    """x Wᵀ and its gradient by x; W gets none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        ctx.layer = layer
-        if torch.is_autocast_enabled(x.device.type):
-            ctx.before, x = x.dtype, x.to(torch.get_autocast_dtype(x.device.type))
-        else:
-            ctx.before = x.dtype
-        flat = x.reshape(-1, layer.in_features)
-        out = flat.new_empty(len(flat), layer.out_features)
-        with torch.autocast(x.device.type, enabled=False):
-            for rows, fill in layer._blocks(x.dtype):
-                torch.mm(flat, fill().t(), out=out[:, rows])
-            if layer.minimum is None:
-                out *= layer.scale.to(out.dtype)
-            else:
-                out.addmm_(_group_sums(flat), layer.minimum.to(out.dtype).t())
-        return out.view(*x.shape[:-1], layer.out_features)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        layer = ctx.layer
-        flat = grad.reshape(-1, layer.out_features)
-        with torch.autocast(grad.device.type, enabled=False):
-            # Parts are summed in float32: in bfloat16 the last of fifty would count for little.
-            below = torch.zeros(len(flat), layer.in_features, dtype=torch.float32, device=grad.device)
-            scaled = flat * layer.scale.to(flat.dtype) if layer.minimum is None else flat
-            part = _workspace(len(flat), layer.in_features, flat.dtype, grad.device, use="part")
-            for rows, fill in layer._blocks(flat.dtype):
-                below += torch.mm(scaled[:, rows], fill(), out=part)
-            if layer.minimum is not None:
-                groups = flat @ layer.minimum.to(flat.dtype)  # [P, K / 32]
-                below += groups.repeat_interleave(GROUP, dim=1)[:, : layer.in_features]
-        return below.to(ctx.before).view(*grad.shape[:-1], layer.in_features), None
 
 
 def quantize_model(
@@ -277,75 +220,11 @@ def matrix(layer: nn.Module) -> Tensor | None:
     from transformers.pytorch_utils import Conv1D
 
     weight = layer._parameters.get("weight")
-    if weight is None or isinstance(layer, QuantizedLinear):
+    if weight is None:
         return None
-    if isinstance(layer, Conv1D):
+    if isinstance(layer, Conv1D) or (isinstance(layer, WidenedLinear) and layer.transposed):
         return weight.detach().t()
-    return weight.detach() if type(layer) is nn.Linear else None
-
-
-class MappedFiles:
-    """Which memory of this process is files mapped into it, as it was when this was made (Linux; elsewhere none)."""
-
-    def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []
-        if sys.platform.startswith("linux"):
-            with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    addresses, *fields = line.split(maxsplit=5)
-                    if len(fields) == 5 and fields[4].startswith("/"):
-                        first, _, last = addresses.partition("-")
-                        self._ranges.append((int(first, 16), int(last, 16)))
-
-    def let_go(self, tensor: Tensor) -> None:
-        """Tell the system that the pages of mapped weights are not needed now; read again, they come from the file.
-
-        Without this they would count as the process's own until the whole file is closed.
-
-        Args:
-            tensor: Weights that nobody has written to, as that would be lost. If they are not mapped from a file,
-                nothing happens.
-        """
-        start = tensor.data_ptr()
-        stop = start + tensor.numel() * tensor.element_size()
-        if tensor.device.type != "cpu" or not any(
-            first <= start < stop <= last for first, last in self._ranges
-        ):
-            return
-        page = mmap.PAGESIZE  # whole pages only: those at the ends are shared with neighbors
-        first, last = -(-start // page) * page, stop // page * page
-        if first < last:
-            ctypes.CDLL(None).madvise(
-                ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED
-            )
-
-
-_local = threading.local()
-
-
-def _workspace(
-    rows: int, columns: int, dtype: torch.dtype, device: torch.device, *, use: str = "weights"
-) -> Tensor:
-    """Memory that is written to and read again before anybody else asks: on a CPU the same one each time.
-
-    A new one would be asked of the system and given back with every product, a page at a time.
-    """
-    if device.type != "cpu":
-        return torch.empty(rows, columns, dtype=dtype, device=device)
-    kept: dict[tuple[torch.dtype, str], Tensor] = _local.__dict__.setdefault("kept", {})
-    found = kept.get((dtype, use))
-    if found is None or found.numel() < rows * columns:
-        with torch.inference_mode(False):  # else nothing could be written to it but in that mode
-            found = kept[dtype, use] = torch.empty(rows * columns, dtype=dtype)
-    return found[: rows * columns].view(rows, columns)
-
-
-def _chunk_rows(columns: int, element_size: int, device: str) -> int:
-    return max(CHUNK_BYTES.get(device, CHUNK_BYTES_ELSEWHERE) // (columns * element_size), 1)
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+    return weight.detach() if type(layer) in (nn.Linear, WidenedLinear) else None
 
 
 def _quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -356,7 +235,7 @@ def _quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None]
     if kind == "int8":
         numbers = torch.empty(num_rows, columns, dtype=torch.int8, device=weight.device)
         scale = torch.empty(num_rows, dtype=torch.float32, device=weight.device)
-        for rows in _slices(num_rows, step):
+        for rows in slices(num_rows, step):
             part = weight[rows].float()
             scale[rows] = part.abs().amax(dim=1).clamp(min=1e-30) / 127
             numbers[rows] = (part / scale[rows, None]).round_()
@@ -368,7 +247,7 @@ def _quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None]
         torch.empty(num_rows, groups, dtype=torch.bfloat16, device=weight.device) for _ in range(2)
     )
     for begin, shift in ((0, 0), (half, 4)):
-        for place in _slices(half, step):
+        for place in slices(half, step):
             rows = slice(place.start + begin, min(place.stop + begin, num_rows))
             if rows.start >= rows.stop:
                 continue

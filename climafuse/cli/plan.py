@@ -128,7 +128,7 @@ def _print(plan: Plan) -> None:
                 "most that a microbatch takes, gradients too",
                 f"{(f.step_bytes + f.gradient_bytes) / giga:.3f}",
             ),
-            ("buffers of quantized weights", f"{f.buffer_bytes / giga:.3f}"),
+            ("buffers of weights in the type of products", f"{f.buffer_bytes / giga:.3f}"),
             *((f"peak in {phase}", f"{num / giga:.3f}") for phase, num in plan.phases.items()),
             (f"free on {plan.device.name}", f"{plan.device.memory / giga:.3f}"),
         ],

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from climafuse.backbones import find_blocks, num_blocks_below
 from climafuse.model import ClimateTextForCausalLM
-from climafuse.planning.skeleton import QuantizedShape
+from climafuse.planning.skeleton import CompactShape
 from climafuse.planning.tracing import ATTENTION, TRAINABLE, Trace
 
 FROZEN, BELOW, HEAD = "frozen_with_gradient", "frozen_without_gradient", "head"
@@ -37,12 +37,12 @@ def mark_kinds(trace: Trace, model: ClimateTextForCausalLM) -> None:
     head = layout.head.weight
     below = num_blocks_below(model.prefix_site, layout.num_blocks)
     for module in model.backbone.modules():
-        if isinstance(module, QuantizedShape):
-            module.work = FROZEN
+        if isinstance(module, CompactShape):
+            module.work = TRAINABLE if module.weight.requires_grad else FROZEN
     for module in layout.blocks[:below].modules():
-        if isinstance(module, QuantizedShape):
+        if isinstance(module, CompactShape):
             module.work = BELOW
-    if isinstance(layout.head, QuantizedShape):
+    if isinstance(layout.head, CompactShape):
         layout.head.work = HEAD
     for parameter in model.parameters():
         if parameter.requires_grad:

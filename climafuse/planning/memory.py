@@ -17,12 +17,12 @@ from climafuse.backbones.architectures import count_parameters
 from climafuse.model import ClimateTextForCausalLM
 from climafuse.planning.flops import mark_kinds
 from climafuse.planning.skeleton import (
-    QuantizedShape,
+    CompactShape,
     StoreOfShapes,
+    compact_shapes,
     make_backbone,
     make_batch,
     make_model,
-    quantize_shapes,
 )
 from climafuse.planning.tracing import Trace, traced
 from climafuse.planning.workload import Workload
@@ -56,7 +56,7 @@ class Footprint:
         storing_bytes: Most that is held beside weights while states are stored.
         vocabulary_bytes: Most while likely tokens are asked for.
         evaluation_bytes: Most in a batch of an evaluation.
-        buffer_bytes: Rows of quantized weights that are turned back, and partial sums.
+        buffer_bytes: Rows of compact weights in the type of products, and partial sums.
         flops: Floating-point operations of a step by kind.
         reused_flops: Those of a step that stored states spare.
         sites: Where the fusion sits.
@@ -100,8 +100,7 @@ def measure(workload: Workload, *, phases: bool = True, slack: float = HEAP_SLAC
     """
     with traced() as trace:
         backbone = make_backbone(workload)
-        if workload.quantization is not None:
-            quantize_shapes(trace, backbone.model, workload)
+        compact_shapes(trace, backbone.model, workload)
         model = make_model(workload, backbone)
         mark_kinds(trace, model)
         stores = reuses(workload, model)
@@ -188,14 +187,15 @@ def mapped(workload: Workload) -> bool:
 
 
 def _buffers(workload: Workload, model: ClimateTextForCausalLM) -> int:
-    """Work space of quantized layers, which stays: rows turned back, and a partial sum of the states below."""
-    layers = [module for module in model.backbone.modules() if isinstance(module, QuantizedShape)]
+    """Work space of compact layers, which stays: rows turned back, and a partial sum of the states below."""
+    layers = [module for module in model.backbone.modules() if isinstance(module, CompactShape)]
     if not layers:
         return 0
     tokens = workload.texts(workload.microbatch) * workload.length
     rows = max(layer.buffer for layer in layers)
-    nibbles = rows // 2 if workload.quantization == "int4" else 0
-    return rows + nibbles + 2 * tokens * max(layer.in_features for layer in layers)
+    nibbles = rows // (4 if workload.widened else 2) if workload.quantization == "int4" else 0
+    part = 0 if workload.widened else 2 * tokens * max(layer.in_features for layer in layers)
+    return rows + nibbles + part
 
 
 def _microbatches(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) -> tuple[int, int]:

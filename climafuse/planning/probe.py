@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from climafuse.backbones import attach, find_blocks, resume
 from climafuse.backbones.head import head_logits
 from climafuse.backbones.quantization import quantize_model
+from climafuse.backbones.widening import widen_products
 from climafuse.model.chunked_loss import chunked_loss, num_chunks, row_loss
 from climafuse.model.rows import fuse_flat, fuse_rows
 from climafuse.planning.devices import Device
@@ -114,6 +115,8 @@ class Probe:
                 quantize_model(
                     backbone.model, cast("Any", workload.quantization), head=workload.quantize_head
                 )
+            if workload.widened:
+                widen_products(backbone.model)
             if mapped(workload):
                 _map(backbone.model)
             self.model = make_model(self.few, backbone)

@@ -9,84 +9,106 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from climafuse.backbones import BackboneIdentity, LoadedBackbone, find_blocks, freeze
-from climafuse.backbones.quantization import GROUP, QuantizedLinear, buffer_bytes, matrix, stored_bytes
+from climafuse.backbones.compact_linear import CompactLinear, buffer_bytes
+from climafuse.backbones.quantization import GROUP, matrix, stored_bytes
 from climafuse.data.normalization import statistics_from_dict
 from climafuse.model import ClimateTextForCausalLM, PrefixStore, SampledVocabulary
-from climafuse.planning.tracing import Trace
+from climafuse.planning.tracing import TRAINABLE, Trace
 from climafuse.planning.workload import Workload
 
 
-class QuantizedShape(QuantizedLinear):
-    """A quantized layer without values: what it holds and computes is counted, its rows are not gone through.
+class CompactShape(CompactLinear):
+    """A compact layer without values: what it holds and computes is counted, its rows are not gone through.
 
     Args:
         trace: Where it is counted.
-        weight: [N, K] of the layer in whose place it is.
-        bias: [N], or None.
-        kind: `int8` or `int4`.
+        layer: The layer in whose place it is.
+        kind: `int8` or `int4`; None where weights stay as they are.
+        widened: Whether products are in float32, whatever the type of the activations.
     """
 
-    def __init__(self, trace: Trace, weight: Tensor, bias: nn.Parameter | None, kind: str) -> None:
+    def __init__(self, trace: Trace, layer: nn.Module, kind: str | None, *, widened: bool) -> None:
         nn.Module.__init__(self)
+        weight = matrix(layer)
+        assert weight is not None
         self.trace = trace
-        self.kind = cast("Any", kind)
+        self.kind = kind or "widened"
+        self.widened = widened
         self.work = ""  # kind of its work, see `flops`
         self.out_features, self.in_features = weight.shape
-        rows = self.out_features if kind == "int8" else (self.out_features + 1) // 2
-        numbers = torch.empty(rows, self.in_features).to(torch.int8)
-        self.weight = nn.Parameter(numbers, requires_grad=False)
-        self.register_parameter("bias", bias)
-        rest = stored_bytes(self.out_features, self.in_features, kind) - numbers.numel()  # scales and minima
-        self.register_buffer("scale", torch.empty(rest // 4))
-        self.register_buffer("minimum", None)
-        self.buffer = buffer_bytes(self.out_features, self.in_features)
+        self.register_parameter("bias", cast("nn.Parameter | None", layer.bias))
+        if kind is None:
+            self.register_parameter("weight", cast("nn.Parameter", layer.weight))
+        else:
+            rows = self.out_features if kind == "int8" else (self.out_features + 1) // 2
+            numbers = torch.empty(rows, self.in_features).to(torch.int8)
+            self.weight = nn.Parameter(numbers, requires_grad=False)
+            rest = (
+                stored_bytes(self.out_features, self.in_features, kind) - numbers.numel()
+            )  # scales and minima
+            self.register_buffer("scale", torch.empty(rest // 4))
+        rows, columns = self.weight.shape if kind is None else weight.shape
+        self.buffer = buffer_bytes(rows, columns, element_size=4 if widened else 2)
 
     def forward(self, input: Tensor) -> Tensor:
         """Make what a product would hold."""
-        product: Tensor = _QuantizedProduct.apply(input, self)
+        product: Tensor = _ProductOfShapes.apply(input, self.weight, self)
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
+    def rows(self, numbers: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Return some rows; a gradient passes where weights are what they are."""
+        if self.weight.is_floating_point():
+            return self.weight[numbers].to(dtype)
+        return torch.empty(len(numbers), self.in_features, dtype=dtype)
 
-class _QuantizedProduct(torch.autograd.Function):
-    """The tensors that `quantization._Product` makes, without their values."""
+
+class _ProductOfShapes(torch.autograd.Function):
+    """The tensors that `compact_linear._Product` makes, without their values."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantizedShape) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: CompactShape) -> Tensor:
         ctx.layer, ctx.before = layer, x.dtype
-        if torch.is_autocast_enabled("cpu"):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        flat = x.reshape(-1, layer.in_features)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        flat = x.reshape(-1, layer.in_features).to(torch.float32 if layer.widened else dtype)
         if layer.kind == "int4":
             flat.new_empty(len(flat), -(-layer.in_features // GROUP))
         layer.trace.add(layer.work, 2 * len(flat) * layer.in_features * layer.out_features)
-        return flat.new_empty(*x.shape[:-1], layer.out_features)
+        return flat.new_empty(*x.shape[:-1], layer.out_features).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        layer = ctx.layer
+        layer: CompactShape = ctx.layer
+        (x,) = ctx.saved_tensors
+        flat = grad.float() if layer.widened else grad
         num = grad.numel() // layer.out_features
-        below = grad.new_empty(num, layer.in_features, dtype=torch.float32)
-        scaled = torch.empty_like(grad) if layer.kind == "int8" else grad
-        layer.trace.add(layer.work, 2 * scaled.numel() * layer.in_features)
-        return below.to(ctx.before).view(*grad.shape[:-1], layer.in_features), None
+        below = by_weights = None
+        if ctx.needs_input_grad[0]:
+            total = grad.new_empty(num, layer.in_features, dtype=torch.float32)
+            if layer.kind == "int8":
+                torch.empty_like(flat)
+            layer.trace.add(layer.work, 2 * num * layer.in_features * layer.out_features)
+            below = total.to(ctx.before).view(*grad.shape[:-1], layer.in_features)
+        if x is not None:
+            x.to(flat.dtype)
+            layer.trace.add(TRAINABLE, 2 * num * layer.in_features * layer.out_features)
+            by_weights = torch.empty_like(layer.weight)
+        return below, by_weights, None
 
 
-def quantize_shapes(trace: Trace, model: PreTrainedModel, workload: Workload) -> None:
-    """Do what `quantize_model` does, to a model without values."""
+def compact_shapes(trace: Trace, model: PreTrainedModel, workload: Workload) -> None:
+    """Do what `quantize_model` and `widen_products` do, to a model without values."""
     layout = find_blocks(model)
-
-    def quantized(layer: nn.Module) -> QuantizedShape:
-        weight = matrix(layer)
-        assert weight is not None
-        assert workload.quantization is not None
-        return QuantizedShape(trace, weight, cast("nn.Parameter | None", layer.bias), workload.quantization)
-
-    for module in list(layout.blocks.modules()):
+    head = layout.head
+    inside = {id(module) for module in layout.blocks.modules()}
+    for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if matrix(child) is not None:
-                setattr(module, name, quantized(child))
-    if workload.quantize_head:
-        model.set_output_embeddings(quantized(layout.head))
+            if matrix(child) is None:
+                continue
+            quantized = id(child) in inside or (child is head and workload.quantize_head)
+            kind = workload.quantization if quantized else None
+            if kind is not None or workload.widened:
+                setattr(module, name, CompactShape(trace, child, kind, widened=workload.widened))
 
 
 def make_backbone(workload: Workload) -> LoadedBackbone:

@@ -83,6 +83,10 @@ class Trace(TorchDispatchMode):
         self.peak = self.live
         self.flops = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
+        """Itself: what is copied is counted in the same place."""
+        return self
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and to say so at every operation takes a tenth of the time

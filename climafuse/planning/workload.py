@@ -25,6 +25,7 @@ class Workload:
         file_bytes: Of its files of weights; None where there are none here.
         file_dtype: Type of the weights in them; None where there are none here.
         dtype: Type of the frozen weights.
+        widened: Whether the processor multiplies in float32 what is of this type, as it has no instructions for it.
         quantization: `int8`, `int4` or None.
         quantize_head: Whether the head is quantized, too.
         lora: Options of adapters, as of `backbones.with_lora`; None for none.
@@ -61,6 +62,7 @@ class Workload:
     file_bytes: int | None = None
     file_dtype: str | None = None
     dtype: str = "bfloat16"
+    widened: bool = False
     quantization: str | None = None
     quantize_head: bool = False
     lora: Mapping[str, Any] | None = None

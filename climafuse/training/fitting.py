@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from climafuse.backbones.native import multiplies
 from climafuse.data.normalization import statistics_to_dict
 from climafuse.errors import BackboneError
 from climafuse.model import ClimateFeatureExtractor, ClimateTextProcessor
@@ -21,7 +22,6 @@ from climafuse.planning.workload import Workload
 from climafuse.registry import ENCODERS, FUSIONS
 from climafuse.training.config import RunConfig, TrainingConfig
 from climafuse.training.dataset import Examples, make_examples, open_store, window_statistics
-from climafuse.training.precision import multiplies_bfloat16
 from climafuse.training.thinning import LabelThinning
 
 # What a training process imports, for the measure of what it holds.
@@ -43,7 +43,8 @@ def configured_workload(config: RunConfig, found: Architecture, *, device: Devic
         device: Where it will run; None for this machine.
     """
     backbone, settings = config.backbone, config.training
-    native = (device is not None and device.gpu) or multiplies_bfloat16(torch.device("cpu"))
+    gpu, cpu = device is not None and device.gpu, torch.device("cpu")
+    native = gpu or multiplies(torch.bfloat16, cpu)
     precision = settings.precision if settings.precision != "auto" else "bfloat16" if native else "float32"
     return Workload(
         name=found.name,
@@ -52,6 +53,7 @@ def configured_workload(config: RunConfig, found: Architecture, *, device: Devic
         file_bytes=found.file_bytes,
         file_dtype=found.file_dtype,
         dtype=backbone.dtype,
+        widened=not (gpu or multiplies(getattr(torch, backbone.dtype), cpu)),
         quantization=backbone.quantization,
         quantize_head=backbone.quantize_head,
         lora=None if backbone.lora is None else _plain(asdict(backbone.lora)),

@@ -7,21 +7,13 @@ factor, and products are summed in float32. Evaluation and generation multiply i
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from climafuse.backbones.native import multiplies
+
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 natively: elsewhere it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-    return False
 
 
 def products(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -31,6 +23,6 @@ def products(precision: Precision, device: torch.device) -> contextlib.AbstractC
         precision: "auto" is bfloat16 where the device multiplies it natively, else float32.
         device: Of the model.
     """
-    if precision == "float32" or (precision == "auto" and not multiplies_bfloat16(device)):
+    if precision == "float32" or (precision == "auto" and not multiplies(torch.bfloat16, device)):
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

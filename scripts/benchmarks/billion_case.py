@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from climafuse.backbones import LoadedBackbone, find_blocks, hash_parameters, load_backbone
-from climafuse.backbones.quantization import MappedFiles, Quantization
+from climafuse.backbones.mapped_files import MappedFiles
+from climafuse.backbones.quantization import Quantization
 from climafuse.model import ClimateTextForCausalLM
 from climafuse.training.config import RunConfig, load_config
 from climafuse.training.dataset import ExampleCollator

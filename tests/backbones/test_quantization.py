@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from climafuse.backbones import (
     QuantizedLinear,
     attach,
+    compact_linear,
     find_blocks,
     gather,
     hash_parameters,
@@ -19,8 +20,10 @@ from climafuse.backbones import (
     quantize_model,
     resume,
 )
+from climafuse.backbones.compact_linear import buffer_bytes
 from climafuse.backbones.head import head_logits, narrowed
-from climafuse.backbones.quantization import MappedFiles, buffer_bytes, stored_bytes
+from climafuse.backbones.mapped_files import MappedFiles
+from climafuse.backbones.quantization import stored_bytes
 from climafuse.errors import BackboneError, ConfigurationError
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
@@ -71,14 +74,12 @@ def test_it_multiplies_by_the_weights_of_its_definition(kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_of_the_rows_make_the_whole(kind, monkeypatch):
     """Where a matrix is turned back in many parts, the last of them smaller."""
-    from climafuse.backbones import quantization
-
     weight = _weight(101, 64)
     layer = QuantizedLinear(weight, None, kind)
     x = torch.randn(3, 64, requires_grad=True)
     whole = layer(x)
     (whole_grad,) = torch.autograd.grad(whole.square().sum(), x)
-    monkeypatch.setitem(quantization.CHUNK_BYTES, "cpu", 9 * 64 * 4)
+    monkeypatch.setitem(compact_linear.CHUNK_BYTES, "cpu", 9 * 64 * 4)
     parts = layer(x)
     (parts_grad,) = torch.autograd.grad(parts.square().sum(), x)
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
@@ -118,9 +119,7 @@ def test_it_learns_after_it_was_asked_in_inference_mode(kind, monkeypatch):
     """What is kept between products must not be bound to the mode in which it was made."""
     import threading
 
-    from climafuse.backbones import quantization
-
-    monkeypatch.setattr(quantization, "_local", threading.local())  # nothing kept yet
+    monkeypatch.setattr(compact_linear, "_local", threading.local())  # nothing kept yet
     layer = QuantizedLinear(_weight(64, 96), None, kind)
     with torch.inference_mode():
         layer(torch.randn(2, 96))
