@@ -311,13 +311,8 @@ def _shrunken(workload: Workload, footprint: Footprint) -> tuple[Any, int, float
     _set_blocks(text, num_blocks)
     wanted = workload.sampled_vocabulary or int(text.vocab_size)
     rows = min(wanted, HEAD_ROWS, int(text.vocab_size))
-    for name in (
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-    ):  # none of them matters, and rows may be fewer
-        if (getattr(text, name, None) or 0) is not None:
-            setattr(text, name, None if name != "pad_token_id" else 0)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(text, name, None)  # none of them matters, and rows may be fewer
     text.vocab_size = rows
     return config, num_blocks, wanted / rows
 

@@ -19,6 +19,7 @@ from climafuse.backbones import (
     import_backbone,
     load_backbone,
 )
+from climafuse.backbones.widening import widen_products
 from climafuse.errors import BackboneError, BackboneNotFoundError, ConfigurationError
 from tests.tiny import ARCHITECTURES, tiny_backbone, tiny_config, tiny_model, tiny_tokenizer
 
@@ -56,6 +57,7 @@ def test_the_default_type_is_bfloat16_with_exact_rotary_frequencies(tmp_path):
     loaded = load_backbone(_save(tmp_path / "model"))
     ids = torch.arange(5, 25)[None]
     expected = tiny_model("llama", dtype=torch.bfloat16)
+    widen_products(expected)  # where this processor multiplies no bfloat16
     assert loaded.model.dtype == torch.bfloat16
     assert torch.equal(loaded.model(input_ids=ids).logits, expected(input_ids=ids).logits)
     assert loaded.model.model.rotary_emb.inv_freq.dtype == torch.float32

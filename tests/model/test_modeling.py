@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, OPTConfig, OPTForCausalLM
 
 from climafuse.backbones import LoadedBackbone, find_blocks, hash_parameters, num_blocks_below
+from climafuse.backbones.widening import widen_products
 from climafuse.climate_tokens import ClimateTokens
 from climafuse.encoders import ClimateEncoder, ConvEncoder
 from climafuse.errors import ConfigurationError, ModelInputError
@@ -55,6 +56,7 @@ def test_an_untrained_model_is_the_bare_backbone_bit_for_bit(
     sites: Any, fusion: str, dtype: torch.dtype
 ) -> None:
     bare = tiny_model(dtype=dtype)
+    widen_products(bare)  # where this processor multiplies no bfloat16
     model = make_model(sites=sites, fusion=fusion, gates=0.0, dtype=dtype)
     batch = make_batch(model)
     # Of a model that was never wrapped: wrapping once changed how the backbone computes.
