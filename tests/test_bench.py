@@ -17,7 +17,7 @@ import torch
 from climafuse.backbones.synthesize import write_random
 from climafuse.planning import planner
 from scripts.benchmarks import __main__ as program
-from scripts.benchmarks import billion_case, billions, fusion, inputs, measure, plan, prefix, results
+from scripts.benchmarks import billion_case, billions, fusion, inputs, keeping, measure, plan, prefix, results
 from scripts.benchmarks.measure import Comparison, Row, Seconds, Size, compare, quartiles
 from tests.planning.tiny_workload import counted
 from tests.tiny import tiny_backbone, tiny_config, tiny_tokenizer
@@ -125,7 +125,7 @@ def tiny_billions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("CLIMAFUSE_HOME", str(home))
     monkeypatch.setattr(
-        billions,
+        inputs,
         "synthesize",
         lambda name, directory, progress: write_random(
             name, tiny_config("gpt2"), tiny_tokenizer(), directory
@@ -141,7 +141,7 @@ def test_billions_measures_each_of_its_cases_once(
 ) -> None:
     measured: list[str] = []
 
-    def here(spec: dict[str, Any], path: Path) -> dict[str, Any]:
+    def here(spec: dict[str, Any]) -> dict[str, Any]:
         measured.append(spec["kind"])
         if spec["kind"] == "run":
             return {"identical": 1.0, "killed_after": 7.0, "first_step": 6.0, "seconds": 9.0, "peak_gb": 1.0}
@@ -160,8 +160,14 @@ def test_billions_measures_each_of_its_cases_once(
     again = list(billions.rows(TINY))  # as after an interruption: nothing is measured twice
     assert len(measured) == 4
     assert [row.ratio for row in again] == [row.ratio for row in rows]
-    billions.forget()
-    assert not list((tiny_billions / "benchmarks" / "billions").glob("*.json"))
+    beside = replace(TINY, kept=tiny_billions / "figures")
+    assert [row.ratio for row in billions.rows(beside)] != [row.ratio for row in rows]
+    assert len(measured) == 8  # what is kept elsewhere is not known here
+    assert all(row.measured.endswith(f"products in {keeping.products_in()}") for row in rows)
+    for size in (TINY, beside):
+        assert len(list(keeping.folder(size, "billions").glob("*.json"))) == 4
+        keeping.forget(size, "billions")
+        assert not list(keeping.folder(size, "billions").glob("*.json"))
 
 
 def test_a_quantized_case_and_several_models_together(tiny_billions: Path) -> None:
@@ -278,10 +284,9 @@ def test_sections_are_put_beside_those_of_earlier_runs(tmp_path: Path) -> None:
         0.5,
         3,
         "this ÷ that",
-        {},
     ).to_dict()
     header = {
-        "processor": "P", "cores": 2, "threads": 2, "versions": {"torch": "T"},
+        "processor": "P", "cores": 2, "threads": 2, "products": "X", "versions": {"torch": "T"},
         "load_average_at_start": 0.1, "load_average_at_end": 0.2, "date": "today",
     }  # fmt: skip
     path = tmp_path / "figures.json"
@@ -289,8 +294,8 @@ def test_sections_are_put_beside_those_of_earlier_runs(tmp_path: Path) -> None:
     results.put(path, {"one": {"header": header, "rows": [row]}})
     assert list(json.loads(path.read_text())) == ["one", "two"]
     table = (tmp_path / "figures.md").read_text()
-    assert "| a case | 1.250 | 1.000 to 1.500 | <= 1.30 | yes | 2 | 3 steps/s | 0.50 |" in table
-    assert "P, 2 cores, 2 threads, torch T, load 0.1 to 0.2, today." in table
+    assert "| a case | 1.250 | 1.000 to 1.500 | <= 1.30 | yes | 2 | 3 steps/s | 0.50 |  |" in table
+    assert "P, 2 cores, 2 threads, products of bfloat16 in X, torch T, load 0.1 to 0.2, today." in table
     results.put(path, {"one": {"header": header, "rows": [{**row, "ratio": 9.0, "reached": False}]}})
     assert "| a case | 9.000 |" in (tmp_path / "figures.md").read_text()
 

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 import climafuse
 from climafuse.cli.handler import print_table
 from climafuse.errors import ClimafuseError
-from scripts.benchmarks import billions, results
+from scripts.benchmarks import keeping, results
 from scripts.benchmarks.measure import FULL, QUICK, Row, Size
 
 SECTIONS = ("fusion", "generate", "loader", "mock", "optimizer", "prefix")
@@ -55,10 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--threads: at least 1")
         torch.set_num_threads(options.threads)
     transformers_logging.set_verbosity_error()  # remarks on generation settings, once a call
-    if options.fresh:
-        billions.forget()
+    size = QUICK if options.quick else FULL
+    if options.json is not None:
+        size = replace(size, kept=options.json.with_suffix(""))
+    for name in options.sections if options.fresh else ():
+        keeping.forget(size, name)
     try:
-        run(options.sections or SECTIONS, QUICK if options.quick else FULL, options.json)
+        run(options.sections or SECTIONS, size, options.json)
     except ClimafuseError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -109,6 +113,7 @@ def _header(size: Size) -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "products": keeping.products_in(),
         "python": platform.python_version(),
         "versions": {
             "climafuse": climafuse.__version__,

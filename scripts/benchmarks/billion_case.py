@@ -41,6 +41,8 @@ from climafuse.training.pipeline import assemble
 from climafuse.training.precision import products
 from scripts.benchmarks import generate
 from scripts.benchmarks.fusion import floor, open_gates
+from scripts.benchmarks.inputs import backbone_of
+from scripts.benchmarks.keeping import say
 from scripts.benchmarks.measure import Comparison, Size, compare, peak_gb, quartiles, reset_peak
 
 CLIMATE_STEPS = 4
@@ -54,7 +56,7 @@ class Case:
     """A model whose steps are measured.
 
     Args:
-        backbone: Directory of the backbone.
+        backbone: Name of an architecture, or directory of a backbone.
         fusion: Fusion at the input.
         options: Its arguments.
         quantization: Of the blocks; None for bfloat16.
@@ -79,10 +81,13 @@ def measure_step(case: Case) -> dict[str, Any]:
     base = peak_gb()
     start = time.perf_counter()
     loaded = load_backbone(
-        case.backbone, quantization=case.quantization, quantize_head=case.quantize_head, progress=_say
+        backbone_of(case.backbone),
+        quantization=case.quantization,
+        quantize_head=case.quantize_head,
+        progress=say,
     )
     seconds_to_load = time.perf_counter() - start
-    setup = assemble(_config(case), backbone=loaded, say=_say)
+    setup = assemble(_config(case), backbone=loaded, say=say)
     model = setup.model.train()
     open_gates(model)
     loading_peak = peak_gb()
@@ -99,7 +104,7 @@ def measure_step(case: Case) -> dict[str, Any]:
             begin = time.perf_counter()
             step(batch)
             seconds.append(time.perf_counter() - begin)
-            _say(f"step {number + 1} of {case.steps}: {seconds[-1]:.2f} s")
+            say(f"step {number + 1} of {case.steps}: {seconds[-1]:.2f} s")
         counted = dict(runs)
         last = _loss(model, batches[:PAIRS_ASKED])
     training_peak = peak_gb()
@@ -142,7 +147,7 @@ def measure_step(case: Case) -> dict[str, Any]:
 def settings(case: Case) -> list[str]:
     """A run of a case, as `--set` takes it."""
     return [
-        f"backbone.name={json.dumps(case.backbone)}",
+        f"backbone.name={json.dumps(str(backbone_of(case.backbone)))}",
         f"fusion.name={case.fusion}",
         "fusion.sites=input",
         f"fusion.options={json.dumps(case.options)}",
@@ -237,7 +242,7 @@ def _bare(case: Case, loaded: LoadedBackbone) -> tuple[LoadedBackbone, int]:
     if case.quantization is None:
         return loaded, len(blocks)
     gc.collect()
-    plain = load_backbone(case.backbone, progress=_say)
+    plain = load_backbone(backbone_of(case.backbone), progress=say)
     own = find_blocks(plain.model).blocks
     size = sum(parameter.nbytes for parameter in own[0].parameters())
     head = sum(parameter.nbytes for parameter in plain.model.get_output_embeddings().parameters())
@@ -260,10 +265,6 @@ def _let_go(model: nn.Module) -> None:
         mapped.let_go(parameter)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def measure_together(cases: list[Case]) -> dict[str, Any]:
     """Load several models at once and take one step with each.
 
@@ -272,8 +273,8 @@ def measure_together(cases: list[Case]) -> dict[str, Any]:
     """
     weights, trainable, losses, held = 0, 0, [], []
     for case in cases:
-        loaded = load_backbone(case.backbone, quantization=case.quantization, progress=_say)
-        setup = assemble(_config(case), backbone=loaded, say=_say)
+        loaded = load_backbone(backbone_of(case.backbone), quantization=case.quantization, progress=say)
+        setup = assemble(_config(case), backbone=loaded, say=say)
         model = setup.model.train()
         open_gates(model)
         held.append((model, _trained_step(model, setup.config), _batches(setup, 1, case.tokens)[0]))
@@ -295,7 +296,10 @@ def measure_together(cases: list[Case]) -> dict[str, Any]:
 def measure_generate(case: Case, new_tokens: int) -> dict[str, Any]:
     """Compare generation with climate and without."""
     loaded = load_backbone(
-        case.backbone, quantization=case.quantization, quantize_head=case.quantize_head, progress=_say
+        backbone_of(case.backbone),
+        quantization=case.quantization,
+        quantize_head=case.quantize_head,
+        progress=say,
     )
     size = Size("billions", repeats=case.repeats, new_tokens=new_tokens)
     return generate.row(size, loaded, case.fusion, "input", 1, **case.options).to_dict()

@@ -2,8 +2,8 @@
 
 Weights are random (`climafuse backbone synthesize`): what is measured is capacity, that is time and memory, which do
 not depend on their values. They are written once to climafuse's cache, 34 GB in all for the full size. Every case runs
-in a process of its own, and what was measured is kept: a section that was stopped goes on where it stood (`--fresh`
-measures anew). Loss is measured on real pairs about real fields; it falls as the fusion learns which words come often.
+in a process of its own, and what was measured is kept (`keeping`; `--fresh` measures anew). Loss is measured on real
+pairs about real fields; it falls as the fusion learns which words come often.
 """
 
 from __future__ import annotations
@@ -15,23 +15,21 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-import climafuse
-from climafuse.backbones.synthesize import synthesize
-from climafuse.data.files import cache_directory, whole_file
 from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.training.config import load_config
 from scripts.benchmarks import billion_case
 from scripts.benchmarks.billion_case import STEPS, Case
+from scripts.benchmarks.keeping import kept
 from scripts.benchmarks.measure import Row, Size
 
 STEP_MEANING = (
@@ -54,6 +52,7 @@ class Billion:
         aim: Most that a step may take, as a ratio to the floor.
         peak_gb: Most resident memory; None for 1.15 × (weights + 16 bytes × trainables + 0.5 GB).
         quantization: Of the blocks.
+        repeats: Rounds of the comparison, at most.
     """
 
     architecture: str
@@ -62,6 +61,7 @@ class Billion:
     aim: float
     peak_gb: float | None = None
     quantization: Any = None
+    repeats: int = 5
 
     @property
     def name(self) -> str:
@@ -73,12 +73,12 @@ class Billion:
         """What its process measures."""
         quick = size.name != "full"
         return Case(
-            backbone=str(backbone_of(self.architecture)),
+            backbone=self.architecture,
             fusion=self.fusion,
             options=self.options,
             quantization=self.quantization,
             steps=min(STEPS, 4) if quick else STEPS,
-            repeats=size.repeats,
+            repeats=min(size.repeats, self.repeats),
         )
 
 
@@ -88,10 +88,10 @@ def _heads(number: int, width: int) -> dict[str, Any]:
 
 _LLAMA_HEADS = _heads(32, 128)
 TABLE: tuple[Billion, ...] = (
-    Billion("llama-3-8b", "gated_addition", {}, 1.05, 17.5),
-    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 1.15, 18.5),
-    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 1.5, 10.6, "int8"),
-    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 3.0, 7.0, "int4"),
+    Billion("llama-3-8b", "gated_addition", {}, 1.05, 17.5, repeats=3),
+    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 1.15, 18.5, repeats=3),
+    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 1.5, 10.6, "int8", 3),
+    Billion("llama-3-8b", "cross_attention", _LLAMA_HEADS, 3.0, 7.0, "int4", 3),
     *(
         Billion(name, fusion, options, 1.15)
         for name, heads in (
@@ -122,20 +122,11 @@ def rows(size: Size) -> Iterator[Row]:
     yield from _run_rows(largest, size)
 
 
-def backbone_of(name: str) -> Path:
-    """Return the directory of an architecture with random weights; written on the first call."""
-    directory = cache_directory() / "benchmarks" / "backbones" / name
-    if not directory.is_dir():
-        _say(f"writing {name} with random weights to {directory}")
-        synthesize(name, directory, progress=_say)
-    return directory
-
-
 # ---- Rows
 
 
 def _step_rows(entry: Billion, size: Size) -> Iterator[Row]:
-    found = _kept(entry.name, {"kind": "step", "content": dataclasses.asdict(entry.case(size))})
+    found = _kept(entry.name, {"kind": "step", "content": dataclasses.asdict(entry.case(size))}, size)
     allowed = entry.peak_gb or 1.15 * ((found["weight_bytes"] + 16 * found["trainable"]) / 1e9 + 0.5)
     details = {name: value for name, value in found.items() if name not in ("seconds", "ratio", "spread")}
     yield _row(
@@ -150,6 +141,7 @@ def _step_rows(entry: Billion, size: Size) -> Iterator[Row]:
         peak=found["peak_gb"],
         repeats=len(found["ratios"]),
         details=details,
+        measured=found["measured"],
     )
     yield _row(
         f"{entry.name}: peak ÷ {allowed:.1f} GB",
@@ -160,13 +152,14 @@ def _step_rows(entry: Billion, size: Size) -> Iterator[Row]:
         rate=(found["loss_before"] - found["loss_after"]),
         unit=f"nats of loss in {len(found['step_seconds'])} steps",
         details={"allowed_gb": allowed, "frozen_unchanged": found["frozen_unchanged"]},
+        measured=found["measured"],
     )
 
 
 def _together_row(size: Size) -> Row:
     cases = [entry.case(size) for entry in TABLE if entry.architecture in TOGETHER and entry.options]
     content = [dataclasses.asdict(case) for case in cases]
-    found = _kept("together", {"kind": "together", "content": content})
+    found = _kept("together", {"kind": "together", "content": content}, size)
     allowed = 1.1 * found["weight_bytes"] / 1e9 + 1
     return _row(
         f"{' + '.join(TOGETHER)} together: peak ÷ {allowed:.1f} GB",
@@ -177,12 +170,13 @@ def _together_row(size: Size) -> Row:
         rate=len(cases) / found["seconds"],
         unit="steps/s",
         details=found,
+        measured=found["measured"],
     )
 
 
 def _generate_row(entry: Billion, size: Size) -> Row:
     content = {"case": dataclasses.asdict(entry.case(size)), "new_tokens": size.new_tokens // 2}
-    found = _kept(f"{entry.name}, generate", {"kind": "generate", "content": content})
+    found = _kept(f"{entry.name}, generate", {"kind": "generate", "content": content}, size)
     return _row(
         f"{entry.name}: generation with climate ÷ bare, tokens/s",
         found["ratio"],
@@ -194,11 +188,13 @@ def _generate_row(entry: Billion, size: Size) -> Row:
         unit=found["unit"],
         peak=found["peak_gb"],
         repeats=found["repeats"],
+        measured=found["measured"],
     )
 
 
 def _run_rows(entry: Billion, size: Size) -> Iterator[Row]:
-    found = _kept(f"{entry.name}, run", {"kind": "run", "content": dataclasses.asdict(entry.case(size))})
+    spec = {"kind": "run", "content": dataclasses.asdict(entry.case(size))}
+    found = _kept(f"{entry.name}, run", spec, size)
     details = {name: value for name, value in found.items() if name != "peak_gb"}
     yield _row(
         f"{entry.name}: killed after {found['killed_after']:.0f} s and resumed, share of equal tensors and losses",
@@ -209,6 +205,7 @@ def _run_rows(entry: Billion, size: Size) -> Iterator[Row]:
         rate=RUN_STEPS / found["seconds"],
         unit="steps/s",
         details=details,
+        measured=found["measured"],
     )
     yield _row(
         f"{entry.name}: seconds from the command to the end of the first step ÷ 90",
@@ -218,6 +215,7 @@ def _run_rows(entry: Billion, size: Size) -> Iterator[Row]:
         peak=found["peak_gb"],
         rate=1 / found["first_step"],
         unit="starts/s",
+        measured=found["measured"],
     )
 
 
@@ -234,6 +232,7 @@ def _row(
     reference: float = 0.0,
     repeats: int = 1,
     details: dict[str, Any] | None = None,
+    measured: str = "",
 ) -> Row:
     """A row; a negative aim is one that the ratio shall not fall below."""
     low, high = spread if spread is not None else (ratio, ratio)
@@ -252,53 +251,29 @@ def _row(
         repeats=repeats,
         meaning=STEP_MEANING,
         details=details or {},
+        measured=measured,
     )
 
 
 # ---- Measuring, once
 
 
-def _kept(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+def _kept(name: str, spec: dict[str, Any], size: Size) -> dict[str, Any]:
     """What was measured for this specification before; else what is measured now."""
-    slug = "".join(letter if letter.isalnum() else "-" for letter in name)
-    path = cache_directory() / "benchmarks" / "billions" / f"{slug}.json"
-    known = {"spec": spec, "climafuse": climafuse.__version__, "torch": torch.__version__}
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if {key: kept.get(key) for key in known} == known:
-            _say(f"{name}: as measured on {kept['date']}")
-            return {**kept["found"], "date": kept["date"]}
-    _say(f"{name}: measuring")
-    found = _measured(spec, path)
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    with whole_file(path) as unfinished:
-        unfinished.write_text(
-            json.dumps({**known, "date": date, "found": found}, indent=1) + "\n", encoding="utf-8"
-        )
-    return {**found, "date": date}
+    return kept("billions", name, spec, size, lambda: _measured(spec))
 
 
-def forget() -> None:
-    """Forget what was measured."""
-    for path in (cache_directory() / "benchmarks" / "billions").glob("*.json"):
-        path.unlink()
-
-
-def _measured(spec: dict[str, Any], path: Path) -> dict[str, Any]:
-    if spec["kind"] == "run":
-        return _killed_run(Case(**spec["content"]), path.with_suffix(""))
-    given, out = path.with_suffix(".spec"), path.with_suffix(".out")
-    given.parent.mkdir(parents=True, exist_ok=True)
-    given.write_text(json.dumps(spec), encoding="utf-8")
-    try:
+def _measured(spec: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        if spec["kind"] == "run":
+            return _killed_run(Case(**spec["content"]), Path(folder))
+        given, out = Path(folder) / "spec.json", Path(folder) / "found.json"
+        given.write_text(json.dumps(spec), encoding="utf-8")
         subprocess.run(
             [sys.executable, "-m", "scripts.benchmarks.billion_case", str(given), str(out)], check=True
         )
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
-    finally:
-        given.unlink()
-        out.unlink(missing_ok=True)
 
 
 def _killed_run(case: Case, folder: Path) -> dict[str, Any]:
@@ -371,7 +346,3 @@ def _lines(output: Path) -> list[str]:
 
 def _losses(output: Path) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, _lines(output)) if "loss" in entry]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from climafuse.backbones import LoadedBackbone, load_backbone
+from climafuse.backbones.architectures import ARCHITECTURES
+from climafuse.backbones.synthesize import synthesize
 from climafuse.data.batch import collate_windows, sample_boxes
+from climafuse.data.files import cache_directory
 from climafuse.data.samples import sample_path
 from climafuse.data.sources import open_climate
 from climafuse.data.store import TrainingStore
 from climafuse.data.window import Window
+from scripts.benchmarks.keeping import say
 
 VARIABLES = (
     "t2m",
@@ -96,3 +101,14 @@ def random_texts(vocabulary: int, texts: int, tokens: int) -> dict[str, torch.Te
     labels = ids.clone()
     labels[:, : tokens - tokens // 3] = -100
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def backbone_of(name: str) -> Path:
+    """Return the directory of an architecture with random weights, written on the first call; a directory is itself."""
+    if name not in ARCHITECTURES:
+        return Path(name)
+    directory = cache_directory() / "benchmarks" / "backbones" / name
+    if not directory.is_dir():
+        say(f"writing {name} with random weights to {directory}")
+        synthesize(name, directory, progress=say)
+    return directory

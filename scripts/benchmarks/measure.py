@@ -35,6 +35,7 @@ class Size:
         batches: Batches of the mock loops in a round.
         steps: Times of the store that is prepared.
         pairs: Pairs about it.
+        kept: Folder for results of long sections; None for climafuse's cache.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Size:
     batches: int = 150
     steps: int = 19_800
     pairs: int = 100_000
+    kept: Path | None = None
 
 
 FULL = Size("full", repeats=7)
@@ -99,6 +101,7 @@ class Row:
         repeats: Number of rounds.
         meaning: Of the ratio.
         details: More figures, for the JSON file.
+        measured: When and how, of a row that was kept (`keeping`).
     """
 
     section: str
@@ -115,6 +118,7 @@ class Row:
     repeats: int
     meaning: str
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    measured: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""

@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from climafuse.backbones.architectures import ARCHITECTURES
 from climafuse.planning import find_architecture
 from climafuse.planning import plan as make_plan
 from climafuse.training.fitting import MODULES
-from scripts.benchmarks.billions import backbone_of
+from scripts.benchmarks.keeping import kept
 from scripts.benchmarks.measure import Row, Size, quartiles
 from scripts.benchmarks.plan_case import Case
 
@@ -111,33 +110,35 @@ SMALLEST = TABLE[:2]  # where it is only to be seen that it works
 def rows(size: Size) -> Iterator[Row]:
     """Compare all cases."""
     for entry in TABLE if size.name == "full" else SMALLEST:
-        backbone = entry.backbone
-        if backbone in ARCHITECTURES:
-            backbone = str(backbone_of(backbone))
-        yield from compared(entry.name, Case(backbone, entry.settings, size.repeats))
+        case = Case(entry.backbone, entry.settings, size.repeats)
+        spec = asdict(case)
+        yield from _rows(entry.name, kept("plan", entry.name, spec, size, lambda case=case: compared(case)))
 
 
-def compared(name: str, case: Case) -> Iterator[Row]:
-    """Compare the plan of a case with what it takes: a row for the time, one for the peak."""
+def compared(case: Case) -> dict[str, Any]:
+    """Plan a case, then measure it."""
     made = make_plan(
         case.workload(),
         modules=MODULES,
-        tokenizer=find_architecture(case.backbone).directory,
+        tokenizer=find_architecture(str(case.path)).directory,
         time=False,
         search=False,
     )
-    found = _measured(case)
-    times = tuple(found["ratios"])
-    peak = made.peak / 1e9 / found["peak_gb"]
-    details = {
+    return {
+        **_measured(case),
         "planned_peak_gb": made.peak / 1e9,
         "peak_phase": made.peak_phase,
         "phases_gb": {phase: num / 1e9 for phase, num in made.phases.items()},
         "base_gb": made.base / 1e9,
         "footprint": asdict(made.footprint),
-        "parts": found["parts"],
         "random_weights": made.random_weights,
     }
+
+
+def _rows(name: str, found: dict[str, Any]) -> Iterator[Row]:
+    """A row for the time, one for the peak."""
+    times = tuple(found["ratios"])
+    peak = found["planned_peak_gb"] / found["peak_gb"]
     for what, ratios, aim in (("seconds", times, TIME_AIM), ("peak", (peak,), PEAK_AIM)):
         ratio = statistics.median(ratios)
         yield Row(
@@ -154,7 +155,8 @@ def compared(name: str, case: Case) -> Iterator[Row]:
             peak_gb=found["peak_gb"],
             repeats=len(ratios),
             meaning=MEANING,
-            details=details,
+            details=found,
+            measured=found["measured"],
         )
 
 

@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from climafuse.backbones import load_backbone
+from climafuse.backbones.architectures import ARCHITECTURES
+from climafuse.backbones.native import multiplies
 from climafuse.backbones.quantization import Quantization
 from climafuse.model import PrefixStore
 from climafuse.planning import Workload, find_architecture, measure
@@ -30,6 +32,7 @@ from climafuse.training.config import TrainingConfig
 from climafuse.training.fitting import MODULES
 from climafuse.training.optim import gradient_norms, make_optimizer, trainable_parts
 from scripts.benchmarks.fusion import open_gates
+from scripts.benchmarks.inputs import backbone_of
 from scripts.benchmarks.measure import peak_gb
 
 STEPS = 4  # before the peak is noted: moments are made in the first, and gaps of freed memory fill up
@@ -49,16 +52,24 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     repeats: int = 5
 
+    @property
+    def path(self) -> Path | str:
+        """Where the backbone is; of an architecture, random weights, written on the first call."""
+        return backbone_of(self.backbone) if self.backbone in ARCHITECTURES else self.backbone
+
     def workload(self) -> Workload:
-        """The workload."""
-        found = find_architecture(self.backbone)
+        """The workload; products are in the type that this machine multiplies, where the settings do not say."""
+        found = find_architecture(str(self.path))
+        native = multiplies(torch.bfloat16, torch.device("cpu"))
+        settings = {"precision": "bfloat16" if native else "float32", **self.settings}
         return Workload(
             found.name,
             found.config,
             random_weights=found.random_weights,
             file_bytes=found.file_bytes,
             file_dtype=found.file_dtype,
-            **self.settings,
+            widened=settings.get("dtype") != "float32" and not native,
+            **settings,
         )
 
 
@@ -68,7 +79,7 @@ def measure_case(case: Case) -> dict[str, Any]:
         import_module(name)
     workload = case.workload()
     loaded = load_backbone(
-        case.backbone,
+        case.path,
         dtype=workload.dtype,
         quantization=cast("Quantization | None", workload.quantization),
         quantize_head=workload.quantize_head,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from climafuse.backbones import load_backbone
-from scripts.benchmarks.billions import backbone_of
+from scripts.benchmarks.inputs import backbone_of
 from scripts.benchmarks.measure import Row, Size
 from scripts.benchmarks.prefix import steps
 

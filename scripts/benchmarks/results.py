@@ -11,7 +11,18 @@ from climafuse.data.files import whole_file
 from climafuse.errors import UsageError
 from climafuse.json_file import read_object
 
-COLUMNS = ("section", "case", "ratio", "quartiles", "aim", "reached", "seconds", "rate", "peak GB")
+COLUMNS = (
+    "section",
+    "case",
+    "ratio",
+    "quartiles",
+    "aim",
+    "reached",
+    "seconds",
+    "rate",
+    "peak GB",
+    "measured",
+)
 
 
 def put(path: Path, sections: Mapping[str, Any]) -> None:
@@ -81,8 +92,8 @@ def table(sections: Mapping[str, Any]) -> str:
 def machine(header: Mapping[str, Any]) -> str:
     """What a section was measured on, and when."""
     return (
-        f"{header['processor']}, {header['cores']} cores, {header['threads']} threads, torch "
-        f"{header['versions']['torch']}, load {header['load_average_at_start']} to "
+        f"{header['processor']}, {header['cores']} cores, {header['threads']} threads, products of bfloat16 in "
+        f"{header['products']}, torch {header['versions']['torch']}, load {header['load_average_at_start']} to "
         f"{header['load_average_at_end']}, {header['date']}"
     )
 
@@ -99,4 +110,5 @@ def cells(row: Mapping[str, Any]) -> tuple[str | None, ...]:
         f"{row['seconds']:.4g}",
         f"{row['rate']:.4g} {row['unit']}",
         f"{row['peak_gb']:.2f}",
+        row["measured"],
     )
