@@ -31,7 +31,7 @@ from climafuse.training.pipeline import run
 from climafuse.training.trainer import ClimateTextTrainer
 from tests.training.runs import save_backbone, settings, write_climate
 
-STEPS = 100
+STEPS = 60
 TIMES = np.datetime64("2026-03-01", "ns") + np.arange(60) * np.timedelta64(12, "h")
 LATITUDE, LONGITUDE = np.arange(-20.0, 21, 5), np.arange(0.0, 360, 5)
 
@@ -87,7 +87,7 @@ def trained(tmp_path_factory):
         "windows_per_step": 12,
         "accumulation": 1,
         "learning_rate": 0.01,
-        "evaluation_interval": 50,
+        "evaluation_interval": STEPS // 2,
         "sampled_vocabulary": None,
     }
     content["evaluation"]["max_new_tokens"] = 48

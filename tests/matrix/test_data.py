@@ -36,7 +36,7 @@ BUILT_IN = tuple(PRODUCTS)  # before any test registers another
 
 def _share() -> settings:
     # Half as many again: some layouts have fewer ways to be written than examples fall to them.
-    return settings(max_examples=-(-(450 if settings().max_examples >= 300 else 45) // len(LAYOUTS)))
+    return settings(max_examples=-(-(450 if settings().max_examples >= 300 else 34) // len(LAYOUTS)))
 
 
 @ROWS
@@ -270,6 +270,7 @@ def _assert_same(
 
 
 @ROWS
+@pytest.mark.sampled(4)
 def test_normalization_inverts(layout: Layout, files, cell):
     """To one unit in the last place of the larger of a value and its distance from the mean."""
 
@@ -293,6 +294,7 @@ def test_normalization_inverts(layout: Layout, files, cell):
 
 
 @ROWS
+@pytest.mark.sampled(4)
 def test_windows_over_the_dateline_equal_the_rolled_field(layout: Layout, files, cell):
     """Columns from the western edge on, by rolling the whole field until that edge is its first."""
     quarters = st.integers

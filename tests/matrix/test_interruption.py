@@ -249,6 +249,7 @@ def test_killed_thrice_with_loader_processes(
     assert_same(tmp_path, uninterrupted(case))
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_step_and_the_exit_code_says_so(
     forks: Forks,
     place: Path,

@@ -36,7 +36,9 @@ PLACES: dict[str, dict[str, Any]] = {
     "all blocks": {"sites": [1, "output"], "lora": {"rank": 3}},
     "some blocks": {"sites": "output", "lora": {"rank": 2, "alpha": 8, "layers": [1, -1]}},
 }
-every_place = pytest.mark.parametrize("place", PLACES)
+every_place = pytest.mark.parametrize(
+    "place", ["some blocks", pytest.param("all blocks", marks=pytest.mark.slow)]
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
