@@ -3,8 +3,8 @@
 Peaks are dense (half of what sheets print where they count zeros that are skipped), of the SXM form of A100, H100 and
 H200. No run reaches them: times that follow from them are estimates, and are called so.
 
-Memory is what sheets print, in GB of 10⁹ bytes. Drivers report more of every one that was looked up, but not always as
-many GiB: 24.15 GB of the A10 and the L4, 48.30 of the L40S, 85.52 of the H100, whose error correction takes a part.
+Memory is what sheets print, in GB of 10⁹ bytes. Drivers are said to report more of it, but not as many GiB: 24.15 GB of
+the A10 and the L4, 48.30 of the L40S, 85.52 of the H100. Error correction takes a part of it.
 
 References:
     The vendor's documents were not to be had whole: these are read as others print or cite them.
