@@ -335,7 +335,7 @@ def test_train_refusals(place, tmp_path, case):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        pytest.param(["data", "inspect", "{folder}/none.nc"], 1, id="data"),
+        pytest.param(["data", "inspect", "{folder}/none.nc"], 1, id="data", marks=pytest.mark.slow),
         pytest.param(
             ["train", "{place}/run.yaml", "--set", "training.stepz=1", "--output", "{folder}/run"],
             2,

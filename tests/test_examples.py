@@ -443,6 +443,7 @@ def test_own_encoder_keeps_the_contract_of_encoders() -> None:
     torch.testing.assert_close(encoder(**garbage).states, tokens.states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "few_bits", [[], pytest.param(["--quantization=int8"], marks=pytest.mark.slow)], ids=["plain", "int8"]
 )

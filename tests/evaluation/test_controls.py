@@ -204,6 +204,7 @@ def test_what_is_damaged_is_made_anew(copy):
         ("training", {"logging_interval": 3}, True),
     ],
 )
+@pytest.mark.sampled(2)
 def test_other_settings_are_another_control(copy, short, section, change, reused):
     config = short
     other = replace(config, **{section: replace(getattr(config, section), **change)})
@@ -218,6 +219,7 @@ def test_another_format_is_made_anew(copy, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["text_only", "regressor"])
+@pytest.mark.sampled(2)
 def test_an_interrupted_control_goes_on_and_ends_as_an_uninterrupted_one(copy, short, name, monkeypatch):
     whole = _weights(copy)[name]
     shutil.rmtree(copy / "evaluation" / "controls" / name)

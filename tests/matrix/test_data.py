@@ -231,6 +231,7 @@ TRANSFORMATIONS = {
 @pytest.mark.parametrize(
     "column", [*(pytest.param(name, marks=pytest.mark.slow) for name in TRANSFORMATIONS), "all of these"]
 )
+@pytest.mark.sampled(2)
 def test_the_field_tensor_is_the_same(column: str, layout: Layout, files, cell):
     """However the files are written: alone, each way of writing them, and all ways at once."""
     steps = list(TRANSFORMATIONS.values()) if column == "all of these" else [TRANSFORMATIONS[column]]

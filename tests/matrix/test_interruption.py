@@ -220,6 +220,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("number", range(len(CASES)) if thorough else [])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(
     forks: Forks, place: Path, tmp_path: Path, uninterrupted: Any, cell: Any, case: Case, moment: str
 ) -> None:

@@ -212,6 +212,7 @@ def test_saved_and_loaded_it_is_the_same(architecture: str, place: str, tmp_path
 
 
 @pytest.mark.parametrize("fusion", [name for name in SMALL if " " not in name])
+@pytest.mark.sampled(2)
 def test_it_composes_with_every_fusion(architecture: str, fusion: str, tmp_path: Path, cell: Cell) -> None:
     cell("lora", architecture, "every fusion")
     sites = [1] if changes_text(fusion) else "input"

@@ -211,6 +211,7 @@ def test_a_backbone_whose_beginnings_cannot_be_shared(architecture: str) -> None
         ("forced_eos_token_id", 2),
     ],
 )
+@pytest.mark.sampled(3)
 def test_options_that_change_greedy_words_are_followed(option: str, value: Any) -> None:
     reader = make_reader()
     reader.model.generation_config.eos_token_id = 2

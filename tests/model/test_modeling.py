@@ -50,6 +50,7 @@ def text_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 @every_fusion
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
+@pytest.mark.sampled(2)
 def test_an_untrained_model_is_the_bare_backbone_bit_for_bit(
     sites: Any, fusion: str, dtype: torch.dtype
 ) -> None:
