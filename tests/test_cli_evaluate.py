@@ -183,6 +183,7 @@ def test_lesser_evaluations_replace_no_others(place, tmp_path):
     assert other["training"]["steps"] == int(checkpoint.name.partition("-")[2])
 
 
+@pytest.mark.slow
 def test_answers_of_another_version_are_left_and_not_used(place, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)

@@ -565,6 +565,7 @@ def test_what_contributing_names_is_there() -> None:
     compile(_blocks("CONTRIBUTING.md", "python")[0], "CONTRIBUTING.md", "exec")
 
 
+@pytest.mark.slow
 def test_own_model_is_told_of_the_fields_and_judged(
     backbone: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
