@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too
 
 # The quick suite tries few examples of a property, `--thorough` as many as the tables promise.
-settings.register_profile("quick", max_examples=100, deadline=None)
+settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile("thorough", max_examples=300, deadline=None)
 
 Cell: TypeAlias = Callable[..., None]
@@ -38,6 +39,19 @@ def pytest_configure(config: pytest.Config) -> None:
     # A job in the background of a shell ignores Ctrl-C, and so would the processes whose interruption is tested.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests marked `sampled(every)`, each so many-th case stays fast."""
+    num: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None:
+            name = item.nodeid.partition("[")[0]
+            if num[name] % mark.args[0]:
+                item.add_marker("slow")
+            num[name] += 1
 
 
 @pytest.fixture(autouse=True, scope="session")

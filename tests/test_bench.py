@@ -101,8 +101,11 @@ def _tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     "section",
     [
-        *(name for name in program.SECTIONS if name != "loader"),
-        pytest.param("prepare", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=() if name in ("fusion", "optimizer") else pytest.mark.slow)
+            for name in (*program.SECTIONS, "prepare")
+            if name != "loader"
+        ),
     ],
 )
 def test_a_section_measures_each_of_its_cases(section: str) -> None:
@@ -136,6 +139,7 @@ def tiny_billions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_billions_measures_each_of_its_cases_once(
     tiny_billions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +174,7 @@ def test_billions_measures_each_of_its_cases_once(
         assert not list(keeping.folder(size, "billions").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_quantized_case_and_several_models_together(tiny_billions: Path) -> None:
     one = billions.Billion("llama-3-8b", "cross_attention", {"heads": 2}, 1.5, 10.6, "int4")
     found = billion_case.measure("step", asdict(one.case(TINY)))

@@ -90,6 +90,7 @@ def test_what_was_answered_is_not_asked_again(place, monkeypatch):
     assert "going on from" in again.stderr
 
 
+@pytest.mark.slow
 def test_answers_of_another_length_are_asked_anew(place, tmp_path):
     """What was cut off after so many tokens tells nothing of longer answers."""
     run = Path(shutil.copytree(place / "run", tmp_path / "run"))
@@ -182,6 +183,7 @@ def test_lesser_evaluations_replace_no_others(place, tmp_path):
     assert other["training"]["steps"] == int(checkpoint.name.partition("-")[2])
 
 
+@pytest.mark.slow
 def test_answers_of_another_version_are_left_and_not_used(place, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
@@ -233,6 +235,7 @@ def test_pairs_need_neither_training_times_nor_facts(place, tmp_path):
     assert other["data"]["num_questions"] == 1
 
 
+@pytest.mark.slow
 def test_anomalies_against_other_times_are_not_what_a_model_was_trained_on(place, tmp_path):
     with xr.open_dataset(place / "fields.nc") as fields:
         anomalies = (fields[["t2m"]] - 283).rename(t2m="sst_anomaly")
@@ -358,6 +361,7 @@ def _prolonged(fields):
     return xr.concat([fields.isel(time=slice(None, -1)), later], "time")
 
 
+@pytest.mark.slow
 def test_a_file_cut_short_is_not_asked_about_times_that_the_best_step_was_chosen_by(own):
     run, fields = own
     _change(fields, lambda before: before.isel(time=slice(None, 15)))
@@ -390,6 +394,7 @@ def test_other_values_at_the_same_times_are_other_data(own):
     assert _kept(run) == {"other.json"}
 
 
+@pytest.mark.slow
 def test_the_same_data_elsewhere_are_those_of_the_run_and_its_controls_are_trained_on_them(own, tmp_path):
     run, fields = own
     assert _evaluate(run, "--no-controls").exit_code == 3

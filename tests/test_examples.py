@@ -172,6 +172,7 @@ def test_only_who_is_called_not_grounded_is_caught(
     assert caught.main([str(tmp_path)]) == code
 
 
+@pytest.mark.slow
 def test_own_pairs_are_written_trained_on_and_asked_for(backbone: str, tmp_path: Path) -> None:
     own_pairs = example("own_pairs")
     arguments = [f"--output={tmp_path}", f"--backbone={backbone}", "--steps=3", "--windows=12"]
@@ -195,6 +196,7 @@ def granules(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return list(example("merra2").write_granules(tmp_path_factory.mktemp("granules")))
 
 
+@pytest.mark.slow
 def test_merra2_from_granules_to_a_checked_answer(
     backbone: str,
     granules: list[Path],
@@ -291,6 +293,7 @@ def nino34() -> tuple[np.ndarray, np.ndarray]:
     return index, np.where(index >= 0.5, 1, np.where(index <= -0.5, -1, 0))
 
 
+@pytest.mark.slow
 def test_enso_is_trained_on_early_years_and_asked_about_every_late_month(
     backbone: str, tmp_path: Path, nino34: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -406,6 +409,7 @@ def test_own_fusion_keeps_the_contract_of_fusions() -> None:
     assert torch.equal(fusion(text(), hidden), fused)
 
 
+@pytest.mark.slow
 def test_own_encoder_is_trained_saved_and_loaded(backbone: str, tmp_path: Path) -> None:
     result = example("own_encoder").main(
         [f"--output={tmp_path}/model", f"--backbone={backbone}", "--steps=15", "--windows=32"]
@@ -439,6 +443,7 @@ def test_own_encoder_keeps_the_contract_of_encoders() -> None:
     torch.testing.assert_close(encoder(**garbage).states, tokens.states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "few_bits", [[], pytest.param(["--quantization=int8"], marks=pytest.mark.slow)], ids=["plain", "int8"]
 )
@@ -458,6 +463,7 @@ def test_llama_with_gated_addition_is_composed_trained_and_asked(
     assert AutoProcessor.from_pretrained(tmp_path).feature_extractor.variables == model.config.variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lora",
     [
@@ -559,6 +565,7 @@ def test_what_contributing_names_is_there() -> None:
     compile(_blocks("CONTRIBUTING.md", "python")[0], "CONTRIBUTING.md", "exec")
 
 
+@pytest.mark.slow
 def test_own_model_is_told_of_the_fields_and_judged(
     backbone: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 if TYPE_CHECKING:
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from climafuse.backbones import LoadedBackbone
 
 ARCHITECTURES = ("gpt2", "opt", "gpt_neo", "gpt_neox", "llama", "qwen2", "mistral", "gemma3")
+# Learned positions and a fused projection; rotary ones and grouped heads; windows, a cap and tied embeddings. The quick
+# suite runs in these what goes through a whole model, and `scripts/test --all` in every one.
+TYPICAL = ("gpt2", "llama", "gemma3")
+
+in_every_architecture = pytest.mark.parametrize(
+    "architecture",
+    [
+        *TYPICAL,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name not in TYPICAL),
+    ],
+)
 
 SENTENCES = (
     "The temperature is 12 °C, the pressure 1013 hPa and the wind 7 m/s from the northwest.",

@@ -1,11 +1,18 @@
 """Machines that a run may be planned for: this one, or a GPU by the figures of its data sheet.
 
-Peaks are dense (half of what sheets print where they count zeros that are skipped). No run reaches them: times that
-follow from them are estimates, and are called so.
+Peaks are dense (half of what sheets print where they count zeros that are skipped), of the SXM form of A100, H100 and
+H200. No run reaches them: times that follow from them are estimates, and are called so.
+
+Memory is what sheets print, in GB of 10⁹ bytes. Drivers are said to report more of it, but not as many GiB: 24.15 GB of
+the A10 and the L4, 48.30 of the L40S, 85.52 of the H100. Error correction takes a part of it.
 
 References:
-    NVIDIA data sheets: A100 Tensor Core GPU (2021), H100 and H200 Tensor Core GPU (2023), L4, L40S, A10 (2021 to 2023),
-    Ada GPU Architecture whitepaper (RTX 4090).
+    The vendor's documents were not to be had whole: these are read as others print or cite them.
+    "NVIDIA A100 Tensor Core GPU Datasheet" (bandwidth, peaks), and the tables of specifications of "NVIDIA H100
+    Tensor Core GPU" and "NVIDIA L40S" (all figures).
+    A10, L4, RTX 4090 and the bandwidth and peak in bfloat16 of the H200 agree with lists that name no document; of
+    the first two only the peak in 16 bits was found, not that in bfloat16 by name. The peak in float32 of the H200
+    was not found: it is the H100's, which has the same processor.
 """
 
 from __future__ import annotations
@@ -43,8 +50,8 @@ class Device:
     gpu: bool = False
 
 
-def _gpu(name: str, gib: int, bfloat16: float, float32: float, bandwidth: float) -> Device:
-    return Device(name, gib * GIB, bfloat16 * 1e12, float32 * 1e12, bandwidth * 1e9, gpu=True)
+def _gpu(name: str, memory: int, bfloat16: float, float32: float, bandwidth: float) -> Device:
+    return Device(name, memory * GB, bfloat16 * 1e12, float32 * 1e12, bandwidth * 1e9, gpu=True)
 
 
 DEVICES: dict[str, Device] = {

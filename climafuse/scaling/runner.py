@@ -31,6 +31,7 @@ from climafuse.scaling.worker import ATTENDED, CONFIG_FILE, FIGURES_FILE
 
 WORKER = (sys.executable, "-m", "climafuse.scaling.worker")
 LOG_FILE = "worker.log"
+TICK = 1.0  # seconds between looks at a run
 GRACE = 90.0  # seconds in which a run that is told to end may save
 Say = Callable[[str], None]
 
@@ -204,7 +205,7 @@ class _Runner:
         try:
             while True:
                 try:
-                    code = process.wait(timeout=1.0)
+                    code = process.wait(timeout=TICK)
                     break
                 except subprocess.TimeoutExpired:
                     if self.progress is not None:

@@ -36,6 +36,7 @@ def names_of(model: torch.nn.Module) -> set[str]:
 @pytest.mark.parametrize(
     ("trainable", "site"), [("all", "input"), ({"last": 2}, 2), ([1], 1), ({"every": 3}, 0)], ids=str
 )
+@pytest.mark.sampled(3)
 def test_what_is_chosen_is_trained_and_the_given_model_stays(
     architecture: str, trainable: Any, site: Any
 ) -> None:

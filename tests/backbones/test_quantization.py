@@ -143,6 +143,7 @@ def _replaced_by_hand(model):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.sampled(3)
 def test_a_model_of_each_family(architecture, kind):
     """Every matrix of blocks and head is small, and all that is done to blocks works as with plain ones."""
     model = tiny_model(architecture).requires_grad_(False)

@@ -89,6 +89,7 @@ def test_a_text_that_has_no_states_is_read_alone(architecture: str) -> None:
 
 @every_architecture
 @torch.no_grad()
+@pytest.mark.sampled(3)
 def test_generation_is_the_models_own(architecture: str) -> None:
     model = tiny_model(architecture)
     model.generation_config.eos_token_id = None

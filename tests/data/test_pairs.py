@@ -48,7 +48,7 @@ pairs_of_one_window = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(windows=st.lists(pairs_of_one_window, min_size=1, max_size=3), first=st.integers(0, 10**9))
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_pairs_read_back_as_they_were_written(tmp_path: Path, suffix: str, windows: list, first: int) -> None:

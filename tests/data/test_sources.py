@@ -500,6 +500,7 @@ def _at_height(name, height, *, dimension=False):
         ("uas", 100.0, False),
     ],
 )
+@pytest.mark.sampled(6)
 def test_the_height_that_a_file_states_is_that_of_the_name(name, height, fits, dimension, decoded, tmp_path):
     path = write(_at_height(name, height, dimension=dimension), tmp_path / "file.nc", "netcdf4")
     source = xr.open_dataset(path) if decoded else path

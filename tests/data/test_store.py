@@ -319,6 +319,7 @@ for moment in moments:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_ends_in_the_same_bytes(
     source: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
 ) -> None:

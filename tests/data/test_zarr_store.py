@@ -71,6 +71,7 @@ def packed(version: int, name: str, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("version", "name"), STORES)
+@pytest.mark.sampled(4)
 def test_what_cannot_be_compressed_opens(version: int, name: str, tmp_path: Path) -> None:
     """Random bits of floats in chunks of a few bytes: packed, they are larger than they were."""
     known = truth("t2m", num_times=3)
@@ -82,6 +83,7 @@ def test_what_cannot_be_compressed_opens(version: int, name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(("version", "name"), STORES)
+@pytest.mark.sampled(4)
 def test_a_chunk_that_unpacks_to_far_more_is_refused(version: int, name: str, tmp_path: Path) -> None:
     path = stored(tmp_path / "a.zarr", version, name, arco(truth("t2m")))
     chunk = chunk_of(path)
@@ -91,6 +93,7 @@ def test_a_chunk_that_unpacks_to_far_more_is_refused(version: int, name: str, tm
         load_fields(open_climate(path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_every_codec_is_bound_in_bytes_of_memory(tmp_path: Path) -> None:
     """The peak of a process that opens a bomb of 30 MB of each kind: it would have grown by as much."""

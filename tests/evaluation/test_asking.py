@@ -249,6 +249,7 @@ MANY = [Ask(field(number % 3), f"{number // 2:03}") for number in range(600)]  #
 
 @pytest.mark.parametrize("seconds", [0, 1e-4, 100])
 @pytest.mark.parametrize("calls", range(6))
+@pytest.mark.sampled(4)
 def test_what_is_asked_together_is_a_matter_of_neither_speed_nor_interruption(
     tmp_path, calls, seconds, monkeypatch
 ):

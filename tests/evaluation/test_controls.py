@@ -31,7 +31,7 @@ from climafuse.training.pipeline import run
 from climafuse.training.trainer import ClimateTextTrainer
 from tests.training.runs import save_backbone, settings, write_climate
 
-STEPS = 100
+STEPS = 60
 TIMES = np.datetime64("2026-03-01", "ns") + np.arange(60) * np.timedelta64(12, "h")
 LATITUDE, LONGITUDE = np.arange(-20.0, 21, 5), np.arange(0.0, 360, 5)
 
@@ -87,7 +87,7 @@ def trained(tmp_path_factory):
         "windows_per_step": 12,
         "accumulation": 1,
         "learning_rate": 0.01,
-        "evaluation_interval": 50,
+        "evaluation_interval": STEPS // 2,
         "sampled_vocabulary": None,
     }
     content["evaluation"]["max_new_tokens"] = 48
@@ -204,6 +204,7 @@ def test_what_is_damaged_is_made_anew(copy):
         ("training", {"logging_interval": 3}, True),
     ],
 )
+@pytest.mark.sampled(2)
 def test_other_settings_are_another_control(copy, short, section, change, reused):
     config = short
     other = replace(config, **{section: replace(getattr(config, section), **change)})
@@ -218,6 +219,7 @@ def test_another_format_is_made_anew(copy, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["text_only", "regressor"])
+@pytest.mark.sampled(2)
 def test_an_interrupted_control_goes_on_and_ends_as_an_uninterrupted_one(copy, short, name, monkeypatch):
     whole = _weights(copy)[name]
     shutil.rmtree(copy / "evaluation" / "controls" / name)

@@ -407,6 +407,7 @@ def test_the_likelihood_of_the_right_words(asked_about):
     assert conditions["oracle"]["token_loss"] is None
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_goes_on(asked_about, tmp_path):
     class Stops(Reader):
         def answer(self, windows, prompts, *, index=None):

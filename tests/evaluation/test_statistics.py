@@ -112,6 +112,7 @@ def test_blocks_are_twice_as_long_as_the_correlation():
 
 @pytest.mark.parametrize("floor", [Scales(), Scales(24.0, 1594.0)])
 @pytest.mark.parametrize("times", [3, 80])
+@pytest.mark.sampled(2)
 def test_no_block_is_shorter_than_what_is_measured(times: int, floor: Scales):
     """Oracle: the distance between samples of a cell and of a period, which shows how long these really are."""
     points = anywhere(240, times=times)

@@ -75,6 +75,7 @@ def test_answers_with_another_class_part_at_a_token_that_carries_it(processor, f
 
 @pytest.mark.parametrize("variable", ["t2m", "msl", "tp"])
 @pytest.mark.parametrize("kind", ["mean", "maximum", "change"])
+@pytest.mark.sampled(3)
 def test_numbers_with_another_digit_part_at_a_token_that_carries_it(processor, kind, variable):
     unit = 10.0 ** -SPOKEN_VARIABLES[variable].decimals
     value = 1013 * unit if variable == "msl" else 23 * unit

@@ -104,7 +104,14 @@ def test_all_texts_of_a_window_withhold_the_same(pairs: list[Pair]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bulletins", "abstentions"), [(0.0, 0.08), (0.2, 0.3), (0.5, 0.5), (0.0, 1.0), (1.0, 0.0)]
+    ("bulletins", "abstentions"),
+    [
+        pytest.param(0.0, 0.08, marks=pytest.mark.slow),
+        (0.2, 0.3),
+        pytest.param(0.5, 0.5, marks=pytest.mark.slow),
+        (0.0, 1.0),
+        pytest.param(1.0, 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_as_many_of_each_form_as_asked_for(bulletins: float, abstentions: float) -> None:
     windows = [(number, WINDOWS[number % 40][1]) for number in range(400)]
@@ -138,7 +145,7 @@ def test_a_question_without_answer_is_asked_as_others_are(pairs: list[Pair]) -> 
 
 
 def test_many_names_are_said_not_to_be_there_and_some_are_left_for_the_test() -> None:
-    many = [(number, _window(number % 40)) for number in range(1500)]
+    many = [(number, _window(number % 40)) for number in range(800)]
     named = {
         pair.facts[0]["variable"]
         for pair in describe(many, kinds=["mean"], questions_per_window=4, abstentions=0.3)

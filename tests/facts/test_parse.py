@@ -15,7 +15,6 @@ from tests.facts.examples import KEYS, facts
 MEAN = Fact("mean", "t2m", 8.0)
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.text(), st.none() | st.text())
 @example("\ud800", "\x00")
 @example("Mean temperature " + "9" * 400 + " °C", None)
@@ -92,7 +91,6 @@ words = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.lists(words, max_size=40), st.none() | st.lists(words, max_size=10))
 def test_no_heap_of_words_raises(text: list[str], prompt: list[str] | None) -> None:
     for fact in parse(" ".join(text), None if prompt is None else " ".join(prompt)):

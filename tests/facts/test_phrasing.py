@@ -156,6 +156,7 @@ def test_answers_are_short_and_numbers_plain() -> None:
 
 
 @pytest.mark.parametrize("variable", list(FACT_KINDS["absent"].rules))
+@pytest.mark.sampled(4)
 def test_abstentions_read_back_and_ask_as_others_do(variable: str) -> None:
     rng = np.random.default_rng(3)
     questions = set()

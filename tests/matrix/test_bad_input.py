@@ -234,6 +234,7 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(names, chosen, ids=ids)
 
 
+@pytest.mark.sampled(2)
 def test_fields(row, entry, sound, tmp_path, cell):
     cell("bad input", row, entry)
     source, folder = tmp_path / "fields.nc", tmp_path / "out"
@@ -793,6 +794,7 @@ TRANSCRIPTS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 }
 
 
+@pytest.mark.sampled(2)
 def test_what_is_damaged_of_a_transcript_is_asked_anew(transcript, proven, tmp_path, cell):
     """Oracle: the figures of the evaluation that nobody has damaged."""
     cell("bad input", f"transcript: {transcript}", "evaluate")

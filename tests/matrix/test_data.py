@@ -36,7 +36,7 @@ BUILT_IN = tuple(PRODUCTS)  # before any test registers another
 
 def _share() -> settings:
     # Half as many again: some layouts have fewer ways to be written than examples fall to them.
-    return settings(max_examples=-(-(450 if settings().max_examples >= 300 else 45) // len(LAYOUTS)))
+    return settings(max_examples=-(-(450 if settings().max_examples >= 300 else 34) // len(LAYOUTS)))
 
 
 @ROWS
@@ -231,6 +231,7 @@ TRANSFORMATIONS = {
 @pytest.mark.parametrize(
     "column", [*(pytest.param(name, marks=pytest.mark.slow) for name in TRANSFORMATIONS), "all of these"]
 )
+@pytest.mark.sampled(2)
 def test_the_field_tensor_is_the_same(column: str, layout: Layout, files, cell):
     """However the files are written: alone, each way of writing them, and all ways at once."""
     steps = list(TRANSFORMATIONS.values()) if column == "all of these" else [TRANSFORMATIONS[column]]
@@ -270,6 +271,7 @@ def _assert_same(
 
 
 @ROWS
+@pytest.mark.sampled(4)
 def test_normalization_inverts(layout: Layout, files, cell):
     """To one unit in the last place of the larger of a value and its distance from the mean."""
 
@@ -293,6 +295,7 @@ def test_normalization_inverts(layout: Layout, files, cell):
 
 
 @ROWS
+@pytest.mark.sampled(4)
 def test_windows_over_the_dateline_equal_the_rolled_field(layout: Layout, files, cell):
     """Columns from the western edge on, by rolling the whole field until that edge is its first."""
     quarters = st.integers

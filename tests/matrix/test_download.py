@@ -64,6 +64,7 @@ def test_whole_files_arrive_once(rig: Rig, into: Path, cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("fault", ["500", slow("503"), slow("429 after"), "stall", "truncate"])
+@pytest.mark.sampled(2)
 def test_a_fault_that_passes_costs_another_attempt(rig: Rig, into: Path, cell: Cell, fault: str) -> None:
     cell("download", rig.name, {"429 after": "429"}.get(fault, fault))
     plan = rig.plan(into)
@@ -325,6 +326,7 @@ def test_a_request_of_an_earlier_run_that_is_gone_is_made_anew(rig: Rig, into: P
     assert {path.name for path in into.iterdir()} == {RECORD_NAME, plan.parts[0].name}
 
 
+@pytest.mark.slow
 @only(Era5)
 def test_an_api_that_fails_for_a_while_is_asked_again(rig: Rig, into: Path, cell: Cell) -> None:
     cell("download", rig.name, "API fails")

@@ -342,6 +342,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("case", "check"), tests)
 
 
+@pytest.mark.sampled(2)
 def test_every_fusion_at_every_site_of_every_language_model(
     case: Case, check: Check, cell: Cell, tmp_path: Path
 ) -> None:

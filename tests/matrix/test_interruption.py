@@ -220,6 +220,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("number", range(len(CASES)) if thorough else [])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(
     forks: Forks, place: Path, tmp_path: Path, uninterrupted: Any, cell: Any, case: Case, moment: str
 ) -> None:
@@ -249,6 +250,7 @@ def test_killed_thrice_with_loader_processes(
     assert_same(tmp_path, uninterrupted(case))
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_step_and_the_exit_code_says_so(
     forks: Forks,
     place: Path,

@@ -36,7 +36,9 @@ PLACES: dict[str, dict[str, Any]] = {
     "all blocks": {"sites": [1, "output"], "lora": {"rank": 3}},
     "some blocks": {"sites": "output", "lora": {"rank": 2, "alpha": 8, "layers": [1, -1]}},
 }
-every_place = pytest.mark.parametrize("place", PLACES)
+every_place = pytest.mark.parametrize(
+    "place", ["some blocks", pytest.param("all blocks", marks=pytest.mark.slow)]
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -210,6 +212,7 @@ def test_saved_and_loaded_it_is_the_same(architecture: str, place: str, tmp_path
 
 
 @pytest.mark.parametrize("fusion", [name for name in SMALL if " " not in name])
+@pytest.mark.sampled(2)
 def test_it_composes_with_every_fusion(architecture: str, fusion: str, tmp_path: Path, cell: Cell) -> None:
     cell("lora", architecture, "every fusion")
     sites = [1] if changes_text(fusion) else "input"

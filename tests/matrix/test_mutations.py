@@ -123,6 +123,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize(("product", "kind"), cases, ids=lambda value: value.replace(" ", "-"))
 
 
+@pytest.mark.sampled(4)
 def test_mutated_files(product, kind, originals, reader, tmp_path, thorough, cell):
     cases = 12 if thorough else 1
     cell("mutations", product, kind, cases)

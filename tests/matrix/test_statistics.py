@@ -192,6 +192,7 @@ every_setting = pytest.mark.parametrize(
 @every_setting
 class TestSetting:
     @pytest.mark.parametrize("figure", ["F1", "error", "F1 of a better model"])
+    @pytest.mark.sampled(3)
     def test_intervals_hold(
         self, name: str, figure: str, repetitions: int, band: tuple[float, float], cell: Cell
     ) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from climafuse.model import SampledVocabulary, chunked_loss
 from tests.model.build import make_batch, make_model
-from tests.tiny import ARCHITECTURES
+from tests.tiny import in_every_architecture
 
 P, D, V = 37, 16, 50
 
@@ -121,7 +121,7 @@ def test_without_a_graph_there_is_no_gradient(sizes: Any) -> None:
 
 
 @pytest.mark.parametrize("sites", [2, "output"], ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_every_architecture
 def test_a_model_learns_the_same_in_chunks(architecture: str, sites: Any, sizes: Any) -> None:
     # Oracle: `return_logits`, with which the loss is made of all logits at once. Gemma 3 caps its logits.
     model = make_model(architecture, sites=sites).train()
@@ -171,9 +171,10 @@ def test_a_head_that_is_trained_learns_the_same_in_chunks(architecture: str, siz
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from climafuse.model import chunked_loss as module
 from climafuse.model.objective import cross_entropy
+from scripts.benchmarks.measure import peak_gb, reset_peak
 torch.set_num_threads(1)
 V, D, P = 128256, 8, 200
 head = torch.nn.Linear(D, V, bias=False, dtype=torch.bfloat16).requires_grad_(False)
@@ -187,14 +188,17 @@ def step(number):
         loss = cross_entropy(head(part), its) / number
     loss.backward()
 step(2)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+reset_peak()
+before = peak_gb()
 step(P)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak_gb() - before) * 1e9 / 2**20)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere a peak cannot be reset: a child begins with its parent's"
+)
 def test_peak_memory_is_that_of_a_chunk() -> None:
     # Whole: logits and their gradient in bfloat16 and float32, 2 + 4 + 4 + 4 + 2 bytes each, less what was freed.
     def peak(chunk: int) -> float:

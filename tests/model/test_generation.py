@@ -12,7 +12,7 @@ from climafuse.errors import ModelInputError
 from climafuse.fusion import CrossAttentionFusion
 from climafuse.model import ClimateTextForCausalLM
 from tests.model.build import FUSIONS, PROMPTS, climate_of, make_batch, make_model
-from tests.tiny import ARCHITECTURES, tiny_model
+from tests.tiny import in_every_architecture, tiny_model
 
 NEW = 6
 SITES: dict[str, Any] = {
@@ -54,6 +54,7 @@ def without_end(model: ClimateTextForCausalLM) -> ClimateTextForCausalLM:
 
 @every_site
 @every_fusion
+@pytest.mark.sampled(3)
 def test_unequal_prompts_together_equal_one_by_one(sites: Any, fusion: str) -> None:
     model = without_end(make_model(sites=sites, fusion=fusion))
     batch = make_batch(model, answers=None)
@@ -65,7 +66,7 @@ def test_unequal_prompts_together_equal_one_by_one(sites: Any, fusion: str) -> N
     assert answers(model.generate(**batch, **options(use_cache=False)), batch) == expected
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_every_architecture
 def test_generation_in_every_architecture(architecture: str) -> None:
     model = without_end(make_model(architecture, sites=[2, "output"]))
     batch = make_batch(model, answers=None)
@@ -107,6 +108,7 @@ def test_keys_and_values_are_made_once_a_site(beams: int) -> None:
 
 @every_site
 @every_fusion
+@pytest.mark.sampled(3)
 def test_beams_see_the_climate_of_their_own_text(sites: Any, fusion: str) -> None:
     # Oracle: one prompt at a time, where nothing can be mixed up. The prompts are the same: only the climate differs.
     model = without_end(make_model(sites=sites, fusion=fusion, gates=3.0))

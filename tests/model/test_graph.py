@@ -14,7 +14,7 @@ from climafuse.backbones.quantization import quantize_model
 from climafuse.model import ClimateTextForCausalLM, PrefixStore
 from tests.fusion.small import SMALL, open_gates
 from tests.model.build import ENCODER, make_batch, statistics
-from tests.tiny import ARCHITECTURES, tiny_backbone
+from tests.tiny import ARCHITECTURES, TYPICAL, tiny_backbone
 
 FIRST = 2  # site of the first fusion, of four blocks
 
@@ -81,7 +81,10 @@ def step(model: ClimateTextForCausalLM, watch: Watch | None = None) -> dict[str,
 
 ADAPTERS = {"rank": 2, "layers": [3]}
 CASES = [
-    *(pytest.param(name, None, None, id=name) for name in ARCHITECTURES),
+    *(
+        pytest.param(name, None, None, id=name, marks=() if name in TYPICAL else pytest.mark.slow)
+        for name in ARCHITECTURES
+    ),
     pytest.param("llama", "int8", ADAPTERS, id="llama, int8, adapters"),
     *(
         pytest.param(name, kind, lora, id=f"{name}, {kind}, {lora}", marks=pytest.mark.slow)

@@ -18,7 +18,7 @@ from climafuse.model.generation import end_tokens, is_plain_greedy
 from climafuse.model.greedy import decodes_greedily
 from climafuse.model.inference import Reader
 from tests.model.build import ENCODER, STD, climate_of, make_model, make_processor, random_window, statistics
-from tests.tiny import ARCHITECTURES, tiny_tokenizer
+from tests.tiny import in_every_architecture, tiny_tokenizer
 
 QUESTIONS = (
     "Wind?",
@@ -68,7 +68,7 @@ def passes(model: ClimateTextForCausalLM) -> list[int]:
 
 
 @pytest.mark.parametrize("fusion", ["cross_attention", "gated_addition"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_every_architecture
 def test_words_are_those_of_generate(architecture: str, fusion: str) -> None:
     model = make_reader(architecture, fusion=fusion).model
     assert decodes_greedily(model)
@@ -97,7 +97,7 @@ def answered(architecture: str) -> tuple[Reader, list[str]]:
     return reader, ask(reader)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "mistral"])
+@pytest.mark.parametrize("architecture", [pytest.param("gpt2", marks=pytest.mark.slow), "mistral"])
 @pytest.mark.parametrize(
     "limits",
     [{"_ANSWERS": 7, "_HEAD": 2}, {"_PROMPTS": 2}, {"_CACHE": 1}, {"_CACHE": 60_000, "PASS": 1}],
@@ -211,6 +211,7 @@ def test_a_backbone_whose_beginnings_cannot_be_shared(architecture: str) -> None
         ("forced_eos_token_id", 2),
     ],
 )
+@pytest.mark.sampled(3)
 def test_options_that_change_greedy_words_are_followed(option: str, value: Any) -> None:
     reader = make_reader()
     reader.model.generation_config.eos_token_id = 2

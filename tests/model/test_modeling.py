@@ -27,7 +27,7 @@ from tests.model.build import (
     make_model,
     statistics,
 )
-from tests.tiny import ARCHITECTURES, tiny_backbone, tiny_model, tiny_tokenizer
+from tests.tiny import in_every_architecture, tiny_backbone, tiny_model, tiny_tokenizer
 
 SITES: dict[str, Any] = {
     "input": "input",
@@ -38,7 +38,6 @@ SITES: dict[str, Any] = {
 }
 every_site = pytest.mark.parametrize("sites", SITES.values(), ids=SITES.keys())
 every_fusion = pytest.mark.parametrize("fusion", FUSIONS)
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def text_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,6 +51,7 @@ def text_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 @every_fusion
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
+@pytest.mark.sampled(2)
 def test_an_untrained_model_is_the_bare_backbone_bit_for_bit(
     sites: Any, fusion: str, dtype: torch.dtype
 ) -> None:
@@ -79,7 +79,7 @@ def test_hidden_states_of_the_backbone_are_given_where_they_are_asked_for() -> N
     assert model(**text_of(batch), **climate_of(batch)).hidden_states is None
 
 
-@every_architecture
+@in_every_architecture
 @every_fusion
 @torch.no_grad()
 def test_so_it_is_in_every_architecture(architecture: str, fusion: str) -> None:
@@ -110,7 +110,7 @@ def test_wrapping_leaves_the_backbone_as_it_was() -> None:
     assert torch.equal(bare(input_ids=torch.arange(4, 12).view(1, 8)).logits, before)
 
 
-@every_architecture
+@in_every_architecture
 @torch.no_grad()
 def test_a_word_does_not_see_later_ones(architecture: str) -> None:
     model = make_model(architecture, sites=["input", 2, "output"])
@@ -217,7 +217,7 @@ def test_the_loss_is_the_shifted_cross_entropy_of_the_answers(sites: Any) -> Non
     assert output.logits.shape == (number, model.backbone.config.vocab_size)
 
 
-@every_architecture
+@in_every_architecture
 @torch.no_grad()
 def test_the_loss_in_every_architecture(architecture: str) -> None:
     for sites in (2, "output"):
@@ -279,8 +279,15 @@ def train(model: ClimateTextForCausalLM, batch: dict[str, Tensor], steps: int = 
     return losses
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # GPT-2 was made with dropout
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        ("llama", torch.bfloat16),
+        ("gpt2", torch.float32),  # was made with dropout
+        pytest.param("llama", torch.float32, marks=pytest.mark.slow),
+        pytest.param("gpt2", torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_training_lowers_the_loss_and_leaves_frozen_weights_alone(
     architecture: str, dtype: torch.dtype
 ) -> None:
@@ -338,7 +345,7 @@ def test_no_graph_is_kept_below_the_first_site(recompute: bool) -> None:
 
 
 @pytest.mark.parametrize("through", ["composite", "backbone"])
-@every_architecture
+@in_every_architecture
 def test_recomputed_activations_give_equal_gradients(architecture: str, through: str) -> None:
     model = make_model(architecture, sites=[2, 3]).train()
     batch = make_batch(model)

@@ -15,9 +15,8 @@ from climafuse.errors import ModelInputError
 from climafuse.model import PrefixStore
 from climafuse.model.reuse import _alike, _common
 from tests.model.build import make_batch, make_model
-from tests.tiny import ARCHITECTURES, tiny_backbone
+from tests.tiny import in_every_architecture, tiny_backbone
 
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 Tokens = tuple[int, ...]
 PROMPTS = (
     "What is the mean temperature?",
@@ -57,7 +56,7 @@ def as_batch(texts: list[Tokens]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-@every_architecture
+@in_every_architecture
 @pytest.mark.parametrize("site", ["input", 0, 2, "output"])
 @torch.no_grad()
 def test_stored_states_are_those_of_the_text_alone(architecture: str, site: Any) -> None:
@@ -94,7 +93,7 @@ def test_what_cannot_be_shared_is_computed_for_each_text(architecture: str) -> N
         torch.testing.assert_close(states[row, : len(text)], expected, rtol=1e-4, atol=1e-5)
 
 
-@every_architecture
+@in_every_architecture
 @pytest.mark.parametrize("sites", ["input", [2, "output"], "output"], ids=str)
 def test_loss_and_gradients_with_and_without_a_store(architecture: str, sites: Any) -> None:
     model = make_model(architecture, sites=sites).train()

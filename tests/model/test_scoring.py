@@ -11,7 +11,7 @@ import torch
 from climafuse.model import PrefixStore, scoring
 from climafuse.model.inference import Reader
 from tests.model.build import make_model, make_processor, random_window
-from tests.tiny import ARCHITECTURES
+from tests.tiny import in_every_architecture
 
 WINDOWS = [random_window(seed) for seed in range(4)]
 PROMPTS = ["What is the mean temperature?", "Wind?", "What is the mean temperature?", "Wind?", "Wind?"]
@@ -53,7 +53,7 @@ def test_scores_are_those_of_the_forward_call(architecture: str, sites: Any) -> 
     check(make_reader(architecture, sites=sites))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_every_architecture
 def test_scores_in_every_architecture(architecture: str) -> None:
     check(make_reader(architecture))
 

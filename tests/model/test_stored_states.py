@@ -24,7 +24,7 @@ from climafuse.model import ClimateTextForCausalLM, DiskStates, MemoryStates, Pr
 from climafuse.model.stored_states import group_key, states_identity
 from tests.model.build import make_batch, make_model
 from tests.model.test_reuse import as_batch, texts_of_many_kinds
-from tests.tiny import ARCHITECTURES, tiny_backbone
+from tests.tiny import in_every_architecture, tiny_backbone
 
 Tokens = tuple[int, ...]
 WIDTH = 32
@@ -55,7 +55,7 @@ def count_blocks(model: ClimateTextForCausalLM) -> list[int]:
 
 
 @pytest.mark.parametrize("site", [2, "output"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_every_architecture
 def test_a_later_run_finds_the_same_bits_and_runs_no_block(
     architecture: str, site: Any, tmp_path: Path
 ) -> None:
@@ -208,6 +208,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("when", ["before it is opened", "in use"])
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.sampled(3)
 def test_what_is_damaged_is_said_and_computed_again(damage: str, when: str, tmp_path: Path) -> None:
     if damage == "a folder" and when == "in use":
         pytest.skip("the file that is open stays what it is")

@@ -25,11 +25,14 @@ def test_what_is_no_memory_is_refused(text):
 
 
 def test_gpus_are_found_by_name_and_the_nearest_is_proposed():
-    assert device("a100-40").memory == 40 * 2**30
+    assert device("a100-40").memory == 40 * 10**9
     with pytest.raises(ConfigurationError, match="Did you mean A100-80"):
         device("A100-8")
     # Figures of data sheets that count zeros as work would be twice as high.
     assert device("H100").bfloat16 == pytest.approx(1979e12 / 2, rel=1e-3)
+    # What drivers tell of (MiB): no more may be planned for.
+    for name, there in {"A10": 23028, "L4": 23034, "L40S": 46068, "H100": 81559}.items():
+        assert 0.9 * there * 2**20 < device(name).memory < there * 2**20
     for gpu in DEVICES.values():
         assert gpu.gpu
         assert gpu.bfloat16 > gpu.float32 > gpu.bandwidth > 1e11

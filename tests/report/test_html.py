@@ -335,6 +335,7 @@ def test_a_run_that_was_not_evaluated_says_so_and_how(page):
 
 @pytest.mark.parametrize("section", [key for key in evaluation() if key != "format"])
 @pytest.mark.parametrize("value", [None, [None], "text", {"true": [1]}], ids=repr)
+@pytest.mark.sampled(5)
 def test_any_section_may_be_absent_or_of_another_type(section, value):
     page = Page(render(record(evaluation=evaluation(**{section: value}))))
     assert page.mistakes == []

@@ -222,6 +222,7 @@ def test_a_point_off_the_map(x):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.sampled(3)
 def test_the_map_shows_what_is_where(grid):
     """A field with one warm cell: on the picture it is where `point_at` says that the cell is."""
     latitude, longitude, (west, east, south, north) = GRIDS[grid]

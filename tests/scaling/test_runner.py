@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from climafuse.errors import CheckpointError, OutputError, UsageError
+from climafuse.scaling import runner
 from climafuse.scaling.records import read_results
 from climafuse.scaling.runner import Moment, run_study
 from climafuse.scaling.study import Study
@@ -113,6 +114,7 @@ def test_a_study_that_is_done_runs_nothing(whole: Path) -> None:
     assert journal(whole) == before
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_equals_uninterrupted(
     whole: Path, tmp_path: Path, thorough: bool
 ) -> None:
@@ -140,8 +142,10 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted(
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGTERM", 75), pytest.param("SIGINT", None, marks=pytest.mark.slow)]
 )
-def test_a_signal_ends_the_study_and_its_run(tmp_path: Path, name: str, code: int | None) -> None:
-    process = start(tmp_path, STEP_SECONDS="0.5")
+def test_a_signal_ends_the_study_and_its_run_and_another_goes_on(
+    whole: Path, tmp_path: Path, name: str, code: int | None
+) -> None:
+    process = start(tmp_path, STEP_SECONDS="0.3")
     wait_for(tmp_path, 2)
     process.send_signal(signal.Signals[name])
     process.communicate(timeout=20)
@@ -149,11 +153,12 @@ def test_a_signal_ends_the_study_and_its_run(tmp_path: Path, name: str, code: in
     if code is not None:
         assert process.returncode == code
     said = journal(tmp_path)
-    time.sleep(0.7)
+    time.sleep(0.5)
     assert journal(tmp_path) == said  # nobody goes on
     assert not list(
         (tmp_path / "runs").glob("*/result.json")
     )  # what was interrupted is neither done nor failed
+    assert timeless(run(tmp_path)) == timeless(read_results(whole))
 
 
 def test_a_crash_is_one_failed_run_with_its_log(tmp_path: Path) -> None:
@@ -178,7 +183,8 @@ def test_a_crash_is_one_failed_run_with_its_log(tmp_path: Path) -> None:
 
 def test_results_tell_how_far_a_study_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moments: list[Moment] = []
-    monkeypatch.setenv("STEP_SECONDS", "1.2")
+    monkeypatch.setattr(runner, "TICK", 0.05)
+    monkeypatch.setenv("STEP_SECONDS", "0.2")
     text = "name: small\nbudget: {steps: 1}\ngrid: {training.seed: [0, 1]}"
 
     def look(moment: Moment) -> None:

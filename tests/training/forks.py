@@ -3,10 +3,9 @@
     with Forks() as forks:
         code = forks.run(folder, ["train", ...], kill=("rename", 4))     # -9 if it was killed
 
-Importing torch and transformers takes seconds, so a server imports them once and forks a process a run; that
-process calls the command line as the `climafuse` script does. What kills it is planted from here, by wrapping
-functions of the library and of Python: the library itself knows nothing of it. Each run appends to
-`order.jsonl` which samples each microbatch held and what its loss was, to the last bit.
+A server (`server.py`) forks a process a run, which calls the command line as the `climafuse` script does. What kills it
+is planted from here, by wrapping functions of the library and of Python: the library itself knows nothing of it. Each
+run appends to `order.jsonl` which samples each microbatch held and what its loss was, to the last bit.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests.training.server import Server, fork, serve, wait, write_to
 
 ORDER_FILE = "order.jsonl"
 MOMENTS = {
@@ -42,28 +42,11 @@ MOMENTS = {
 }
 
 
-class Forks:
+class Forks(Server):
     """The server, as a context."""
 
-    def __enter__(self) -> Forks:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-        }
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.training.forks"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.communicate()
+    def __init__(self) -> None:
+        super().__init__("tests.training.forks")
 
     def run(
         self,
@@ -88,12 +71,7 @@ class Forks:
         Returns:
             Its exit code; minus the signal if it died of one.
         """
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        job = {"folder": str(folder), "arguments": arguments, "kill": kill, "send": send, "spawn": spawn}
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        return int(self.ask(folder=str(folder), arguments=arguments, kill=kill, send=send, spawn=spawn))
 
 
 def _die() -> None:
@@ -248,13 +226,11 @@ def _fork_loaders() -> None:
     trainer.training_arguments = training_arguments
 
 
-def _child(job: dict[str, Any]) -> None:
+def _work(job: dict[str, Any]) -> None:
     os.chdir(job["folder"])
     os.setsid()  # a group of its own, as a job of a cluster is
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
+    write_to(1, Path("stdout"))
+    write_to(2, Path("stderr"))
     plan: Callable[[Any, int], None] = lambda training, number: None  # noqa: E731
     if job["kill"]:
         plan = _plant(*job["kill"])
@@ -269,10 +245,11 @@ def _child(job: dict[str, Any]) -> None:
     app.main()
 
 
-def _serve() -> None:
-    import gc
+def _answer(job: dict[str, Any]) -> int:
+    return wait([fork(partial(_work, job))], 300.0)[0][0]
 
-    import torch
+
+if __name__ == "__main__":
     import zarr  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
@@ -280,45 +257,4 @@ def _serve() -> None:
     import climafuse.data.sources
     import climafuse.training.pipeline  # noqa: F401
 
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # no collection in a process of these need look at what all of them have imported
-    for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            sys.stdin.close()
-            try:
-                _child(job)
-            except SystemExit as exit_:
-                code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                code = 99
-            else:
-                code = 0
-            sys.stdout.flush()
-            sys.stderr.flush()
-            import multiprocessing.util
-
-            multiprocessing.util._exit_function()  # as at the end of a process: workers are ended
-            os._exit(code)
-        print(_wait(child), flush=True)
-
-
-def _wait(child: int, seconds: float = 300.0) -> int:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return 98
-
-
-if __name__ == "__main__":
-    _serve()
+    serve(_answer)

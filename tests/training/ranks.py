@@ -13,40 +13,22 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-KILLED = 98  # exit code of a process that had to be killed by the harness
+from tests.training.server import Server, fork, serve, wait, write_to
 
 
-class Ranks:
+class Ranks(Server):
     """The server, as a context."""
 
-    def __enter__(self) -> Ranks:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            "TQDM_DISABLE": "1",
-        }
-        self._server = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests.training.ranks"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.communicate()
+    def __init__(self) -> None:
+        super().__init__("tests.training.ranks", "-W", "error", TQDM_DISABLE="1")
 
     def run(
         self, job: str, folder: Path, /, *, size: int = 2, limit: float = 60.0, **arguments: Any
@@ -63,13 +45,8 @@ class Ranks:
         Returns:
             Exit codes, by rank; minus the signal of which a process died.
         """
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
         folder.mkdir(parents=True, exist_ok=True)
-        call = {"job": job, "folder": str(folder), "size": size, "limit": limit, "arguments": arguments}
-        self._server.stdin.write(json.dumps(call) + "\n")
-        self._server.stdin.flush()
-        answer = json.loads(self._server.stdout.readline())
+        answer = self.ask(job=job, folder=str(folder), size=size, limit=limit, arguments=arguments)
         self.seconds = answer["seconds"]  # from the first process that ended to the last
         return list(answer["codes"])
 
@@ -329,76 +306,37 @@ JOBS: dict[str, Callable[..., None]] = {
 # ---- The server
 
 
-def _child(call: dict[str, Any], rank: int, port: int) -> int:
+def _work(call: dict[str, Any], rank: int, port: int) -> None:
+    from climafuse.errors import ClimafuseError
+
     folder, size = Path(call["folder"]), call["size"]
-    descriptor = os.open(folder / f"out-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+    (folder / f"out-{rank}").unlink(missing_ok=True)
+    for descriptor in (1, 2):
+        write_to(descriptor, folder / f"out-{rank}")
     if size > 1:
         os.environ |= {
             "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-    import traceback
-
-    from climafuse.errors import ClimafuseError
-
     try:
         JOBS[call["job"]](folder, rank, **call["arguments"])
-        return 0
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except ClimafuseError as error:
         print(f"{'' if error.told else 'error: '}{error}", flush=True)
-        return error.exit_code
-    except BaseException:
-        traceback.print_exc()
-        return 99
+        sys.exit(error.exit_code)
 
 
-def _serve() -> None:
-    import gc
+def _answer(call: dict[str, Any]) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [fork(partial(_work, call, rank, port)) for rank in range(call["size"])]
+    codes, seconds = wait(children, call["limit"])
+    return {"codes": codes, "seconds": seconds}
 
-    import torch
+
+if __name__ == "__main__":
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     import tests.training.conftest  # noqa: F401
 
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
-    for line in sys.stdin:
-        call = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        children = []
-        for rank in range(call["size"]):
-            child = os.fork()
-            if child == 0:
-                sys.stdin.close()
-                code = _child(call, rank, port)
-                sys.stdout.flush(), sys.stderr.flush()
-                os._exit(code)
-            children.append(child)
-        print(json.dumps(_wait(children, call["limit"])), flush=True)
-
-
-def _wait(children: list[int], limit: float) -> dict[str, Any]:
-    codes: dict[int, int] = {}
-    end, first, last = time.monotonic() + limit, 0.0, 0.0
-    while len(codes) < len(children):
-        for child in [child for child in children if child not in codes]:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child], last = os.waitstatus_to_exitcode(status), time.monotonic()
-                first = first or last
-            elif time.monotonic() > end:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                codes[child] = KILLED
-        time.sleep(0.005)
-    return {"codes": [codes[child] for child in children], "seconds": last - first}
-
-
-if __name__ == "__main__":
-    _serve()
+    serve(_answer)

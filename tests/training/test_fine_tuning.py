@@ -85,7 +85,7 @@ def test_steps_are_those_of_a_loop_of_plain_torch(parts: tuple[Path, Path], tmp_
             assert not torch.equal(parameter, start.get_parameter(name.removeprefix("backbone."))), name
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_run_saves_what_it_trained_and_is_resumed_bit_for_bit(
     parts: tuple[Path, Path], tmp_path: Path, dtype: str
 ) -> None:

@@ -171,6 +171,7 @@ def test_texts_without_an_index_belong_to_the_windows_in_their_order() -> None:
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])
+@pytest.mark.sampled(3)
 def test_a_run_that_is_cut_at_its_first_step_is_the_run_of_smaller_microbatches_bit_for_bit(
     make_trainer: Make, make_config: Make, tmp_path: Path, kind: str, backward: bool
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_run_that_is_cut_at_its_first_step_is_the_run_of_smaller_microbatches_
 @pytest.mark.parametrize(
     ("step", "microbatch", "backward"), [(1, 1, True), (4, 0, False), (4, 1, True), (5, 1, False)]
 )
+@pytest.mark.sampled(2)
 def test_whenever_it_is_cut_the_weights_are_those_of_the_whole_run(
     make_trainer: Make, make_config: Make, tmp_path: Path, step: int, microbatch: int, backward: bool
 ) -> None:

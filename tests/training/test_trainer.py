@@ -154,6 +154,7 @@ def test_batches_are_read_ahead_where_no_loader_process_does(
 # 11 samples, 4 a step: 3 steps an epoch. Step 3 ends an epoch; step 5 is in the middle of the second.
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("interrupted", [3, 5])
+@pytest.mark.sampled(3)
 def test_resumed_equals_uninterrupted_bit_for_bit(
     make_trainer: Make,
     make_config: Make,
