@@ -86,7 +86,12 @@ class CompactLinear(nn.Linear):
         parts = self.parts(x.dtype)
         out = x.new_empty(len(x), max(rows.stop for rows, _ in parts))
         for rows, fill in parts:
-            torch.mm(x, fill().t(), out=out[:, rows])
+            if x.dtype == torch.float32 and x.device.type == "cpu":
+                # MKL is quick where the longer side is that of the rows: 14 ms for 4096 × 4096 and 36 positions, where
+                # the other way round takes 16 or 30, from process to process.
+                out[:, rows] = torch.mm(fill(), x.t()).t()
+            else:
+                torch.mm(x, fill().t(), out=out[:, rows])
         return out
 
     def along_rows(self, x: Tensor, columns: int) -> Tensor:
