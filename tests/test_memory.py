@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -149,3 +150,13 @@ def test_a_single_item_that_does_not_fit_and_other_errors_are_raised() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         in_halves([1, 2, 3], wrong)
     assert calls == [[1, 2, 3]]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_peak_of_a_process_is_not_that_of_its_parent() -> None:
+    held = bytearray(b"1") * 600_000_000  # resident while the child starts
+    command = "from climafuse.memory import peak_memory_gb; print(peak_memory_gb())"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert peak_memory_gb() > 0.6
+    assert 0 < float(done.stdout) < 0.5
+    assert held[-1] == ord("1")

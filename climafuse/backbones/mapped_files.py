@@ -31,6 +31,17 @@ class MappedFiles:
             tensor: Weights that nobody has written to, as that would be lost. If they are not mapped from a file,
                 nothing happens.
         """
+        self._advise(tensor, "MADV_DONTNEED")
+
+    def read_ahead(self, tensor: Tensor) -> None:
+        """Tell the system that mapped weights are needed soon: it reads them from the disk while others are computed.
+
+        Args:
+            tensor: The weights. If they are not mapped from a file, nothing happens.
+        """
+        self._advise(tensor, "MADV_WILLNEED")
+
+    def _advise(self, tensor: Tensor, advice: str) -> None:
         start = tensor.data_ptr()
         stop = start + tensor.numel() * tensor.element_size()
         if tensor.device.type != "cpu" or not any(
@@ -41,5 +52,5 @@ class MappedFiles:
         first, last = -(-start // page) * page, stop // page * page
         if first < last:
             ctypes.CDLL(None).madvise(
-                ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED
+                ctypes.c_void_p(first), ctypes.c_size_t(last - first), getattr(mmap, advice)
             )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Quantization = Literal["int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 GROUP = 32  # weights of a row that share scale and minimum, int4
+AHEAD = 2  # matrices that are read from the disk while one is quantized
 _QUANTIZED_AT_ONCE = 4 << 20  # bytes of float32 while a matrix is quantized
 
 
@@ -187,6 +188,8 @@ def quantize_model(
     mapped = MappedFiles()
     total = len(places) + head
     for done, (module, name) in enumerate(places, start=1):
+        for coming, its in places[done : done + AHEAD]:
+            mapped.read_ahead(getattr(coming, its).weight)
         setattr(module, name, _quantized(getattr(module, name), kind, mapped))
         if progress is not None:
             progress(done, total)
