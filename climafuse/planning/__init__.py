@@ -1,7 +1,7 @@
 """What a run will cost, before anything is loaded."""
 
 from climafuse.planning.backbones import Architecture, find_architecture
-from climafuse.planning.devices import DEVICES, Device, device, memory_of, this_machine
+from climafuse.planning.devices import DEVICES, Device, device, memory_of, this_gpu, this_machine
 from climafuse.planning.memory import Footprint, measure
 from climafuse.planning.planner import Change, Plan, plan
 from climafuse.planning.probe import Pace
@@ -21,5 +21,6 @@ __all__ = [
     "measure",
     "memory_of",
     "plan",
+    "this_gpu",
     "this_machine",
 ]

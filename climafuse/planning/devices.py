@@ -117,6 +117,27 @@ def this_machine() -> Device:
     return Device(THIS_MACHINE, pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 8 * GIB)
 
 
+def this_gpu() -> Device | None:
+    """Return the GPU that this process would train on, with what is free of its memory; None where there is none.
+
+    Its peaks are those of the table, where its name is in it.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name, free = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
+    words = re.split(r"[\s-]+", name.lower())
+    # "NVIDIA A100-SXM4-40GB", "NVIDIA GeForce RTX 4090": the longest name of the table all of whose parts are in it.
+    known = [
+        entry
+        for entry in DEVICES.values()
+        if all(part in words or f"{part}gb" in words for part in entry.name.lower().split("-"))
+    ]
+    best = max(known, key=lambda entry: len(entry.name), default=Device(name, free, gpu=True))
+    return replace(best, name=name, memory=free)
+
+
 def memory_of(text: str, known: Device | None = None) -> Device:
     """Return a machine of so much memory.
 

@@ -14,7 +14,7 @@ from climafuse.errors import BackboneError
 from climafuse.model import ClimateFeatureExtractor, ClimateTextProcessor
 from climafuse.planning.backbones import Architecture, find_architecture
 from climafuse.planning.base import Base, process_base, resident_bytes
-from climafuse.planning.devices import Device, this_machine
+from climafuse.planning.devices import Device, this_gpu, this_machine
 from climafuse.planning.memory import TEXTS_AT_ONCE
 from climafuse.planning.planner import Plan, largest_microbatch, plan
 from climafuse.planning.probe import probe_pace
@@ -22,6 +22,7 @@ from climafuse.planning.workload import Workload
 from climafuse.registry import ENCODERS, FUSIONS
 from climafuse.training.config import RunConfig, TrainingConfig
 from climafuse.training.dataset import Examples, make_examples, open_store, window_statistics
+from climafuse.training.group import process_count
 from climafuse.training.thinning import LabelThinning
 
 # What a training process imports, for the measure of what it holds.
@@ -41,9 +42,15 @@ def configured_workload(config: RunConfig, found: Architecture, *, device: Devic
         config: The run.
         found: Its backbone.
         device: Where it will run; None for this machine.
+
+    Returns:
+        The workload of one process, where several train together.
     """
     backbone, settings = config.backbone, config.training
     gpu, cpu = device is not None and device.gpu, torch.device("cpu")
+    windows, processes = settings.windows_per_step, process_count()
+    if windows % (processes * settings.accumulation) == 0:  # else the trainer refuses it
+        windows //= processes
     native = gpu or multiplies(torch.bfloat16, cpu)
     precision = settings.precision if settings.precision != "auto" else "bfloat16" if native else "float32"
     return Workload(
@@ -65,7 +72,7 @@ def configured_workload(config: RunConfig, found: Architecture, *, device: Devic
         fusion=config.fusion.name,
         fusion_options=config.fusion.options,
         sites=_plain(config.fusion.sites),
-        windows=settings.windows_per_step,
+        windows=windows,
         accumulation=settings.accumulation,
         texts_per_window=config.facts.questions_per_window,
         precision=precision,
@@ -86,7 +93,14 @@ def _store_limit(settings: TrainingConfig) -> int | None:
     return None if settings.prefix_store_gb is None else int(settings.prefix_store_gb * 1e9)
 
 
-def workload_of(config: RunConfig, train: Examples, validation: Examples, found: Architecture) -> Workload:
+def workload_of(
+    config: RunConfig,
+    train: Examples,
+    validation: Examples,
+    found: Architecture,
+    *,
+    device: Device | None = None,
+) -> Workload:
     """The workload of a run with its data: how many texts there are, how long, with how many labels.
 
     Args:
@@ -94,13 +108,14 @@ def workload_of(config: RunConfig, train: Examples, validation: Examples, found:
         train: Training examples.
         validation: Validation examples.
         found: The backbone.
+        device: Where it will run; None for this machine.
 
     Raises:
         BackboneError: Its tokenizer cannot be read.
     """
     from climafuse.backbones.loading import load_tokenizer
 
-    workload = configured_workload(config, found)
+    workload = configured_workload(config, found, device=device)
     window = train[0].window
     counts = window_statistics(train)
     workload = replace(
@@ -162,13 +177,18 @@ def planned_run(
         validation: Validation examples.
         time: Whether the time of a step is wanted.
         search: Whether the largest batch and length are.
+
+    Returns:
+        The plan for this process's GPU, where it has one, else for this machine.
     """
     found = _found(config)
     if found is None:
         return None
+    gpu = this_gpu()
     held = resident_bytes()  # before a tokenizer is loaded, which the base counts
-    workload, base = _with_process(workload_of(config, train, validation, found), found, held)
-    return plan(workload, base=base, time=time, search=search)
+    workload = workload_of(config, train, validation, found, device=gpu)
+    workload, base = _with_process(workload, found, held)
+    return plan(workload, gpu, base=base, time=time, search=search)
 
 
 def plan_of(
@@ -228,7 +248,8 @@ def check_memory(
 ) -> None:
     """Refuse a run that would need more memory than there is, before anything is loaded.
 
-    Runs that are far below are not traced: a bound is enough.
+    Runs that are far below are not traced: a bound is enough. On a GPU, where running out of memory costs no more than
+    a step done again in smaller parts, only what fits with no microbatch is refused.
 
     Args:
         config: The run.
@@ -239,13 +260,16 @@ def check_memory(
     Raises:
         MemoryPlanError: It does not fit.
     """
-    if not config.training.check_memory or torch.cuda.is_available():
+    if not config.training.check_memory:
         return
     if planned is None:
         found = _found(config)
-        if found is None or _obviously_fits(config, train, found, this_machine()):
+        if found is None or _obviously_fits(config, train, found, this_gpu() or this_machine()):
             return
         planned = planned_run(config, train, validation)
+    if planned is not None and planned.device.gpu and not planned.fits:
+        settings = replace(config.training, accumulation=config.training.windows_per_step // process_count())
+        planned = planned_run(replace(config, training=settings), train, validation)
     if planned is not None:
         planned.require()
 
@@ -288,29 +312,30 @@ def choose_microbatch(config: RunConfig, train: Examples, validation: Examples) 
     found = find_architecture(config.backbone.name)
     whole = replace(config, training=replace(config.training, accumulation=1))
     held = resident_bytes()
-    workload, base = _with_process(workload_of(whole, train, validation, found), found, held)
-    planned = plan(workload, base=base, time=False, search=False)
+    gpu = this_gpu()
+    workload, base = _with_process(workload_of(whole, train, validation, found, device=gpu), found, held)
+    planned = plan(workload, gpu, base=base, time=False, search=False)
     windows = workload.windows
     divisors = [num for num in range(windows, 0, -1) if windows % num == 0]
     fitting = windows if planned.fits else largest_microbatch(workload, planned)
     chosen = [num for num in divisors if num <= fitting]
     if not chosen:
-        smallest = plan(workload.with_microbatch(1), base=base, time=False, search=False)
+        smallest = plan(workload.with_microbatch(1), gpu, base=base, time=False, search=False)
         smallest.require()
         chosen = [1]
     seconds: dict[int, float] = {}
-    for num in chosen[:3]:
+    for num in chosen[:3] if gpu is None else ():  # a GPU is quickest with the most
         parts = workload.with_microbatch(num)
         seconds[num] = probe_pace(parts, planned.footprint, seconds=1.0).seconds
     best = chosen[0]
-    for num in chosen[1:3]:
+    for num in chosen[1:3] if seconds else ():
         if seconds[num] < WORTHWHILE * seconds[best]:
             best = num
     accumulation = windows // best
     told = (
-        f"microbatch: {best} of {windows} windows a step, {accumulation} of them ("
-        + ", ".join(f"{num}: {value:.3g} s" for num, value in seconds.items())
-        + f"); up to {fitting} fit into {planned.device.memory / 1e9:.1f} GB"
+        f"microbatch: {best} of {windows} windows a step, {accumulation} of them "
+        + (f"({', '.join(f'{num}: {value:.3g} s' for num, value in seconds.items())})" if seconds else "")
+        + f"; up to {fitting} fit into {planned.device.memory / 1e9:.1f} GB"
     )
     return replace(config, training=replace(config.training, accumulation=accumulation)), told
 

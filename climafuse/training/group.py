@@ -380,6 +380,12 @@ def join(timeout: float = 600.0) -> Group:
     return _joined
 
 
+def process_count() -> int:
+    """Return how many processes train one model together, as the variables say with which this one was started."""
+    variables = _variables()
+    return 1 if variables is None else int(variables["WORLD_SIZE"])
+
+
 def _variables() -> dict[str, str] | None:
     """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; None where there is one process."""
     given = os.environ

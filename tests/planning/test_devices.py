@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from climafuse import memory
 from climafuse.errors import ConfigurationError
@@ -49,3 +50,25 @@ def test_this_machine_is_what_is_held_and_what_is_free(monkeypatch):
     assert this_machine().memory == 16
     monkeypatch.setattr(devices, "memory_state", lambda: None)
     assert this_machine().memory > 2**30
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100-40"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("Tesla T4", None),
+    ],
+)
+def test_the_gpu_of_this_process(name, like, monkeypatch):
+    assert devices.this_gpu() is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30 * 10**9, 40 * 10**9))
+    found = devices.this_gpu()
+    assert (found.name, found.memory, found.gpu) == (name, 30 * 10**9, True)
+    assert found.bandwidth == (None if like is None else device(like).bandwidth)

@@ -113,6 +113,53 @@ def test_auto_batch_takes_the_largest_that_fits_or_a_faster_one(parts, tmp_path,
         choose_microbatch(config, *examples)
 
 
+def test_on_a_gpu_only_what_fits_with_no_microbatch_is_refused(parts, tmp_path, monkeypatch):
+    """Its memory decides, not that of the machine."""
+    monkeypatch.setattr(
+        planner, "measure", lambda work, **options: replace(counted(work, **options), evaluation_bytes=0)
+    )
+    monkeypatch.setattr(planner, "this_machine", lambda: Device("small", 1))
+    monkeypatch.setattr(fitting, "_obviously_fits", lambda *arguments: False)
+    config = _config(parts, tmp_path / "run")
+    store = open_store(config)
+    examples = [make_examples(store, split, config) for split in ("train", "validation")]
+    peaks = {}
+    for accumulation in (1, 2, 4):
+        settings = replace(config.training, accumulation=accumulation)
+        work = workload_of(
+            replace(config, training=settings), *examples, fitting.find_architecture(str(parts[1]))
+        )
+        peaks[accumulation] = planner.plan(
+            work, Device("any", 10**12, gpu=True), time=False, search=False
+        ).peak
+    assert peaks[4] < peaks[2] < peaks[1]
+    whole = replace(config, training=replace(config.training, accumulation=1))
+    for memory, refused in ((peaks[1], False), (peaks[4], False), (peaks[4] - 1, True)):
+        monkeypatch.setattr(fitting, "this_gpu", lambda memory=memory: Device("a GPU", memory, gpu=True))
+        if refused:
+            with pytest.raises(MemoryPlanError, match="which a GPU has free"):
+                check_memory(whole, *examples)
+        else:
+            check_memory(whole, *examples)
+    monkeypatch.setattr(fitting, "this_gpu", lambda: Device("a GPU", peaks[2], gpu=True))
+    monkeypatch.setattr(fitting, "probe_pace", lambda *a, **k: pytest.fail("timed on the processor"))
+    chosen, told = choose_microbatch(whole, *examples)
+    assert chosen.training.accumulation == 2
+    assert "2 of 4 windows" in told
+
+
+def test_each_of_several_processes_has_its_share_of_a_step(parts, tmp_path, monkeypatch):
+    config = _config(parts, tmp_path / "run")
+    found = fitting.find_architecture(str(parts[1]))
+    assert fitting.configured_workload(config, found).windows == 4
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for size, windows in ((2, 2), (3, 4)):  # three are refused by the trainer, with its own reason
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        work = fitting.configured_workload(config, found)
+        assert (work.windows, work.accumulation) == (windows, 2)
+
+
 def _losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
