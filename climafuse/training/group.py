@@ -355,11 +355,17 @@ def join(timeout: float = 600.0) -> Group:
         timeout: Seconds that one process waits for another in a collective before all are ended.
 
     Raises:
-        ConfigurationError: The variables that name the processes are incomplete.
+        ConfigurationError: The variables that name the processes are incomplete; or see `zero.check_request`.
+        TrainingError: See `zero.check_request`.
     """
     global _joined
     if _joined is None:
+        from climafuse.training import zero
+
         variables = _variables()
+        zero.settle_device()
+        if zero.asked_for():
+            zero.check_request(1 if variables is None else int(variables["WORLD_SIZE"]))
         if variables is None:
             return Group()
         os.environ.update(variables)
@@ -369,7 +375,11 @@ def join(timeout: float = 600.0) -> Group:
         device = accelerator.current_accelerator() if accelerator.is_available() else None
         on_cpu = device is None or device.type == "mps"  # no collectives between processes there
         # The process group that transformers will find; it makes the same one where there is none.
-        PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout))
+        if on_cpu and zero.asked_for():  # with `cpu=True`, accelerate forgets DeepSpeed
+            zero.use_gloo()
+            PartialState(backend="gloo", timeout=timedelta(seconds=timeout))
+        else:
+            PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout))
         host, port = variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
 
         def connect() -> Any:

@@ -23,6 +23,16 @@ def products(precision: Precision, device: torch.device) -> contextlib.AbstractC
         precision: "auto" is bfloat16 where the device multiplies it natively, else float32.
         device: Of the model.
     """
-    if precision == "float32" or (precision == "auto" and not multiplies(torch.bfloat16, device)):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    if in_bfloat16(precision, device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def in_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether that is in bfloat16.
+
+    Args:
+        precision: See `products`.
+        device: Of the model.
+    """
+    return precision == "bfloat16" or (precision == "auto" and multiplies(torch.bfloat16, device))

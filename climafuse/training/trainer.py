@@ -89,7 +89,7 @@ from climafuse.training.memory_guard import Batch, MemoryGuard
 from climafuse.training.meter import Meter
 from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step, of_all
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
-from climafuse.training.precision import products
+from climafuse.training.precision import in_bfloat16, products
 from climafuse.training.read_ahead import ReadAheadSampler, ReadsAhead
 from climafuse.training.replicas import make_alike
 from climafuse.training.sharding import is_sharded, load_whole, whole
@@ -105,6 +105,7 @@ from climafuse.training.state import (
     write_state,
 )
 from climafuse.training.trained_on import TrainedOn
+from climafuse.training.zero import Zero, asked_for, engine_settings
 
 CONFIG_FILE = "run.yaml"
 TRAINER_STATE_FILE = "trainer_state.json"
@@ -194,7 +195,8 @@ class ClimateTextTrainer(Trainer):
     Raises:
         TrainingError: The model lacks part of that surface, or the installed transformers lacks a hook this
             class relies on.
-        ConfigurationError: The microbatches cannot be shared by the processes.
+        ConfigurationError: The microbatches cannot be shared by the processes; or DeepSpeed is asked for otherwise than
+            the run is configured, see `zero.engine_settings`.
     """
 
     def __init__(
@@ -242,13 +244,20 @@ class ClimateTextTrainer(Trainer):
             data_collator=data_collator,
             processing_class=processing_class,
         )
+        self._zero: Zero | None = None
         if self.is_deepspeed_enabled:
-            raise TrainingError(
-                "accelerate",
-                expected="DistributedDataParallel or FSDP2",
-                received="DeepSpeed, whose engine takes the step within the backward pass, before it is known whether "
-                "the gradient is finite, and whose checkpoints are pickles",
-                remedy="Start it with examples/distributed/fsdp2.yaml, which spreads the same things.",
+            self._zero = Zero(
+                engine_settings(
+                    self.accelerator.state.deepspeed_plugin.deepspeed_config,
+                    microbatch=self.args.per_device_train_batch_size,
+                    accumulation=self.settings.accumulation,
+                    size=self.group.size,
+                    max_norm=self.settings.max_gradient_norm,
+                    in_bfloat16=in_bfloat16(self.settings.precision, self.args.device),
+                )
+            )
+            self.is_deepspeed_enabled = (
+                False  # what the Trainer would do otherwise: pickles, for the most part
             )
         make_alike(model, self.identity, self.group, seed=config.training.seed)
         # Both would be guessed from the class, and a wrong guess changes the scale of the loss without a
@@ -375,6 +384,9 @@ class ClimateTextTrainer(Trainer):
             finally:
                 self.is_in_train = False
                 self._microbatches, self._losses = [], []
+                if self._zero is not None:
+                    self._zero.let_go()
+                    self.model_wrapped, self.optimizer = self._module, None
                 # Their processes would wait for another epoch.
                 self.callback_handler.train_dataloader = None
                 self._eval_dataloaders: dict[str, Any] = {}
@@ -488,16 +500,27 @@ class ClimateTextTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader[Any]]:
         """Wraps the model for several processes; FSDP puts other parameters in the places of its own."""
-        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self._zero is not None:
+            self._check_spread()
+            with replaced(self.accelerator, "prepare", self._zero.prepare):
+                self.accelerator.deepspeed_engine_wrapped = self._zero
+                prepared = super()._prepare_for_training(*args, **kwargs)
+        else:
+            prepared = super()._prepare_for_training(*args, **kwargs)
         self._note_parts()
-        if is_sharded(self._module) and any(weight.dtype != torch.float32 for weight in self._trainable):
+        if is_sharded(self._module):
+            self._check_spread()
+        return cast("tuple[nn.Module, DataLoader[Any]]", prepared)
+
+    def _check_spread(self) -> None:
+        """Refuses weights that no engine that spreads them rounds at random."""
+        if any(weight.dtype != torch.float32 for weight in self._trainable):
             raise TrainingError(
                 "backbone.dtype",
                 expected="float32 for weights that are trained and spread over processes",
                 received="bfloat16",
                 remedy="Set backbone.dtype: float32, or train with DDP.",
             )
-        return cast("tuple[nn.Module, DataLoader[Any]]", prepared)
 
     # ---- Optimization --------------------------------------------------------------------------------------
 
@@ -612,7 +635,8 @@ class ClimateTextTrainer(Trainer):
 
         One transfer from the device a step, which is also what makes the refusal possible before the step.
         """
-        by_part, total = gradient_norms(self._parts)
+        find_norms = gradient_norms if self._zero is None else self._zero.gradient_norms
+        by_part, total = find_norms(self._parts)
         values = torch.cat(
             [torch.stack([total, *(loss.to(total) for loss in self._losses)]), by_part]
         ).tolist()
@@ -622,6 +646,8 @@ class ClimateTextTrainer(Trainer):
         if self.group.size > 1:
             suspects = self._agree_on_step(losses, norm)
         if suspects:
+            if self._zero is not None:
+                self._zero.let_go()  # samples are looked at in one process alone
             self._module.zero_grad()
             error = None
             if self.group.rank in suspects:
@@ -638,7 +664,7 @@ class ClimateTextTrainer(Trainer):
             raise of_all(error, self.group)
         self._norms = dict(zip((f"gradient_norm/{part}" for part in self._parts), norms, strict=True))
         self._norms["gradient_norm"] = norm
-        if max_norm is not None and norm > max_norm:
+        if max_norm is not None and norm > max_norm and self._zero is None:  # which clips in its step
             nn.utils.clip_grads_with_norm_(self._trainable, max_norm, total)
         for batch in self._microbatches:
             if batch is not self._borrowed:
@@ -902,9 +928,10 @@ class ClimateTextTrainer(Trainer):
         # Weights and two moments in float32.
         size = self._weight_bytes() + 8 * sum(weight.numel() for weight in self._trainable)
         with self._meter.paused(), self._weights_gathered():
-            moments = optimizer_moments(self._plain_optimizer(), self._module)
+            optimizer = self._plain_optimizer()
+            moments = optimizer_moments(optimizer, self._module)
             random = self.group.exchange(random_state())
-            write = partial(self._write_checkpoint, random, moments)
+            write = partial(self._write_checkpoint, random, optimizer, moments)
             best_step = self.state.best_global_step
             self.group.first(lambda: self._write_to(path, "checkpoint", write, size, best_step=best_step))
             self._note_best()
@@ -932,7 +959,11 @@ class ClimateTextTrainer(Trainer):
             self._module.load_trainable(folder)
 
     def _write_checkpoint(
-        self, random: list[dict[str, Any]], moments: dict[str, Tensor], folder: Path
+        self,
+        random: list[dict[str, Any]],
+        optimizer: torch.optim.Optimizer,
+        moments: dict[str, Tensor],
+        folder: Path,
     ) -> None:
         self._write_model(folder)
         content = {
@@ -943,7 +974,7 @@ class ClimateTextTrainer(Trainer):
             # Of the steps since the last log line, and of all before it: log lines and the mean come out the same.
             "loss": [self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged],
             "memory": self._guard.state(),
-            "optimizer": save_optimizer(folder, self._plain_optimizer(), self._module, moments),
+            "optimizer": save_optimizer(folder, optimizer, self._module, moments),
             "scheduler": {
                 key: value
                 for key, value in cast("Any", self.lr_scheduler).state_dict().items()
@@ -961,6 +992,8 @@ class ClimateTextTrainer(Trainer):
         return sum(parameter.numel() * parameter.element_size() for parameter in self._trainable)
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
+        if self._zero is not None:
+            return self._zero.whole_optimizer()
         optimizer: Any = self.optimizer
         return getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
 
@@ -978,7 +1011,10 @@ class ClimateTextTrainer(Trainer):
         if checkpoint is None:
             return
         state = read_state(Path(checkpoint))
-        load_optimizer(Path(checkpoint), state["optimizer"], self._plain_optimizer(), self._module)
+        optimizer = make_optimizer(self._module, self.settings) if self._zero else self._plain_optimizer()
+        load_optimizer(Path(checkpoint), state["optimizer"], optimizer, self._module)
+        if self._zero is not None:
+            self._zero.load_optimizer(optimizer)
         scheduler: Any = self.lr_scheduler
         scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.base_lrs)})
 
@@ -1080,7 +1116,7 @@ def training_arguments(config: RunConfig, *, evaluate: bool, group: Group | None
         ConfigurationError: The microbatches cannot be shared by the processes.
     """
     settings: TrainingConfig = config.training
-    size = 1 if group is None else group.size
+    size, on_cpu = (1, False) if group is None else (group.size, group.on_cpu)
     if settings.microbatch % size:
         raise ConfigurationError(
             "training.windows_per_step",
@@ -1118,7 +1154,8 @@ def training_arguments(config: RunConfig, *, evaluate: bool, group: Group | None
         seed=settings.seed,
         disable_tqdm=True,
         report_to="none",
-        use_cpu=group is not None and group.on_cpu,
+        use_cpu=on_cpu and not asked_for(),
+        ddp_backend="gloo" if on_cpu and asked_for() else None,
         ddp_timeout=int(settings.timeout_seconds),
         ddp_find_unused_parameters=False,
         **_activation_checkpointing(settings.checkpoint_activations),

@@ -16,6 +16,9 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
+# To spread optimizer states and gradients by DeepSpeed:
+# export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_CONFIG_FILE=examples/distributed/deepspeed_zero2.json
+
 # The output folder must lie where all nodes see it. windows_per_step counts the windows of all eight processes.
 srun climafuse train "$1" --resume
 code=$?

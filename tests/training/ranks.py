@@ -31,7 +31,15 @@ class Ranks(Server):
         super().__init__("tests.training.ranks", "-W", "error", TQDM_DISABLE="1")
 
     def run(
-        self, job: str, folder: Path, /, *, size: int = 2, limit: float = 60.0, **arguments: Any
+        self,
+        job: str,
+        folder: Path,
+        /,
+        *,
+        size: int = 2,
+        limit: float = 60.0,
+        environment: dict[str, str] | None = None,
+        **arguments: Any,
     ) -> list[int]:
         """Run a job in so many processes.
 
@@ -40,13 +48,21 @@ class Ranks(Server):
             folder: Where it writes; made if need be.
             size: How many processes; 1 for one that knows of no others.
             limit: Seconds, after which all are killed.
+            environment: More variables, such as a launcher sets.
             **arguments: Of the job, in JSON types.
 
         Returns:
             Exit codes, by rank; minus the signal of which a process died.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        answer = self.ask(job=job, folder=str(folder), size=size, limit=limit, arguments=arguments)
+        answer = self.ask(
+            job=job,
+            folder=str(folder),
+            size=size,
+            limit=limit,
+            environment=environment or {},
+            arguments=arguments,
+        )
         self.seconds = answer["seconds"]  # from the first process that ended to the last
         return list(answer["codes"])
 
@@ -313,6 +329,9 @@ def _work(call: dict[str, Any], rank: int, port: int) -> None:
     (folder / f"out-{rank}").unlink(missing_ok=True)
     for descriptor in (1, 2):
         write_to(descriptor, folder / f"out-{rank}")
+    os.environ |= call["environment"]
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        warnings.simplefilter("ignore")  # DeepSpeed and what it imports warn of themselves
     if size > 1:
         os.environ |= {
             "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),

@@ -140,12 +140,19 @@ def test_the_examples_are_what_accelerate_and_bash_read() -> None:
     read = {path.stem: load_config_from_file(str(path)) for path in folder.glob("*.yaml")}
     assert {name: str(config.distributed_type.value) for name, config in read.items()} == {
         "ddp": "MULTI_GPU",
+        "deepspeed_zero2": "DEEPSPEED",
         "fsdp2": "FSDP",
     }
     known = {f"fsdp_{field.name}" for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
     known |= {"fsdp_version", "fsdp_offload_params"}  # under names of their own there
     assert read["fsdp2"].fsdp_config.keys() <= known
-    assert all(config.mixed_precision == "no" for config in read.values())
+    # With a file for DeepSpeed, accelerate refuses to be told; there, "no" is the default.
+    assert {name: config.mixed_precision for name, config in read.items()} == {
+        "ddp": "no",
+        "deepspeed_zero2": None,
+        "fsdp2": "no",
+    }
+    assert (folder.parents[1] / read["deepspeed_zero2"].deepspeed_config["deepspeed_config_file"]).is_file()
     subprocess.run(["bash", "-n", str(folder / "slurm.sh")], check=True, timeout=10)
 
 
