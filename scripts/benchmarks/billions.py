@@ -77,6 +77,7 @@ class Billion:
             fusion=self.fusion,
             options=self.options,
             quantization=self.quantization,
+            quantize_head=self.quantization == "int4",  # else it is a seventh of what is held
             steps=min(STEPS, 4) if quick else STEPS,
             repeats=min(size.repeats, self.repeats),
         )
