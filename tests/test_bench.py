@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from climafuse.backbones.synthesize import write_random
+from climafuse.errors import UsageError
 from climafuse.planning import planner
 from scripts.benchmarks import __main__ as program
 from scripts.benchmarks import billion_case, billions, fusion, inputs, keeping, measure, plan, prefix, results
@@ -164,6 +165,12 @@ def test_billions_measures_each_of_its_cases_once(
     again = list(billions.rows(TINY))  # as after an interruption: nothing is measured twice
     assert len(measured) == 4
     assert [row.ratio for row in again] == [row.ratio for row in rows]
+    path = next(keeping.folder(TINY, "billions").glob("*.json"))
+    whole = path.read_text()
+    path.write_text(whole[:99])
+    with pytest.raises(UsageError, match="Remove the file"):
+        list(billions.rows(TINY))
+    path.write_text(whole)
     beside = replace(TINY, kept=tiny_billions / "figures")
     assert [row.ratio for row in billions.rows(beside)] != [row.ratio for row in rows]
     assert len(measured) == 8  # what is kept elsewhere is not known here

@@ -218,7 +218,8 @@ def plan_of(
         store = open_store(config)
         train, validation = (make_examples(store, split, config) for split in ("train", "validation"))
         held = resident_bytes()
-        workload, base = _with_process(workload_of(config, train, validation, found), found, held)
+        workload = workload_of(config, train, validation, found, device=device)
+        workload, base = _with_process(workload, found, held)
     else:
         workload = configured_workload(config, found, device=device)
         length, texts = shape

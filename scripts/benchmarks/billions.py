@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from climafuse.data.files import cache_directory
 from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.training.config import load_config
 from scripts.benchmarks import billion_case
@@ -265,7 +266,11 @@ def _kept(name: str, spec: dict[str, Any], size: Size) -> dict[str, Any]:
 
 
 def _measured(spec: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+    place = (
+        cache_directory() / "benchmarks"
+    )  # not /tmp, which may be memory: a run saves its weights and moments
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         if spec["kind"] == "run":
             return _killed_run(Case(**spec["content"]), Path(folder))
         given, out = Path(folder) / "spec.json", Path(folder) / "found.json"

@@ -103,10 +103,10 @@ def random_texts(vocabulary: int, texts: int, tokens: int) -> dict[str, torch.Te
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def backbone_of(name: str) -> Path:
-    """Return the directory of an architecture with random weights, written on the first call; a directory is itself."""
+def backbone_of(name: str) -> Path | str:
+    """Return the directory of an architecture, random weights written on the first call; any other name as it is."""
     if name not in ARCHITECTURES:
-        return Path(name)
+        return name
     directory = cache_directory() / "benchmarks" / "backbones" / name
     if not directory.is_dir():
         say(f"writing {name} with random weights to {directory}")

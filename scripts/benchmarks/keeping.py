@@ -20,6 +20,8 @@ import torch
 import climafuse
 from climafuse.backbones.native import product_dtype
 from climafuse.data.files import cache_directory, whole_file
+from climafuse.errors import UsageError
+from climafuse.json_file import read_object
 from scripts.benchmarks.measure import Size
 
 
@@ -42,7 +44,15 @@ def kept(
     path = folder(size, section) / f"{slug}.json"
     known = {"spec": spec, "climafuse": climafuse.__version__, "torch": torch.__version__}
     if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            held = read_object(path)
+        except ValueError as error:
+            raise UsageError(
+                str(path),
+                expected="a result that scripts/bench has kept",
+                received=str(error),
+                remedy="Remove the file: its case is then measured anew.",
+            ) from error
         if {key: held.get(key) for key in known} == known:
             say(f"{name}: as measured on {held['measured']}")
             return {**held["found"], "measured": held["measured"]}

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from climafuse.backbones import load_backbone
-from climafuse.backbones.architectures import ARCHITECTURES
 from climafuse.backbones.native import multiplies
 from climafuse.backbones.quantization import Quantization
 from climafuse.model import PrefixStore
@@ -55,7 +54,7 @@ class Case:
     @property
     def path(self) -> Path | str:
         """Where the backbone is; of an architecture, random weights, written on the first call."""
-        return backbone_of(self.backbone) if self.backbone in ARCHITECTURES else self.backbone
+        return backbone_of(self.backbone)
 
     def workload(self) -> Workload:
         """The workload; products are in the type that this machine multiplies, where the settings do not say."""

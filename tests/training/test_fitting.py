@@ -160,6 +160,23 @@ def test_each_of_several_processes_has_its_share_of_a_step(parts, tmp_path, monk
         assert (work.windows, work.accumulation) == (windows, 2)
 
 
+def test_a_configuration_is_planned_for_the_products_of_its_device(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "multiplies", lambda dtype, device: False)
+    planned = []
+    monkeypatch.setattr(fitting, "plan", lambda work, *a, **k: planned.append(work))
+    config = _config(parts, tmp_path / "run")
+    config = replace(config, backbone=replace(config.backbone, dtype="bfloat16"))
+    for device in (None, Device("a GPU", 10**12, gpu=True)):
+        for shape in (None, (8, 1.0)):
+            fitting.plan_of(config, device=device, shape=shape, time=False)
+    assert [(work.precision, work.widened) for work in planned] == [
+        ("float32", True),
+        ("float32", True),
+        ("bfloat16", False),
+        ("bfloat16", False),
+    ]
+
+
 def _losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
