@@ -31,10 +31,10 @@ from climafuse.evaluation.checkpoint import evaluate_checkpoint
 from climafuse.evaluation.controls import model_folder, train_controls
 from climafuse.model.inference import load_model
 from climafuse.training import RunConfig, load_config, write_folder
+from climafuse.training.config import CONFIG_FILE
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.pipeline import run
 from climafuse.training.trained_on import read_trained_on
-from climafuse.training.trainer import CONFIG_FILE
 
 SHOWN = ("true", "shuffled", "shown", "blank", "prior", "text_only", "place_only")
 

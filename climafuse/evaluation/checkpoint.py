@@ -41,11 +41,10 @@ from climafuse.manifest import machine, sha256, verify_folder, versions
 from climafuse.model.card import add_grounding
 from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.model.inference import Reader, load_model
-from climafuse.training.config import RunConfig, load_config
+from climafuse.training.config import CONFIG_FILE, RunConfig, load_config
 from climafuse.training.dataset import Examples, make_examples, open_store
 from climafuse.training.identity import identify_split, split_spans
 from climafuse.training.trained_on import DATA_FILE, NOT_KNOWN, RECORD_FILE, TrainedOn, read_trained_on
-from climafuse.training.trainer import CONFIG_FILE
 
 FORMAT = 1  # of the record; raise it when transcripts must be made anew
 RECORD = "evaluation.json"

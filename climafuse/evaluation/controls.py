@@ -33,14 +33,14 @@ from climafuse.model.folder import check_folder, model_folder
 from climafuse.model.inference import load_model
 from climafuse.registry import ENCODERS
 from climafuse.training.checkpoint import list_checkpoints, newest_good_checkpoint
-from climafuse.training.config import EncoderConfig, RunConfig, load_config
+from climafuse.training.config import CONFIG_FILE, EncoderConfig, RunConfig, load_config
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.identity import identify
 from climafuse.training.own_files import EVALUATION
 from climafuse.training.pipeline import Say, Shared, configured_backbone, run
+from climafuse.training.same_run import flat_settings
 from climafuse.training.state import read_state
 from climafuse.training.trained_on import read_trained_on
-from climafuse.training.trainer import CONFIG_FILE, flat_settings
 
 FORMAT = 1  # of what is kept; raise it when controls must be made anew
 RECORD = "control.json"

@@ -52,9 +52,8 @@ from climafuse.report.attribution import attribution_layers, marks_of
 from climafuse.report.locator import draw_locator, point_at
 from climafuse.report.maps import Layer, drawn_variables, spoken_field, time_label
 from climafuse.report.samples import Picture, exact_value, field_picture, layer_picture
-from climafuse.training.config import RunConfig, load_config
+from climafuse.training.config import CONFIG_FILE, RunConfig, load_config
 from climafuse.training.dataset import open_store
-from climafuse.training.trainer import CONFIG_FILE
 
 LONGEST_PROMPT = 500  # characters
 NUM_EXAMPLES = 6

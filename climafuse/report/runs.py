@@ -24,9 +24,8 @@ from climafuse.manifest import MANIFEST_NAME, read_manifest
 from climafuse.model.folder import check_folder
 from climafuse.training.callbacks import LOG_FILE, read_log
 from climafuse.training.checkpoint import newest_good_checkpoint
-from climafuse.training.config import RunConfig, load_config
+from climafuse.training.config import CONFIG_FILE, RunConfig, load_config
 from climafuse.training.trained_on import RECORD_FILE, TrainedOn, read_trained_on
-from climafuse.training.trainer import CONFIG_FILE
 
 EVALUATION_FILE, OTHER_FILE = Path("evaluation", "evaluation.json"), Path("evaluation", "other.json")
 EVALUATION_FORMAT = 1

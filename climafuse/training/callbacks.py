@@ -23,6 +23,7 @@ from transformers.training_args import TrainingArguments
 from climafuse.data.files import whole_file
 from climafuse.errors import OutputError, UsageError
 from climafuse.training.checkpoint import disk_errors
+from climafuse.training.group import Group
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -395,3 +396,23 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Advance(TrainerCallback):
+    """Notes how far this process has come in a step, so that one that hangs can be told from those that wait for it.
+
+    Args:
+        group: The processes of the run.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notes that a step begins."""
+        self.group.advance()
+
+    on_substep_end = on_pre_optimizer_step = on_optimizer_step = on_step_end = on_step_begin
+    on_prediction_step = on_log = on_step_begin

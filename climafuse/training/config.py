@@ -32,6 +32,7 @@ import yaml
 from climafuse.errors import ConfigurationError
 from climafuse.text_file import read_text
 
+CONFIG_FILE = "run.yaml"  # beside all weights that are saved
 MOST_WINDOWS = 10_000_000  # of a split: their places alone take hundreds of megabytes
 
 T = TypeVar("T")

@@ -49,10 +49,11 @@ from climafuse.training.group import Group, join
 from climafuse.training.identity import describe
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
+from climafuse.training.output import check_output
 from climafuse.training.state import read_state
 from climafuse.training.thinning import LabelThinning
 from climafuse.training.trained_on import RECORD_FILE, TrainedOn
-from climafuse.training.trainer import ClimateTextTrainer, check_output
+from climafuse.training.trainer import ClimateTextTrainer
 
 LIKELY_TOKENS = 8  # tokens the bare language model would say, kept for each label
 Say = Callable[[str], None]

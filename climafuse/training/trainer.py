@@ -29,12 +29,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from inspect import Parameter, signature
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,18 +51,18 @@ from transformers.trainer_utils import TrainOutput
 
 from climafuse.errors import (
     CheckpointError,
-    ConfigurationError,
     MemoryExhaustedError,
     NonFiniteError,
-    OutputError,
     RunInterruptedError,
     TrainingError,
 )
 from climafuse.memory import out_of_memory, peak_memory_gb
 from climafuse.model.card import CARD_FILE
 from climafuse.model.folder import read_weights
+from climafuse.training.arguments import training_arguments
 from climafuse.training.callbacks import (
     LOG_FILE,
+    Advance,
     EarlyStopping,
     JsonLinesLog,
     Progress,
@@ -81,17 +79,19 @@ from climafuse.training.checkpoint import (
     verify_checkpoint,
     write_folder,
 )
-from climafuse.training.config import EvaluationConfig, OutputConfig, RunConfig, TrainingConfig
-from climafuse.training.group import Group, join
+from climafuse.training.config import CONFIG_FILE, RunConfig, TrainingConfig
+from climafuse.training.group import join
 from climafuse.training.interruption import StopOnSignal, StopSignals, outlive_stop_signals
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.memory_guard import Batch, MemoryGuard
 from climafuse.training.meter import Meter
 from climafuse.training.nonfinite import SAMPLE_KEY, non_finite_step, of_all
 from climafuse.training.optim import gradient_norms, make_optimizer, make_scheduler, trainable_parts
+from climafuse.training.output import check_output
 from climafuse.training.precision import in_bfloat16, products
 from climafuse.training.read_ahead import ReadAheadSampler, ReadsAhead
 from climafuse.training.replicas import make_alike
+from climafuse.training.same_run import check_same_run, flat_settings
 from climafuse.training.sharding import is_sharded, load_whole, whole
 from climafuse.training.shares import Share
 from climafuse.training.state import (
@@ -104,64 +104,11 @@ from climafuse.training.state import (
     save_random,
     write_state,
 )
+from climafuse.training.surface import check_hooks, check_model
 from climafuse.training.trained_on import TrainedOn
-from climafuse.training.zero import Zero, asked_for, engine_settings
+from climafuse.training.zero import Zero, engine_settings
 
-CONFIG_FILE = "run.yaml"
 TRAINER_STATE_FILE = "trainer_state.json"
-# The Trainer calls these; were one renamed, its override would never run and a gap would be open again.
-_OVERRIDDEN = (
-    "_clip_grad_norm",
-    "_determine_best_metric",
-    "_get_dataloader",
-    "_get_eval_sampler",
-    "_get_grad_norm",
-    "_get_num_items_in_batch",
-    "_get_train_sampler",
-    "_init_training_state",
-    "_load_best_model",
-    "_load_from_checkpoint",
-    "_load_optimizer_and_scheduler",
-    "_load_rng_state",
-    "_prepare_for_training",
-    "_prepare_inputs",
-    "_save_checkpoint",
-    "create_optimizer",
-    "create_scheduler",
-    "evaluation_loop",
-    "floating_point_ops",
-    "get_batch_samples",
-    "prediction_step",
-    "training_step",
-)
-
-# Settings that may differ when a run is resumed: how long it goes on, how it is watched and where its inputs
-# lie (`identity` says whether they are the same ones), not what it computes.
-_MAY_CHANGE = frozenset(
-    {
-        "data.source",
-        "data.pairs",
-        "data.test_windows",
-        "backbone.name",
-        "backbone.num_threads",
-        "training.steps",
-        "training.max_seconds",
-        "training.evaluation_interval",
-        "training.evaluate_first",
-        "training.gap_windows",
-        "training.patience",
-        "training.minimum_improvement",
-        "training.logging_interval",
-        "training.timeout_seconds",
-        "training.workers",
-        "training.keep_best",
-        "training.check_memory",
-        "training.checkpoint_activations",  # the same gradients, for less memory
-        "training.prefix_store_gb",
-    }
-)
-# Sections that say what a run computes; `evaluation` and `output` do not.
-_SECTIONS = ("data", "facts", "backbone", "encoder", "fusion", "training")
 
 
 class ClimateTextTrainer(Trainer):
@@ -219,8 +166,8 @@ class ClimateTextTrainer(Trainer):
         progress: bool = True,
         clock: RunClock | None = None,
     ) -> None:
-        _check_hooks()
-        _check_model(model)
+        check_hooks()
+        check_model(model)
         self.config = config
         self.settings: TrainingConfig = config.training
         self.output = Path(config.output.directory)
@@ -305,7 +252,7 @@ class ClimateTextTrainer(Trainer):
         own: list[TrainerCallback | None] = [
             _GoOn(self),
             _TellSplits(self),
-            _Advance(self.group),
+            Advance(self.group),
             StopOnSignal(self._signals),
             self._time_limit,
             self._early_stopping,
@@ -355,7 +302,7 @@ class ClimateTextTrainer(Trainer):
             self._resumed: dict[str, Any] = {}
             if checkpoint is not None:
                 self._resumed = read_state(checkpoint)
-                self._check_settings(checkpoint)
+                check_same_run(checkpoint.name, self._resumed, self.config, self.identity)
             memory = self._resumed.get("memory", {})
             # Where nothing was halved, it only tells how many processes there were.
             self._guard.load(memory if memory.get("splits") else {})
@@ -433,27 +380,6 @@ class ClimateTextTrainer(Trainer):
         for path in [*(path for _, path in list_checkpoints(self.output)), self.output / "tensorboard"]:
             if path.is_dir():
                 shutil.rmtree(path)
-
-    def _check_settings(self, checkpoint: Path) -> None:
-        """Refuses settings and inputs that would make it another run."""
-        before, now = self._resumed["settings"], _plain(flat_settings(self.config))
-        for key, value in before.items():
-            if key not in _MAY_CHANGE and key in now and now[key] != value:
-                raise CheckpointError(
-                    key,
-                    expected=f"{value!r}, as in {checkpoint.name}",
-                    received=repr(now[key]),
-                    remedy="Resume with the settings the run was started with, or start another run.",
-                )
-        before, now = self._resumed["identity"], self.identity
-        for key in (*now, *before):  # what only one of them knows is no reason to believe that it is the same
-            if before.get(key) != now.get(key):
-                raise CheckpointError(
-                    key,
-                    expected=f"what {checkpoint.name} was trained on (SHA-256 {before.get(key, 'not recorded'):.12}…)",
-                    received=f"something else ({now.get(key, 'not known'):.12}…)",
-                    remedy="Resume with the data the run was started with, or start another run.",
-                )
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Lets the checkpoint say where the run stands, but not how often to log, evaluate and save."""
@@ -1039,21 +965,6 @@ class _GoOn(TrainerCallback):
             self.trainer._total_loss_scalar, self.trainer._globalstep_last_logged = total, step
 
 
-class _Advance(TrainerCallback):
-    """Notes how far this process has come in a step, so that one that hangs can be told from those that wait for it."""
-
-    def __init__(self, group: Group) -> None:
-        self.group = group
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.group.advance()
-
-    on_substep_end = on_pre_optimizer_step = on_optimizer_step = on_step_end = on_step_begin
-    on_prediction_step = on_log = on_step_begin
-
-
 class _TellSplits(TrainerCallback):
     """Has the log tell what was halved, once the step or evaluation is done in which it was."""
 
@@ -1078,107 +989,6 @@ class _TellSplits(TrainerCallback):
     on_evaluate = on_step_end
 
 
-def check_output(output: OutputConfig) -> None:
-    """Refuses an output folder in which a new run would mix with an earlier one.
-
-    Raises:
-        OutputError: It is no folder, or cannot be written to.
-        TrainingError: It holds checkpoints, and may not be overwritten.
-    """
-    folder = Path(output.directory)
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise OutputError(
-            output.directory,
-            expected="a folder that can be written to",
-            received=f"{nearest}, {'which is no folder' if not nearest.is_dir() else 'which cannot be'}",
-            remedy="Choose another output.directory.",
-        )
-    earlier = list_checkpoints(output.directory)
-    if earlier and not output.overwrite:
-        raise TrainingError(
-            output.directory,
-            expected="an output folder without checkpoints of an earlier run",
-            received=f"{len(earlier)} checkpoints, the newest {earlier[-1][1].name}",
-            remedy="Resume that run, choose another output.directory, or set output.overwrite: true.",
-        )
-
-
-def training_arguments(config: RunConfig, *, evaluate: bool, group: Group | None = None) -> TrainingArguments:
-    """The Trainer's own arguments for a run.
-
-    Args:
-        config: The run.
-        evaluate: Whether there are validation samples.
-        group: The processes that take part; None for one.
-
-    Raises:
-        ConfigurationError: The microbatches cannot be shared by the processes.
-    """
-    settings: TrainingConfig = config.training
-    size, on_cpu = (1, False) if group is None else (group.size, group.on_cpu)
-    if settings.microbatch % size:
-        raise ConfigurationError(
-            "training.windows_per_step",
-            expected=f"a multiple of accumulation × processes = {settings.accumulation} × {size}",
-            received=settings.windows_per_step,
-            remedy="It counts the windows of all processes together; each takes as many of every microbatch.",
-        )
-    evaluation: EvaluationConfig = config.evaluation
-    output: OutputConfig = config.output
-    arguments = TrainingArguments(
-        output_dir=output.directory,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.microbatch // size,
-        per_device_eval_batch_size=evaluation.windows_per_batch,
-        gradient_accumulation_steps=settings.accumulation,
-        learning_rate=settings.learning_rate,
-        max_grad_norm=settings.max_gradient_norm or 0.0,
-        eval_strategy="steps" if evaluate else "no",
-        eval_steps=settings.evaluation_interval,
-        save_strategy="steps",
-        save_steps=output.save_interval,
-        logging_strategy="steps",
-        logging_steps=settings.logging_interval,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        metric_for_best_model=settings.best_metric if evaluate else None,
-        greater_is_better=not settings.best_metric.endswith("loss"),
-        label_names=["labels"],
-        remove_unused_columns=False,
-        dataloader_num_workers=settings.workers,
-        # netCDF and zarr do not survive a fork: their locks and threads stay behind.
-        dataloader_multiprocessing_context="spawn" if settings.workers else None,
-        dataloader_persistent_workers=settings.workers > 0,  # each takes seconds to start
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=settings.seed,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=on_cpu and not asked_for(),
-        ddp_backend="gloo" if on_cpu and asked_for() else None,
-        ddp_timeout=int(settings.timeout_seconds),
-        ddp_find_unused_parameters=False,
-        **_activation_checkpointing(settings.checkpoint_activations),
-    )
-    # After construction: the Trainer would want evaluations and checkpoints at the same steps; here every
-    # best one is saved whenever it comes.
-    arguments.load_best_model_at_end = evaluate and settings.keep_best
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = (
-            1  # not silently DataParallel, which would split a batch across texts of one window
-        )
-    return arguments
-
-
-def _activation_checkpointing(wanted: bool) -> dict[str, Any]:
-    if not wanted:
-        return {}
-    known = {entry.name for entry in dataclasses.fields(TrainingArguments)}
-    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    # Reentrant checkpointing drops the gradients of a trainable module that is fed by frozen ones.
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-
-
 def _finite_loss(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise NonFiniteError(
@@ -1188,16 +998,6 @@ def _finite_loss(loss: float, step: int) -> float:
             remedy="Look at the validation samples for values far out of range, or lower the learning rate.",
         )
     return loss
-
-
-def flat_settings(config: RunConfig) -> dict[str, Any]:
-    """What a run computes: "section.key" -> value."""
-    settings = {
-        f"{section}.{key}": value
-        for section in _SECTIONS
-        for key, value in dataclasses.asdict(getattr(config, section)).items()
-    }
-    return settings | {"training.reuse_prefix": config.training.reuses_prefix}  # wherever they are kept
 
 
 @contextlib.contextmanager
@@ -1210,54 +1010,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name)
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
-
-
 def _epoch_sampler(dataset: Any, seed: int) -> Sampler[int]:
     from climafuse.data.batch import EpochSampler
 
     return EpochSampler(len(dataset), seed=seed)
-
-
-def _check_hooks() -> None:
-    missing = [name for name in _OVERRIDDEN if not hasattr(Trainer, name)]
-    if missing:
-        raise TrainingError(
-            "transformers",
-            expected=f"a Trainer with the hooks {', '.join(missing)}",
-            received=f"version {sys.modules['transformers'].__version__}, which lacks them",
-            remedy="Install a version of transformers that this climafuse was tested with (see CHANGELOG).",
-        )
-
-
-def _check_model(model: nn.Module) -> None:
-    missing = [
-        name
-        for name in ("save_pretrained", "load_trainable", "trainable_state_dict")
-        if not hasattr(model, name)
-    ]
-    parameters = signature(model.forward).parameters
-    takes_count = "num_items_in_batch" in parameters or any(
-        parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()
-    )
-    if missing or not takes_count:
-        raise TrainingError(
-            type(model).__name__,
-            expected="a climate-text model: forward(…, num_items_in_batch), save_pretrained, load_trainable, "
-            "trainable_state_dict",
-            received=f"one without {', '.join(missing) or 'num_items_in_batch in forward'}",
-            remedy="Train a ClimateTextForCausalLM, or give your model these methods.",
-        )
-    saved = cast("Any", model).trainable_state_dict().keys()
-    lost = [name for name, p in model.named_parameters() if p.requires_grad and name not in saved]
-    if lost:
-        raise TrainingError(
-            lost[0],
-            expected="a frozen weight, as no checkpoint holds it",
-            received=f"one that requires a gradient (with {len(lost) - 1} others)",
-            remedy="Leave the backbone frozen; to change it, set backbone.lora or backbone.trainable.",
-        )

@@ -31,8 +31,9 @@ from climafuse.data.pairs import Pair
 from climafuse.model import ClimateTextForCausalLM, ClimateTextProcessor, PrefixStore
 from climafuse.training.config import OutputConfig, RunConfig, TrainingConfig
 from climafuse.training.dataset import Example, ExampleCollator, ExampleDataset
+from climafuse.training.nonfinite import SAMPLE_KEY
 from climafuse.training.optim import make_optimizer
-from climafuse.training.trainer import SAMPLE_KEY, ClimateTextTrainer
+from climafuse.training.trainer import ClimateTextTrainer
 from scripts.benchmarks.fusion import floor
 from scripts.benchmarks.inputs import HISTORY, MOCK, backbone, store, windows
 from scripts.benchmarks.measure import Comparison, Row, Seconds, Size, compare, quartiles

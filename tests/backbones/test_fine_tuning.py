@@ -22,7 +22,7 @@ from climafuse.model.objective import SampledVocabulary
 from climafuse.training import load_config
 from climafuse.training.config import TrainingConfig
 from climafuse.training.optim import gradient_norms, parameter_groups, trainable_parts
-from climafuse.training.trainer import _check_model
+from climafuse.training.surface import check_model
 from tests.model.build import make_batch, make_model
 from tests.tiny import ARCHITECTURES, tiny_backbone, tiny_model
 from tests.training.runs import save_backbone
@@ -214,7 +214,7 @@ def test_the_backbone_has_a_rate_and_a_part_of_its_own() -> None:
     num = sum(len(groups[name]["params"]) for name in ("backbone", "backbone_vectors"))
     assert num == len(names_of(model.backbone))
     assert set(trainable_parts(model)) == {"encoder", "fusions.1", "fusions.output", "backbone"}
-    _check_model(model)
+    check_model(model)
     with torch.no_grad():
         model.encoder.bfloat16()
     with pytest.raises(TrainingError, match=r"encoder\..*float32"):  # nothing else may be rounded

@@ -27,7 +27,7 @@ from climafuse.model import ClimateTextForCausalLM, PrefixStore
 from climafuse.training import load_config
 from climafuse.training.config import LoraConfig, TrainingConfig
 from climafuse.training.optim import parameter_groups, trainable_parts
-from climafuse.training.trainer import _check_model
+from climafuse.training.surface import check_model
 from tests.model.build import ENCODER, make_batch, make_model, statistics
 from tests.tiny import tiny_backbone, tiny_model, tiny_tokenizer
 
@@ -295,10 +295,10 @@ def test_adapters_are_a_group_and_a_part_of_their_own() -> None:
 
 def test_what_no_checkpoint_would_hold_is_not_trained() -> None:
     model = make_model(lora={"rank": 2})
-    _check_model(model)
+    check_model(model)
     model.backbone.lm_head.requires_grad_(True)
     with pytest.raises(TrainingError, match=r"embed_tokens.*lora"):  # tied to the head
-        _check_model(model)
+        check_model(model)
 
 
 def test_the_configuration_section() -> None:

@@ -21,11 +21,11 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
 from climafuse.errors import ConfigurationError
+from climafuse.training.arguments import training_arguments
 from climafuse.training.callbacks import read_log
 from climafuse.training.config import RunConfig, read_dataclass
 from climafuse.training.group import Group, _variables
 from climafuse.training.shares import Share
-from climafuse.training.trainer import training_arguments
 from tests.fusion.small import SMALL
 from tests.training.conftest import Shuffled, StandIn
 from tests.training.ranks import Ranks, output

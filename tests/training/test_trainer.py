@@ -647,9 +647,9 @@ def test_a_model_without_the_surface_is_refused(make_trainer: Make, toolbox: Sim
 def test_a_transformers_without_the_hooks_is_refused(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from climafuse.training import trainer
+    from climafuse.training import surface
 
-    monkeypatch.setattr(trainer, "_OVERRIDDEN", (*trainer._OVERRIDDEN, "_clip_gradients_v6"))
+    monkeypatch.setattr(surface, "OVERRIDDEN", (*surface.OVERRIDDEN, "_clip_gradients_v6"))
     with pytest.raises(TrainingError, match=r"_clip_gradients_v6.*version"):
         make_trainer()
 
@@ -658,13 +658,14 @@ def test_every_overridden_hook_is_guarded() -> None:
     """A method that overrides a private one of the Trainer must be in the list that is checked."""
     from transformers import Trainer
 
-    from climafuse.training.trainer import _OVERRIDDEN, ClimateTextTrainer
+    from climafuse.training.surface import OVERRIDDEN
+    from climafuse.training.trainer import ClimateTextTrainer
 
     private = {
         name for name in vars(ClimateTextTrainer) if name.startswith("_") and not name.startswith("__")
     }
-    assert {name for name in private if hasattr(Trainer, name)} <= set(_OVERRIDDEN)
-    assert set(_OVERRIDDEN) <= vars(ClimateTextTrainer).keys()
+    assert {name for name in private if hasattr(Trainer, name)} <= set(OVERRIDDEN)
+    assert set(OVERRIDDEN) <= vars(ClimateTextTrainer).keys()
 
 
 def test_the_loss_before_the_first_step_is_measured_once(
