@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 import typer
 import xarray as xr
 from typer.testing import CliRunner
@@ -196,6 +197,18 @@ def test_train_hands_over_the_configuration(tmp_path, monkeypatch):
     assert seen["dry_run"]
     assert not seen["auto_batch"]
     assert not seen["resume"]
+
+
+def test_a_dry_run_prints_the_accumulation_that_was_chosen(monkeypatch):
+    """What is printed is a configuration to train with, microbatches included."""
+    pipeline = types.ModuleType("climafuse.training.pipeline")
+    pipeline.run = lambda config, **options: {"accumulation": 4}
+    monkeypatch.setitem(sys.modules, "climafuse.training.pipeline", pipeline)
+    result = runner.invoke(
+        app, ["train", "--set", "training.windows_per_step=8", "--dry-run", "--auto-batch"]
+    )
+    printed = yaml.safe_load(result.stdout)
+    assert (printed["training"]["windows_per_step"], printed["training"]["accumulation"]) == (8, 4)
 
 
 @pytest.fixture

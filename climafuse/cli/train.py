@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +68,8 @@ def train(
     if as_json:
         print_json(result)
     elif dry_run:
-        typer.echo(configuration.to_yaml(comments=True), nl=False)
+        training = replace(configuration.training, accumulation=result["accumulation"])
+        typer.echo(replace(configuration, training=training).to_yaml(comments=True), nl=False)
 
 
 def _way_on(directory: str) -> str:

@@ -158,6 +158,7 @@ def _run(
         "sites": [str(site) for site in setup.model.sites],
         "train": window_statistics(setup.train),
         "validation": window_statistics(setup.validation),
+        "accumulation": setup.config.training.accumulation,  # which --auto-batch may have chosen
     }
     kept = "frozen" if config.backbone.trainable is None else "fine-tuned"
     say(

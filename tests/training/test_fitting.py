@@ -195,6 +195,8 @@ def test_auto_batch_keeps_the_effective_batch_and_a_resumed_run_its_choice(parts
     for number in (1, 4):
         monkeypatch.setattr(pipeline, "choose_microbatch", choose(number))
         output = replace(config.output, directory=str(tmp_path / str(number)))
+        planned = run(replace(config, output=output), auto_batch=True, dry_run=True, say=_silent)
+        assert planned["accumulation"] == number
         run(replace(config, output=output), auto_batch=True, say=_silent)
         losses[number] = _losses(tmp_path / str(number))
     assert losses[1] == pytest.approx(losses[4], rel=1e-3)  # sums in another order
