@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 import typer
 import xarray as xr
+import yaml
 from typer.testing import CliRunner
 
 import climafuse
