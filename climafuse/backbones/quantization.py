@@ -5,6 +5,8 @@
   bits a weight in all.
 
 The scale of int8 and the minimum of int4 are applied to the product, not to the weights, which saves passes over them.
+In float16, where sums of q would be too large and gradients times s too small, the scale of int8 is applied to the
+weights.
 
 Reference:
     Dettmers et al. 2022, LLM.int8(), arXiv:2208.07339, section 2 (absolute maximum by row, without its outliers);
@@ -93,22 +95,24 @@ class QuantizedLinear(CompactLinear):
     def product(self, x: Tensor) -> Tensor:
         """Return x Wᵀ, in the type of x."""
         out = self.along_columns(x)
-        if self.minimum is None:
-            out *= self.scale.to(out.dtype)
-        else:
+        if self.minimum is not None:
             out.addmm_(_group_sums(x), self.minimum.to(out.dtype).t())
+        elif x.dtype != torch.float16:
+            out *= self.scale.to(out.dtype)
         return out
 
     def product_back(self, gradient: Tensor) -> Tensor:
         """Return the gradient by x."""
         if self.minimum is None:
-            return self.along_rows(gradient * self.scale.to(gradient.dtype), self.in_features)
+            if gradient.dtype != torch.float16:
+                gradient = gradient * self.scale.to(gradient.dtype)
+            return self.along_rows(gradient, self.in_features)
         below = self.along_rows(gradient, self.in_features)
         groups = gradient @ self.minimum.to(gradient.dtype)  # [P, K / 32]
         return below.add_(groups.repeat_interleave(GROUP, dim=1)[:, : self.in_features])
 
     def parts(self, dtype: torch.dtype) -> list[Part]:
-        """Rows of q in a type, a few at a time; those of int4 times s."""
+        """Rows of q in a type, a few at a time; those of int4, and of int8 in float16, times s."""
         columns, half = self.in_features, len(self.weight)
         most = chunk_rows(columns, dtype.itemsize, self.weight.device.type)
         buffer = workspace(min(most, half), columns, dtype, self.weight.device)
@@ -117,7 +121,12 @@ class QuantizedLinear(CompactLinear):
             def plain(rows: slice) -> Callable[[], Tensor]:
                 return lambda: buffer[: rows.stop - rows.start].copy_(self.weight[rows])
 
-            return [(rows, plain(rows)) for rows in slices(half, most)]
+            def scaled(rows: slice) -> Callable[[], Tensor]:
+                out = buffer[: rows.stop - rows.start]
+                return lambda: torch.mul(self.weight[rows], self.scale[rows, None], out=out)
+
+            turned_back = scaled if dtype == torch.float16 else plain
+            return [(rows, turned_back(rows)) for rows in slices(half, most)]
         nibbles = workspace(len(buffer), columns, torch.uint8, buffer.device)
 
         def unpacked(rows: slice, high: bool) -> tuple[slice, Callable[[], Tensor]]:

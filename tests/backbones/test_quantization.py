@@ -115,6 +115,22 @@ def test_the_type_of_the_activations_is_that_of_the_product(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_float16_that_is_native_neither_overflows_nor_underflows(kind, monkeypatch):
+    """A sum of q alone would exceed 65,504, and a gradient times s fall below what float16 holds."""
+    monkeypatch.setattr(compact_linear, "product_dtype", lambda dtype, device: dtype)  # as on a GPU
+    weight = 0.02 * torch.randn(8, 4096)
+    layer = QuantizedLinear(weight, None, kind)
+    x = (8 * weight[:1].sign()).half().requires_grad_()
+    found = layer(x)
+    exact = x.detach().float() @ weight.t()
+    assert exact.max() > 65_504 * 0.02 * 3 / 127  # what overflows, if q is summed as it is
+    torch.testing.assert_close(found.float(), exact, atol=0.02 * exact.max().item(), rtol=0)
+    (found * 1e-4).float().sum().backward()
+    back = 1e-4 * weight.sum(0, keepdim=True)
+    assert (x.grad.float() - back).norm() / back.norm() < (0.03 if kind == "int8" else 0.2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_after_it_was_asked_in_inference_mode(kind, monkeypatch):
     """What is kept between products must not be bound to the mode in which it was made."""
     import threading
