@@ -42,6 +42,7 @@ class BackboneListing:
         license: SPDX identifier, where known.
         description: What it is, or where it was imported from.
         num_bytes: Size on disk.
+        random_weights: Whether its weights are random: good for nothing but capacity. None where it is not here.
     """
 
     id: str
@@ -49,6 +50,7 @@ class BackboneListing:
     license: str | None
     description: str
     num_bytes: int
+    random_weights: bool | None
 
 
 def cached_backbone(name: str) -> Path | None:
@@ -78,6 +80,7 @@ def list_backbones() -> list[BackboneListing]:
                 license=entry.license if entry else manifest.get("license"),
                 description=entry.description if entry else f"imported from {manifest.get('source')}",
                 num_bytes=sum(file["size"] for file in manifest.get("files", {}).values()),
+                random_weights=bool(manifest.get("random_weights", False)) if path else None,
             )
         )
     return listings

@@ -26,12 +26,13 @@ def list_(as_json: JsonOption = False) -> None:
             (
                 listing.id,
                 f"{listing.num_bytes / 1e6:.0f} MB" if listing.path else None,
+                {True: "random", False: "pretrained", None: None}[listing.random_weights],
                 listing.license,
                 listing.path,
             )
             for listing in listings
         ],
-        header=("backbone", "size", "licence", "path"),
+        header=("backbone", "size", "weights", "licence", "path"),
     )
 
 

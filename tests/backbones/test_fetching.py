@@ -16,15 +16,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from climafuse.backbones import catalog, fetch_backbone, hub, import_backbone, list_backbones, load_backbone
 from climafuse.backbones.cache import MANIFEST_NAME, sha256_file
 from climafuse.backbones.catalog import CatalogEntry, PackageWheel
 from climafuse.backbones.fetching import cached_backbone
 from climafuse.backbones.identity import hash_files
+from climafuse.backbones.synthesize import write_random
+from climafuse.cli.app import app
 from climafuse.errors import BackboneError, BackboneNotFoundError, ConfigurationError
 from tests.backbones.gguf_files import write_gguf
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 MEMBER = "tiny_package/tiny.gguf"
 
@@ -282,6 +285,17 @@ def test_the_list_holds_the_catalog_and_what_was_imported(tmp_path, cache):
     assert (mine.id, mine.path, mine.license) == ("mine", path, "CC0-1.0")
     assert mine.num_bytes == sum(f.stat().st_size for f in path.iterdir() if f.name != MANIFEST_NAME)
     assert default.id == catalog.DEFAULT_BACKBONE
+    assert (mine.random_weights, default.random_weights) == (False, None)
+
+
+def test_the_list_says_which_weights_are_random(tmp_path, cache):
+    write_random("tiny", tiny_config("gpt2"), tiny_tokenizer(), tmp_path / "made")
+    import_backbone(tmp_path / "made", "mine")
+    assert {entry.id: entry.random_weights for entry in list_backbones()}["mine"] is True
+    (line,) = [
+        line for line in CliRunner().invoke(app, ["backbone", "list"]).stdout.splitlines() if "mine" in line
+    ]
+    assert "random" in line
 
 
 # --- the hub
