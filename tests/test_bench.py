@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from climafuse.backbones import native
 from climafuse.backbones.synthesize import write_random
+from climafuse.backbones.widening import WidenedLinear
 from climafuse.errors import UsageError
 from climafuse.planning import planner
 from scripts.benchmarks import __main__ as program
@@ -74,7 +78,10 @@ CASES = {
         *(
             case
             for fusion in ("gated_addition", "cross_attention (20 heads)")
-            for case in (f"gpt2-large bf16, {fusion}", f"gpt2-large bf16, {fusion}: peak ÷ 0.6 GB")
+            for case in (
+                f"gpt2-large bf16, {fusion}",
+                f"gpt2-large bf16, {fusion}: peak ÷ 0.6 GB; 4 blocks ran, hash of frozen weights unchanged",
+            )
         ),
         "gpt2-large bf16, cross_attention (20 heads): generation with climate ÷ bare, tokens/s",
         "gpt2-large bf16, cross_attention (20 heads): killed after 7 s and resumed, share of equal tensors and losses",
@@ -197,6 +204,22 @@ def test_a_quantized_case_and_several_models_together(tiny_billions: Path) -> No
     plain = 4 * (3 * 32 * 32 + 32 * 32 + 8 * 32 * 32)  # weights of the matrices of four blocks
     assert together["weight_bytes"] > 2 * plain  # those of the one that is not quantized alone
     assert len(together["losses"]) == 2
+    assert together["frozen_unchanged"]
+
+
+def test_a_case_that_is_not_sound_reaches_no_aim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast it is, if a block did not run or a frozen weight changed."""
+    found = {
+        **dict.fromkeys(("weight_bytes", "trainable", "seconds", "floor_seconds", "ratio", "tokens"), 1),
+        **dict.fromkeys(("peak_gb", "loss_before", "loss_after"), 0.1),
+        **{"ratios": [1], "step_seconds": [1], "spread": [1, 1], "blocks": 4, "measured": ""},
+    }
+    for unchanged, ran in ((True, True), (False, True), (True, False)):
+        result = {**found, "frozen_unchanged": unchanged, "every_block_ran": ran}
+        monkeypatch.setattr(billions, "_kept", lambda *_, result=result: result)
+        rows = list(billions._step_rows(billions.TABLE[4], TINY))
+        assert [row.reached for row in rows] == [unchanged and ran] * 2
+        assert ("NOT" in rows[1].case, "CHANGED" in rows[1].case) == (not ran, not unchanged)
 
 
 @pytest.mark.slow
@@ -240,6 +263,17 @@ def test_the_bound_of_prefix_reuse_counts_each_weight() -> None:
         len(layers) * 2 * 2 * 60 * 60 * 256 * 2
     )  # of every position to every one: weights, and their sums
     assert counts[0] - counts[1] == pytest.approx(2 * blocks * 2 * 60 + attention, rel=0.01)
+
+
+def test_the_bound_counts_products_in_another_type_forward_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 2 operations a weight and token forward, and as many back to what lies below.
+    monkeypatch.setattr(native, "_processor_multiplies", lambda dtype: False)
+    for kind in (nn.Linear(64, 32, bias=False), Conv1D(32, 64)):
+        layer = WidenedLinear(kind.bfloat16().requires_grad_(False))
+        x = torch.randn(5, 64).bfloat16().requires_grad_()
+        assert (
+            prefix._operations(lambda x=x, layer=layer: layer(x).float().sum().backward()) == 4 * 5 * 64 * 32
+        )
 
 
 def test_the_floor_runs_no_backward_below_the_site() -> None:
@@ -368,8 +402,8 @@ def test_plan_compares_time_and_peak_of_each_case(tmp_path: Path, monkeypatch: p
     found = {"peak_gb": 0.5, "seconds": 2.0, "planned_seconds": 2.2, "ratios": [1.1, 1.3, 1.2], "parts": {}}
     monkeypatch.setattr(plan, "_measured", lambda case: found)
     time, peak = plan.rows(replace(TINY, name="full"))
-    assert (time.case, time.ratio, time.reached) == ("tiny: seconds", 1.2, True)
-    assert peak.case == "tiny: peak"
+    assert (time.case, time.ratio, time.reached) == ("tiny, random weights: seconds", 1.2, True)
+    assert peak.case == "tiny, random weights: peak"
     # A typical process of 0.624 GB, and 3 MB.
     assert peak.ratio == peak.details["planned_peak_gb"] / 0.5 == pytest.approx(0.627 / 0.5, abs=0.005)
     assert not peak.reached

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.threads < 1:
             parser.error("--threads: at least 1")
         torch.set_num_threads(options.threads)
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of cases in processes of their own
     transformers_logging.set_verbosity_error()  # remarks on generation settings, once a call
     size = QUICK if options.quick else FULL
     if options.json is not None:

@@ -269,27 +269,31 @@ def measure_together(cases: list[Case]) -> dict[str, Any]:
     """Load several models at once and take one step with each.
 
     Returns:
-        Bytes of all weights, losses, and the peak of the process.
+        Bytes of all weights, losses, the peak of the process, and whether hashes of frozen weights are the same after.
     """
-    weights, trainable, losses, held = 0, 0, [], []
+    weights, trainable, losses, held, before = 0, 0, [], [], []
     for case in cases:
         loaded = load_backbone(backbone_of(case.backbone), quantization=case.quantization, progress=say)
         setup = assemble(_config(case), backbone=loaded, say=say)
         model = setup.model.train()
         open_gates(model)
-        held.append((model, _trained_step(model, setup.config), _batches(setup, 1, case.tokens)[0]))
+        before.append(hash_parameters(loaded.model))
+        _let_go(loaded.model)
+        held.append((loaded.model, _trained_step(model, setup.config), _batches(setup, 1, case.tokens)[0]))
         weights += sum(p.nbytes for p in loaded.model.parameters())
         trainable += sum(p.numel() for p in model.parameters() if p.requires_grad)
     start = time.perf_counter()
     for _, step, batch in held:
         losses.append(float(step(batch)))
     seconds = time.perf_counter() - start
+    peak = peak_gb()
     return {
+        "frozen_unchanged": [hash_parameters(backbone) for backbone, _, _ in held] == before,
         "weight_bytes": weights,
         "trainable": trainable,
         "losses": losses,
         "seconds": seconds,
-        "peak_gb": peak_gb(),
+        "peak_gb": peak,
     }
 
 

@@ -135,6 +135,7 @@ def _step_rows(entry: Billion, size: Size) -> Iterator[Row]:
     found = _kept(entry.name, {"kind": "step", "content": dataclasses.asdict(entry.case(size))}, size)
     allowed = entry.peak_gb or 1.15 * ((found["weight_bytes"] + 16 * found["trainable"]) / 1e9 + 0.5)
     details = {name: value for name, value in found.items() if name not in ("seconds", "ratio", "spread")}
+    sound = found["frozen_unchanged"] and found["every_block_ran"]
     yield _row(
         entry.name,
         found["ratio"],
@@ -148,9 +149,12 @@ def _step_rows(entry: Billion, size: Size) -> Iterator[Row]:
         repeats=len(found["ratios"]),
         details=details,
         measured=found["measured"],
+        sound=sound,
     )
+    frozen = "unchanged" if found["frozen_unchanged"] else "CHANGED"
+    ran = "ran" if found["every_block_ran"] else "did NOT all run"
     yield _row(
-        f"{entry.name}: peak ÷ {allowed:.1f} GB",
+        f"{entry.name}: peak ÷ {allowed:.1f} GB; {found['blocks']} blocks {ran}, hash of frozen weights {frozen}",
         found["peak_gb"] / allowed,
         1.0,
         seconds=found["seconds"],
@@ -159,6 +163,7 @@ def _step_rows(entry: Billion, size: Size) -> Iterator[Row]:
         unit=f"nats of loss in {len(found['step_seconds'])} steps",
         details={"allowed_gb": allowed, "frozen_unchanged": found["frozen_unchanged"]},
         measured=found["measured"],
+        sound=sound,
     )
 
 
@@ -168,7 +173,8 @@ def _together_row(size: Size) -> Row:
     found = _kept("together", {"kind": "together", "content": content}, size)
     allowed = 1.1 * found["weight_bytes"] / 1e9 + 1
     return _row(
-        f"{' + '.join(TOGETHER)} together: peak ÷ {allowed:.1f} GB",
+        f"{' + '.join(TOGETHER)} together: peak ÷ {allowed:.1f} GB; hash of frozen weights "
+        + ("unchanged" if found["frozen_unchanged"] else "CHANGED"),
         found["peak_gb"] / allowed,
         1.0,
         seconds=found["seconds"],
@@ -177,6 +183,7 @@ def _together_row(size: Size) -> Row:
         unit="steps/s",
         details=found,
         measured=found["measured"],
+        sound=found["frozen_unchanged"],
     )
 
 
@@ -239,8 +246,9 @@ def _row(
     repeats: int = 1,
     details: dict[str, Any] | None = None,
     measured: str = "",
+    sound: bool = True,
 ) -> Row:
-    """A row; a negative aim is one that the ratio shall not fall below."""
+    """A row; a negative aim is one that the ratio shall not fall below. What is not sound has reached nothing."""
     low, high = spread if spread is not None else (ratio, ratio)
     return Row(
         section="billions",
@@ -248,7 +256,7 @@ def _row(
         ratio=ratio,
         spread=(low, high),
         aim=f"<= {aim:.2f}" if aim > 0 else f">= {-aim:.2f}",
-        reached=ratio <= aim if aim > 0 else ratio >= -aim,
+        reached=sound and (ratio <= aim if aim > 0 else ratio >= -aim),
         seconds=seconds,
         reference_seconds=reference,
         rate=rate,

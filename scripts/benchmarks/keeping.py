@@ -2,8 +2,8 @@
 
 A file a case. With `scripts/bench --json FILE` they lie in a folder beside it, so that a section may be measured in
 several sessions, and what a row was made of can be read; else in climafuse's cache. What was measured is taken again
-while its specification and the versions of climafuse and torch are the same; when, and how the machine multiplies, is
-kept with it.
+while its specification, the number of threads and the versions of climafuse and torch are the same; when, and how the
+machine multiplies, is kept with it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ def kept(
     """
     slug = "".join(letter if letter.isalnum() else "-" for letter in name)
     path = folder(size, section) / f"{slug}.json"
-    known = {"spec": spec, "climafuse": climafuse.__version__, "torch": torch.__version__}
+    known = {
+        "spec": spec,
+        "threads": torch.get_num_threads(),
+        "climafuse": climafuse.__version__,
+        "torch": torch.__version__,
+    }
     if path.is_file():
         try:
             held = read_object(path)

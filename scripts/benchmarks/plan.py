@@ -137,13 +137,14 @@ def compared(case: Case) -> dict[str, Any]:
 
 def _rows(name: str, found: dict[str, Any]) -> Iterator[Row]:
     """A row for the time, one for the peak."""
+    labeled = ", random weights" if found["random_weights"] else ""
     times = tuple(found["ratios"])
     peak = found["planned_peak_gb"] / found["peak_gb"]
     for what, ratios, aim in (("seconds", times, TIME_AIM), ("peak", (peak,), PEAK_AIM)):
         ratio = statistics.median(ratios)
         yield Row(
             section="plan",
-            case=f"{name}: {what}",
+            case=f"{name}{labeled}: {what}",
             ratio=ratio,
             spread=quartiles(ratios),
             aim=f"{1 - aim:.2f} to {1 + aim:.2f}",

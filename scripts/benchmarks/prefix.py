@@ -133,8 +133,9 @@ def last_quarter(loaded: LoadedBackbone) -> Site:
     return num_blocks - max(num_blocks // 4, 1)
 
 
-# On a CPU torch does not count it.
-_ATTENTION = {
+# Torch counts neither attention on a CPU, nor a product that is added in place.
+_UNCOUNTED = {
+    torch.ops.aten.addmm_: lambda total, left, right, *_, **__: 2 * left[0] * left[1] * right[1],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: (
         sdpa_flop_count(query, key, value)
     ),
@@ -145,7 +146,7 @@ _ATTENTION = {
 
 
 def _operations(step: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
         step()
     return int(counter.get_total_flops())
 
