@@ -2,7 +2,9 @@
 
 A part of each kind is timed in turn (a few real blocks of the architecture with random weights, forward and backward at
 the very shape; blocks without a graph; the head; encoder; fusion; optimizer), round by round, so that whatever else the
-machine does slows all of them alike. Medians are multiplied by how many there are.
+machine does slows all of them alike. Medians are multiplied by how many there are. Of a microbatch so large that a
+round would take long, some windows are timed: with hundreds of positions a product takes as long for each as with
+thousands.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ from climafuse.planning.memory import Footprint, mapped
 from climafuse.planning.skeleton import make_backbone, make_batch, make_model
 from climafuse.planning.workload import Workload
 
-BLOCK_BYTES = 256 << 20  # of the blocks that are timed, at least: more than caches hold
+BLOCK_BYTES = 256 << 20  # of the blocks that are timed: more than caches hold
+# Operations of these blocks in a round, about: a second or two on a few cores. Fewer blocks are timed where they have
+# more, as weights that many positions are multiplied by take their time in the processor, not in coming from memory.
+ROUND_OPERATIONS = 1e11
+LEAST_POSITIONS = 256  # that are timed, where there are as many
 HEAD_ROWS = 32_768  # of the head that is timed, at most
 SECONDS = 3.0  # of rounds
 LEAST_ROUNDS = 3
@@ -106,7 +112,8 @@ class Probe:
 
     def __init__(self, workload: Workload, footprint: Footprint) -> None:
         self.workload, self.footprint = workload, footprint
-        config, num_blocks, head_factor = _shrunken(workload, footprint)
+        windows = probed_windows(workload, footprint)
+        config, num_blocks, head_factor = _shrunken(workload, footprint, windows)
         sites = _shrunken_sites(footprint, num_blocks)
         self.few = replace(workload, config=config, sites=sites, sampled_vocabulary=None)
         with torch.random.fork_rng(devices=[]):
@@ -123,9 +130,10 @@ class Probe:
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.parameters() if p.requires_grad], fused=True
         )
-        self.batch = make_batch(self.few, workload.microbatch, labels=workload.labels)
+        self.batch = make_batch(self.few, windows, labels=workload.labels)
         self.positions = torch.nn.functional.pad(self.batch["labels"][:, 1:] != -100, (0, 1))
-        per_step = workload.accumulation
+        fields_per_step = workload.accumulation * workload.microbatch / windows
+        per_step = workload.accumulation * workload.texts(workload.microbatch) / workload.texts(windows)
         above = footprint.num_blocks - footprint.blocks_below
         below = footprint.blocks_run - above
         everywhere = [site for site in footprint.sites if site != "output" or len(footprint.sites) > 1]
@@ -133,7 +141,7 @@ class Probe:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         # Name -> what is timed, and how many of it a step has.
         self.parts: dict[str, tuple[Callable[[], Any], float]] = {
-            "encoder": (self._encoder, per_step),
+            "encoder": (self._encoder, fields_per_step),
             "head": (self._head, per_step * head_factor),
             "optimizer": (self._optimizer, footprint.trainable / max(trained, 1)),
         }
@@ -301,13 +309,34 @@ def _map(model: nn.Module) -> None:
             weights[name].data = tensor
 
 
-def _shrunken(workload: Workload, footprint: Footprint) -> tuple[Any, int, float]:
+def probed_windows(workload: Workload, footprint: Footprint) -> int:
+    """How many windows of a microbatch are timed: all, where a block takes no longer with them than a round may.
+
+    Args:
+        workload: The run.
+        footprint: Its counts.
+    """
+    if not footprint.blocks_run:
+        return workload.microbatch
+    most = max(ROUND_OPERATIONS / (4 * _block_parameters(workload, footprint)), LEAST_POSITIONS)
+    return min(max(int(most / (workload.length * workload.texts_per_window)), 1), workload.microbatch)
+
+
+def _block_parameters(workload: Workload, footprint: Footprint) -> int:
+    text = workload.config.get_text_config()
+    embedded = int(text.vocab_size) * int(text.hidden_size)
+    backbone = footprint.frozen + (footprint.trainable if workload.backbone_trainable is not None else 0)
+    return max(backbone - embedded, footprint.num_blocks) // footprint.num_blocks
+
+
+def _shrunken(workload: Workload, footprint: Footprint, windows: int) -> tuple[Any, int, float]:
     """The configuration of fewer blocks and words; how many blocks, and by how much the head is smaller."""
     config = copy.deepcopy(workload.config)
     text = config.get_text_config()
-    embedded = 2 * int(text.vocab_size) * int(text.hidden_size)
-    block_bytes = max((footprint.frozen - embedded // 2), 1) * 2 // footprint.num_blocks
-    num_blocks = min(max(-(-BLOCK_BYTES // max(block_bytes, 1)), 1), footprint.num_blocks)
+    parameters = _block_parameters(workload, footprint)
+    operations = 4 * parameters * workload.texts(windows) * workload.length
+    enough = min(-(-BLOCK_BYTES // (2 * parameters)), int(ROUND_OPERATIONS / operations))
+    num_blocks = min(max(enough, 1), footprint.num_blocks)
     _set_blocks(text, num_blocks)
     wanted = workload.sampled_vocabulary or int(text.vocab_size)
     rows = min(wanted, HEAD_ROWS, int(text.vocab_size))

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from climafuse.backbones import find_blocks
 from climafuse.planning import measure
-from climafuse.planning.probe import ABOVE, AROUND, BELOW, Probe
+from climafuse.planning import probe as probe_module
+from climafuse.planning.probe import ABOVE, AROUND, BELOW, Probe, probed_windows
 from tests.planning.tiny_workload import BLOCKS, counted, workload
 from tests.tiny import tiny_config
 
@@ -25,6 +27,37 @@ def test_a_step_is_the_sum_of_its_parts_times_how_many_there_are():
         assert pace.parts[name] == pytest.approx(count * statistics.median(found[name] for found in rounds))
     assert pace.seconds == pytest.approx(sum(pace.parts.values()))
     assert not pace.estimated
+
+
+def test_of_a_large_microbatch_some_windows_are_timed(monkeypatch):
+    work = workload(windows=12, accumulation=1, sites=[1], texts_per_window=3, length=10)
+    footprint = replace(counted(work), blocks_below=1, sites=("1",))
+    assert probed_windows(work, footprint) == 12
+    text = work.config.get_text_config()
+    parameters = (footprint.frozen - text.vocab_size * text.hidden_size) // BLOCKS
+    monkeypatch.setattr(probe_module, "LEAST_POSITIONS", 0)
+    # Forward and back, a block takes four operations a weight and position: 130 positions are 4 windows of 30.
+    monkeypatch.setattr(probe_module, "ROUND_OPERATIONS", 4 * parameters * 130)
+    assert probed_windows(work, footprint) == 4
+    probe = Probe(work, footprint)
+    assert probe.batch["input_ids"].shape == (12, 10)
+    assert find_blocks(probe.model.backbone).num_blocks == 1
+    found = probe.round()
+    pace = probe.pace([found])
+    counts = {ABOVE: 3 * 3, BELOW: 3, AROUND: 3, "fusion": 3, "encoder": 3, "head": 3}
+    for name, count in counts.items():
+        assert pace.parts[name] == pytest.approx(count * found[name], rel=0.01)
+    monkeypatch.setattr(probe_module, "LEAST_POSITIONS", 200)
+    assert probed_windows(work, footprint) == 6
+    monkeypatch.setattr(probe_module, "LEAST_POSITIONS", 0)
+    monkeypatch.setattr(probe_module, "ROUND_OPERATIONS", 1)
+    assert probed_windows(work, footprint) == 1
+
+
+def test_where_no_block_runs_all_windows_are_timed(monkeypatch):
+    monkeypatch.setattr(probe_module, "ROUND_OPERATIONS", 1)
+    work = workload(windows=4, sites="output", reuse_prefix=True)
+    assert probed_windows(work, replace(counted(work), blocks_run=0)) == 4
 
 
 @pytest.mark.slow
