@@ -206,7 +206,8 @@ def _generate_row(entry: Billion, size: Size) -> Row:
 
 
 def _run_rows(entry: Billion, size: Size) -> Iterator[Row]:
-    spec = {"kind": "run", "content": dataclasses.asdict(entry.case(size))}
+    case = dataclasses.replace(entry.case(size), repeats=1)  # there is nothing to repeat
+    spec = {"kind": "run", "content": dataclasses.asdict(case)}
     found = _kept(f"{entry.name}, run", spec, size)
     details = {name: value for name, value in found.items() if name != "peak_gb"}
     yield _row(
