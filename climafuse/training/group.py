@@ -148,14 +148,14 @@ class Processes(Group):
         """Tells the others of an error, or raises the one that it follows from."""
         if self._verdict is None and isinstance(error, RuntimeError) and _COLLECTIVE.search(str(error)):
             self._find_out(timed_out=bool(_TIMED_OUT.search(str(error))))
-        if self._verdict is None and isinstance(error, Exception):
+        if self._verdict is None:  # also of an interruption: others would wait for this one
             self._tell({"kind": "failed", "rank": self.rank, **_describe(error)})
         verdict = self._verdict
         with contextlib.suppress(Exception):  # the store may be gone with the process that kept it
             self._say_goodbye(
                 seconds=3 * BEAT
             )  # all have heard of it; who waits for this one is let go by its end
-        if verdict is None or verdict["rank"] == self.rank:
+        if verdict is None or verdict["rank"] == self.rank or not isinstance(error, Exception):
             return
         if isinstance(error, ClimafuseError) and _describe(error).get("parts") == verdict.get("parts"):
             error.told = True  # all raise it; the one that was first says it
@@ -342,7 +342,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, ClimafuseError):
         parts = [str(part) for part in (error.argument, error.expected, error.received, error.remedy)]
         return {"type": type(error).__name__, "parts": parts}
-    return {"text": f"{type(error).__name__}: {error}"[:500]}
+    return {"text": f"{type(error).__name__}: {error}".removesuffix(": ")[:500]}
 
 
 _joined: Processes | None = None

@@ -300,14 +300,14 @@ def test_a_loss_that_is_not_finite_names_sample_and_process(ranks: Ranks, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("event", ["SIGKILL", "bug", "error", "hang"])
+@pytest.mark.parametrize("event", ["SIGKILL", "bug", "error", "hang", "interrupt"])
 def test_one_that_fails_ends_the_others_within_thirty_seconds(
     ranks: Ranks, tmp_path: Path, event: str, rank: int
 ) -> None:
     settings = {"timeout_seconds": 5.0}  # of a process that hangs, how long the other waits for it
     codes = ranks.run("train", tmp_path, settings=settings, event=[event, rank, 3])
     other = 1 - rank
-    assert codes[rank] == {"SIGKILL": -9, "bug": 99, "error": 1, "hang": 1}[event]
+    assert codes[rank] == {"SIGKILL": -9, "bug": 99, "error": 1, "hang": 1, "interrupt": 130}[event]
     assert codes[other] == 1
     assert ranks.seconds < 30
     expected = {
@@ -315,6 +315,7 @@ def test_one_that_fails_ends_the_others_within_thirty_seconds(
         "bug": f"process {rank} failed (ZeroDivisionError: of a test)",
         "error": "a file: expected fields; received none",
         "hang": f"process {rank} lives, but no longer takes part",
+        "interrupt": f"process {rank} failed (KeyboardInterrupt)",
     }[event]
     assert expected in output(tmp_path, other)
 
