@@ -396,6 +396,18 @@ def process_count() -> int:
     return 1 if variables is None else int(variables["WORLD_SIZE"])
 
 
+def local_process_count() -> int:
+    """Return how many of these processes are on this machine, and share its memory.
+
+    Where only their whole number is known, all.
+    """
+    if process_count() == 1:
+        return 1
+    known = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE")
+    numbers = re.findall(r"(\d+)(?:\(x\d+\))?", known or "")  # of Slurm, such as "4(x2),3"
+    return max(map(int, numbers), default=process_count())
+
+
 def _variables() -> dict[str, str] | None:
     """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; None where there is one process."""
     given = os.environ

@@ -45,7 +45,7 @@ from climafuse.training.dataset import (
     window_statistics,
 )
 from climafuse.training.fitting import check_memory, choose_microbatch, planned_run
-from climafuse.training.group import Group, join
+from climafuse.training.group import Group, join, local_process_count
 from climafuse.training.identity import describe
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
@@ -394,6 +394,8 @@ def _place_of_states(setup: Run, texts: Sequence[Sequence[int]], say: Say) -> St
     settings, model = setup.config.training, setup.model
     limit = None if settings.prefix_store_gb is None else int(settings.prefix_store_gb * 1e9)
     in_memory = MemoryStates(limit, device=model.backbone.device)
+    if limit is None and model.backbone.device.type == "cpu":
+        in_memory.limit //= local_process_count()
     size = (
         sum(map(len, texts))
         * find_blocks(model.backbone).width(model.prefix_site)
