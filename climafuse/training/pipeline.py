@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
 
 from climafuse.backbones import LoadedBackbone, find_blocks, load_backbone, weights_of
@@ -170,6 +172,7 @@ def _run(
         return result
     record = Path(config.output.directory) / RECORD_FILE
     group.first(lambda: _make_place(record, anew=checkpoint is None))
+    place(setup.model)
     prepare_reuse(setup, say=say, states=shared.states)
     shared.states = setup.model.prefix_store
     trainer = make_trainer(setup, spent=group.exchange(time.perf_counter() - begin)[0])
@@ -349,6 +352,18 @@ def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> Clima
         history=config.data.history,
         box_degrees=config.data.box_degrees,
     )
+
+
+def place(model: ClimateTextForCausalLM) -> None:
+    """Move a model to where it will be trained, so that states of texts are computed there, too.
+
+    The trainer would do so, but later. Not where FSDP will spread its weights: it may not fit there as a whole.
+
+    Args:
+        model: What shall be trained.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true", "yes"):
+        model.to(PartialState().device)
 
 
 def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) -> None:
