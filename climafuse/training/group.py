@@ -142,6 +142,8 @@ class Processes(Group):
                 self._end_with(error)
         finally:
             self._over.set()
+            # A thread that is at the store while the interpreter shuts down aborts it: with an exit code of its own.
+            self._watch.join(GRACE)
             self._depth -= 1
 
     def _end_with(self, error: BaseException) -> None:
