@@ -87,7 +87,7 @@ class MemoryStates:
     """States in memory, bounded.
 
     Args:
-        limit: Bytes; None for a quarter of what is free.
+        limit: Bytes; None for a quarter of what is free for this process, see `free_memory`.
         device: Where they lie; for that quarter.
 
     Attributes:
@@ -472,8 +472,9 @@ def states_identity(model: ClimateTextForCausalLM, site: Site) -> dict[str, Any]
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that are free on a device."""
+    """Bytes of memory that are free on a device, for this process: those that one machine runs have equal parts."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     state = memory_state()
-    return 1 << 62 if state is None else state.room  # not Linux: nobody says
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # as torchrun sets it, or else `join`
+    return 1 << 62 if state is None else state.room // processes  # not Linux: nobody says

@@ -370,7 +370,7 @@ def join(timeout: float = 600.0) -> Group:
             zero.check_request(1 if variables is None else int(variables["WORLD_SIZE"]))
         if variables is None:
             return Group()
-        os.environ.update(variables)
+        os.environ.update(variables | {"LOCAL_WORLD_SIZE": str(local_process_count())})
         from accelerate import PartialState
         from torch import accelerator, distributed
 
@@ -401,12 +401,16 @@ def process_count() -> int:
 def local_process_count() -> int:
     """Return how many of these processes are on this machine, and share its memory.
 
-    Where only their whole number is known, all.
+    Where only their whole number is known, all; where Slurm gives machines different numbers, the largest.
     """
     if process_count() == 1:
         return 1
-    known = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE")
-    numbers = re.findall(r"(\d+)(?:\(x\d+\))?", known or "")  # of Slurm, such as "4(x2),3"
+    known = os.environ.get("LOCAL_WORLD_SIZE")
+    if (
+        not known and "RANK" not in os.environ
+    ):  # as for `_variables`: those of a Slurm step, such as "4(x2),3"
+        known = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
+    numbers = re.findall(r"(\d+)(?:\(x\d+\))?", known or "")
     return max(map(int, numbers), default=process_count())
 
 

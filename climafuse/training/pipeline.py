@@ -47,7 +47,7 @@ from climafuse.training.dataset import (
     window_statistics,
 )
 from climafuse.training.fitting import check_memory, choose_microbatch, planned_run
-from climafuse.training.group import Group, join, local_process_count
+from climafuse.training.group import Group, join
 from climafuse.training.identity import describe
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
@@ -293,14 +293,15 @@ def assemble(
         f"data: {config.data.source}, {counts['windows']:,} windows of "
         f"{len(store.splits.train)} training times, {counts['texts']:,} texts, {counts['distinct']:,} distinct"
     )
+    group.exchange(
+        None
+    )  # a plan counts on the other processes of a machine to hold as much as the one that asks
     if auto_batch:
         accumulation = group.first(lambda: _accumulation(config, train, validation, say))
         config = replace(config, training=replace(config.training, accumulation=accumulation))
     if backbone is None:
-        planned = planned_run(config, train, validation) if tell_plan else None
-        if planned is not None:
-            say(planned.line)
-        check_memory(config, train, validation, planned)
+        # One asks while nobody loads: of what is free then, each process may have its part.
+        group.first(lambda: _check_memory(config, train, validation, say if tell_plan else None))
         with group.in_turn():
             backbone = configured_backbone(config.backbone, say)
     torch.manual_seed(config.training.seed)
@@ -314,6 +315,13 @@ def assemble(
     if settings.labels_decided_by_words < 1:
         thinning = LabelThinning(encoded, kept=settings.labels_decided_by_words, seed=settings.seed)
     return Run(config, store, train, validation, model, processor, thinning)
+
+
+def _check_memory(config: RunConfig, train: Examples, validation: Examples, tell: Say | None) -> None:
+    planned = None if tell is None else planned_run(config, train, validation)
+    if tell is not None and planned is not None:
+        tell(planned.line)
+    check_memory(config, train, validation, planned)
 
 
 def _accumulation(config: RunConfig, train: Examples, validation: Examples, say: Say) -> int:
@@ -409,8 +417,6 @@ def _place_of_states(setup: Run, texts: Sequence[Sequence[int]], say: Say) -> St
     settings, model = setup.config.training, setup.model
     limit = None if settings.prefix_store_gb is None else int(settings.prefix_store_gb * 1e9)
     in_memory = MemoryStates(limit, device=model.backbone.device)
-    if limit is None and model.backbone.device.type == "cpu":
-        in_memory.limit //= local_process_count()
     size = (
         sum(map(len, texts))
         * find_blocks(model.backbone).width(model.prefix_site)

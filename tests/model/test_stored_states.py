@@ -20,6 +20,7 @@ from torch import Tensor
 
 from climafuse.backbones import LoadedBackbone, find_blocks, prefix_states
 from climafuse.data.lock import in_use, remove_unused
+from climafuse.memory import MemoryState
 from climafuse.model import ClimateTextForCausalLM, DiskStates, MemoryStates, PrefixStore, stored_states
 from climafuse.model.stored_states import group_key, states_identity
 from tests.model.build import make_batch, make_model
@@ -52,6 +53,16 @@ def count_blocks(model: ClimateTextForCausalLM) -> list[int]:
     for number, block in enumerate(find_blocks(model.backbone).blocks):
         block.register_forward_hook(lambda module, args, output, number=number: ran.append(number))
     return ran
+
+
+def test_processes_of_a_machine_take_a_quarter_of_its_free_memory_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stored_states, "memory_state", lambda: MemoryState(1, 1, 1200, 9999))
+    assert MemoryStates().limit == 300
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert MemoryStates().limit == 100
+    assert MemoryStates(77).limit == 77
 
 
 @pytest.mark.parametrize("site", [2, "output"])

@@ -15,7 +15,7 @@ from climafuse.planning import Device, planner
 from climafuse.training import fitting, pipeline
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.fitting import check_memory, choose_microbatch, workload_of
-from climafuse.training.group import local_process_count
+from climafuse.training.group import Group, local_process_count
 from climafuse.training.pipeline import run
 from tests.planning.tiny_workload import counted
 from tests.training.runs import make_config, save_backbone, settings, write_climate
@@ -88,18 +88,27 @@ def test_the_workload_is_that_of_the_data(parts, tmp_path):
     assert 1 <= fewer.labels < work.labels
 
 
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+SLURM = {
+    "SLURM_PROCID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "3(x2),2",
+}
+
+
 @pytest.mark.parametrize(
     ("variables", "local"),
     [
-        ({"LOCAL_WORLD_SIZE": "2"}, 2),  # torchrun, accelerate
-        ({"SLURM_STEP_TASKS_PER_NODE": "3(x2),2"}, 3),
-        ({}, 8),
-        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, 1),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "2"}, 2),
+        (SLURM, 3),
+        (SLURM | TORCHRUN | {"SLURM_STEP_TASKS_PER_NODE": "1"}, 8),  # by hand in a shell that Slurm started
+        (TORCHRUN, 8),
+        (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, 1),
     ],
 )
 def test_processes_of_a_machine_share_its_memory(parts, tmp_path, monkeypatch, variables, local):
-    names = {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
-    for name, value in (names | variables).items():
+    for name, value in ({"MASTER_ADDR": "here", "MASTER_PORT": "1"} | variables).items():
         monkeypatch.setenv(name, value)
     assert local_process_count() == local
     config = _config(parts, tmp_path / "run", training={"windows_per_step": 16})
@@ -114,6 +123,29 @@ def test_processes_of_a_machine_share_its_memory(parts, tmp_path, monkeypatch, v
     monkeypatch.setattr(planner, "measure", counted)
     planner.plan(fitting.configured_workload(config, found), base=1, time=False, search=False)
     assert rooms == [(local,)]
+
+
+class _Waits(Group):
+    """The second of two processes: what the first is asked, it does not do."""
+
+    rank, size = 1, 2
+
+    def first(self, function):
+        return None
+
+
+def test_the_first_process_plans_for_all_before_one_loads(parts, tmp_path, monkeypatch):
+    """Another that asked later would count what the first has loaded as taken, and its part of the rest as all."""
+    asked = []
+    monkeypatch.setattr(pipeline, "check_memory", lambda *arguments: asked.append(len(loaded)))
+    monkeypatch.setattr(pipeline, "planned_run", lambda *arguments: asked.append("plan"))
+    loaded, load = [], pipeline.load_backbone
+    monkeypatch.setattr(pipeline, "load_backbone", lambda *a, **k: loaded.append(1) or load(*a, **k))
+    config = _config(parts, tmp_path / "run")
+    pipeline.assemble(config, say=_silent, group=_Waits(), tell_plan=True)
+    assert (asked, loaded) == ([], [1])
+    pipeline.assemble(config, say=_silent, group=Group())
+    assert (asked, loaded) == ([1], [1, 1])  # before its own
 
 
 class _Pace:
