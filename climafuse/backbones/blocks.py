@@ -373,7 +373,8 @@ def resume(model: PreTrainedModel, site: Site, states: Tensor) -> Iterator[None]
 
     The model is called as usual, with the `input_ids` and `attention_mask` that the states were computed from
     (they give masks and positions) and `use_cache=False`. Where shapes and arithmetic are those of the full
-    run, the result equals it bit for bit.
+    run, the result equals it bit for bit. Within autocast, which has some layers answer in float32, states are taken in
+    the type that is expected where they enter.
 
     Args:
         model: A causal language model.
@@ -391,14 +392,17 @@ def resume(model: PreTrainedModel, site: Site, states: Tensor) -> Iterator[None]
 
     def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arriving = _hidden(args, kwargs)
-        if (arriving.shape, arriving.dtype) != (states.shape, states.dtype):
+        types = arriving.dtype, states.dtype
+        if arriving.shape != states.shape or (
+            types[0] != types[1] and not torch.is_autocast_enabled(states.device.type)
+        ):
             raise ModelInputError(
                 "states",
                 expected=f"hidden states of the input, {tuple(arriving.shape)} {arriving.dtype}",
                 received=f"{tuple(states.shape)} {states.dtype}",
                 remedy="Resume with the states that were computed from this input and model.",
             )
-        return _replace_hidden(args, kwargs, states)
+        return _replace_hidden(args, kwargs, states.to(arriving.dtype))
 
     below = layout.blocks[: num_blocks_below(site, layout.num_blocks)]
     num_outputs = _num_block_outputs(model, layout) if len(below) else None

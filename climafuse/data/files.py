@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from climafuse.data.lock import folder_in_use, remove_unused
 from climafuse.errors import OutputError
 
+YOUNG = 5.0  # seconds: a folder may have been made and not be in use yet
 HOLE = 4096  # bytes; what file systems keep or leave out as one
 
 
@@ -57,6 +61,8 @@ def whole_file(path: str | os.PathLike[str], *, size: int = 0) -> Iterator[Path]
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Fill a folder under another name, then rename it. The final path must not exist.
 
+    What a process that was killed has left half filled beside it is removed.
+
     Args:
         path: Where the folder shall be; its parent is made.
 
@@ -70,14 +76,16 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _beside(path)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         temporary.mkdir()
         try:
-            yield temporary
-            for folder, _, names in os.walk(temporary):
-                for name in names:
-                    sync(Path(folder, name))
-                sync(Path(folder))
-            temporary.rename(path)
+            with folder_in_use(temporary):
+                yield temporary
+                for folder, _, names in os.walk(temporary):
+                    for name in names:
+                        sync(Path(folder, name))
+                    sync(Path(folder))
+                temporary.rename(path)
             sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -192,6 +200,14 @@ def _writing(path: Path, size: int = 0) -> Iterator[None]:
             received=error.strerror or str(error),
             remedy="Choose another place, or make room; nothing was left half-written.",
         ) from error
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove folders that were to be this one, and that no process fills any more: they may be many gigabytes."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if folder.is_dir() and time.time() - folder.stat().st_ctime > YOUNG:
+                remove_unused(folder)
 
 
 def _beside(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,25 +81,52 @@ def in_use(path: Path) -> IO[bytes]:
     return file
 
 
-def remove_unused(path: Path) -> bool:
-    """Remove a file that no process has open through `in_use`.
+@contextlib.contextmanager
+def folder_in_use(path: Path) -> Iterator[None]:
+    """While this lasts, `remove_unused` of other processes leaves a folder.
 
     Args:
-        path: The file.
+        path: The folder; it may get another name meanwhile.
+    """
+    descriptor = None
+    with contextlib.suppress(ImportError, OSError):  # as in `in_use`
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file or folder that no process has open through `in_use` or `folder_in_use`.
+
+    Args:
+        path: The file or folder.
 
     Returns:
         Whether it is gone.
     """
+    descriptor = None
     try:
         import fcntl
 
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink()
     except FileNotFoundError:
         return True
     except (ImportError, OSError):  # in use, not ours, or without locks nobody can tell
         return False
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
     return True
 
 

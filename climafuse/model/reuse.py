@@ -124,10 +124,12 @@ class PrefixStore:
                     done += len(part)
                     if progress is not None:
                         progress(done, len(missing))
-        self.states.flush()
+        self._full = not self.states.flush() or self._full
         if self._full:
+            held = {key for key, group in self._by_key().items() if self.states.find(key, group.lengths)}
+            kept = sum(text in self._groups and self._groups[text][0].key in held for text in given)
             self._say(
-                f"prefix store: full with {len(given & self._groups.keys()):,} of {len(given):,} texts; the states of "
+                f"prefix store: full with {kept:,} of {len(given):,} texts; the states of "
                 "the others are computed anew in each step. Allow more: training.prefix_store_gb."
             )
 
@@ -199,6 +201,9 @@ class PrefixStore:
                         self._groups.pop(text, None)
         return {text: found[text] for text in texts}
 
+    def _by_key(self) -> dict[str, _Group]:
+        return {group.key: group for group, _ in self._groups.values()}
+
     def _note(self, group: _Group) -> None:
         self._groups.update({text: (group, number) for number, text in enumerate(group.texts)})
 
@@ -210,9 +215,15 @@ class PrefixStore:
             shared = min(_common(texts[0], texts[-1]), *(len(text) - 1 for text in texts))
         return _Group(texts, shared, group_key(texts))
 
-    @torch.no_grad()
     def _compute(self, texts: Sequence[Tokens]) -> list[Tensor]:
-        """Compute the states of the common beginning of sorted texts, and of the rest of each."""
+        """Compute the states of the common beginning of sorted texts, and of the rest of each.
+
+        In the backbone's own type, also when a training step asks: they are the same bits whenever they are computed.
+        """
+        with torch.no_grad(), torch.autocast(self.backbone.device.type, enabled=False):
+            return self._computed(texts)
+
+    def _computed(self, texts: Sequence[Tokens]) -> list[Tensor]:
         device, shared = self.backbone.device, self._group(texts).shared
         inputs: dict[str, Any] = {}
         beginning = None

@@ -18,6 +18,7 @@ import logging
 import mmap
 import os
 import shutil
+import stat
 import time
 import zlib
 from array import array
@@ -31,6 +32,7 @@ import transformers
 from torch import Tensor
 
 from climafuse.backbones import Site
+from climafuse.backbones.native import product_dtype
 from climafuse.data.files import cache_directory, whole_file
 from climafuse.data.lock import alone, in_use, remove_unused
 from climafuse.errors import OutputError, UsageError
@@ -69,8 +71,8 @@ class StoredStates(Protocol):
     def want(self, keys: Iterable[str]) -> None:
         """These are used from now on, others may go where there is no room."""
 
-    def flush(self) -> None:
-        """Hand over what was put to where it stays."""
+    def flush(self) -> bool:
+        """Hand over what was put to where it stays; False where not all of it has room."""
 
 
 def group_key(texts: Sequence[Tokens]) -> str:
@@ -85,7 +87,7 @@ class MemoryStates:
     """States in memory, bounded.
 
     Args:
-        limit: Bytes; None for a quarter of what is free.
+        limit: Bytes; None for a quarter of what is free for this process, see `free_memory`.
         device: Where they lie; for that quarter.
 
     Attributes:
@@ -130,15 +132,17 @@ class MemoryStates:
         """See `StoredStates`."""
         self._wanted = set(keys)
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """See `StoredStates`."""
+        return True
 
 
 class DiskStates:
     """States in files, found again by later runs and by other processes at the same time.
 
     Files that no process has in use are removed where there is no room, the least recently used first, whatever
-    backbone they are of. Where nothing can be written, states are kept in memory, and that is said.
+    backbone they are of; what this process has written it has in use. Where nothing can be written, or others use all
+    the room, states are kept in memory as far as the limit allows, and that is said.
 
     Args:
         identity: What the states depend on, as JSON values.
@@ -204,7 +208,7 @@ class DiskStates:
         self._pending_bytes += sum(part.numel() * part.element_size() for part in parts)
         largest = FILE_BYTES if self.limit is None else min(FILE_BYTES, self.limit // 8)
         if self._pending_bytes >= largest or time.monotonic() - self._since > FILE_SECONDS:
-            self.flush()
+            return self.flush()
         return True
 
     def part(self, key: str, number: int) -> Tensor | None:
@@ -231,22 +235,31 @@ class DiskStates:
         if self._instead is not None:
             self._instead.want(keys)
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """Write what is pending to a file of its own."""
         self._look()  # another process may have computed the same
         for key in [key for key in self._pending if key in self._index]:
             del self._pending[key]
+        kept = True
         if self._pending:
             try:
                 with alone(self.root / ".lock", wait=WAIT):
-                    path = self._write()
-                self._add(path)
+                    self._add(self._write(), hold=True)
             except (OutputError, UsageError) as error:
-                self._say(f"prefix store: {error} States are kept in memory from here on.")
-                self._instead = MemoryStates()
-                for key, parts in self._pending.items():
-                    self._instead.put(key, parts)
+                kept = self._keep_instead(error)
         self._pending, self._pending_bytes = {}, 0
+        return kept
+
+    def _keep_instead(self, error: Exception) -> bool:
+        """Keep in memory what is pending and all that comes, as far as files in use leave room within the limit."""
+        self._instead = MemoryStates()
+        if self.limit is not None:
+            used = sum(file.size for file in self._files.values() if file.held)
+            self._instead.limit = min(self._instead.limit, max(self.limit - used, 0))
+        kept = [self._instead.put(key, parts) for key, parts in self._pending.items()]
+        if any(kept):  # else it is full, which is said by who fills it
+            self._say(f"prefix store: {error} States are kept in memory from here on.")
+        return all(kept)
 
     def _write(self) -> Path:
         """Write pending groups to a file, and make room for it."""
@@ -289,7 +302,8 @@ class DiskStates:
             for path in folder.iterdir() if folder.is_dir() else ():
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
-                    files.append((status.st_mtime, status.st_size, path))
+                    if stat.S_ISREG(status.st_mode):
+                        files.append((status.st_mtime, status.st_size, path))
         total = sum(taken for _, taken, _ in files)
         if self.limit is None:
             self.limit = (shutil.disk_usage(self.root).free + total) // SHARE
@@ -318,9 +332,11 @@ class DiskStates:
             if path.name not in self._files:
                 self._add(path)
 
-    def _add(self, path: Path) -> None:
+    def _add(self, path: Path, *, hold: bool = False) -> None:
         try:
             file = _File(path, self.identity)
+            if hold:
+                file.hold()
         except (OSError, _DamagedError) as error:
             self._tell(path, error)
             return
@@ -381,6 +397,11 @@ class _File:
         if size != self.size:
             raise _DamagedError(f"{size:,} bytes of {self.size:,}")
 
+    @property
+    def held(self) -> bool:
+        """Whether this process uses it."""
+        return self._map is not None
+
     def hold(self) -> _File:
         """Use it from now on: no other process removes it."""
         if self._map is None:
@@ -422,7 +443,9 @@ def states_identity(model: ClimateTextForCausalLM, site: Site) -> dict[str, Any]
 
     Weights (by content), the form they are held in, the architecture with all its settings, how attention is computed,
     and what computes: another version of torch or transformers may order sums otherwise or mend an error, and its
-    states would meet those of the old one in one run. Adapters lie above the site.
+    states would meet those of the old one in one run; so would those of products in another type. Adapters lie above
+    the site. What is not in it: the model of the processor and the number of threads. Machines that differ in these and
+    share a cache may find states whose last bits they would have computed otherwise.
 
     Args:
         model: The model.
@@ -442,14 +465,16 @@ def states_identity(model: ClimateTextForCausalLM, site: Site) -> dict[str, Any]
         "attention": str(getattr(backbone.config, "_attn_implementation", None)),
         "site": site,
         "device": backbone.device.type,
+        "products": str(product_dtype(backbone.dtype, backbone.device)),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that are free on a device."""
+    """Bytes of memory that are free on a device, for this process: those that one machine runs have equal parts."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     state = memory_state()
-    return 1 << 62 if state is None else state.room  # not Linux: nobody says
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # as torchrun sets it, or else `join`
+    return 1 << 62 if state is None else state.room // processes  # not Linux: nobody says

@@ -105,16 +105,19 @@ def parse_bytes(text: str) -> int:
     return round(float(found[1]) * unit)
 
 
-def this_machine() -> Device:
-    """Return this machine with what this process may have now: what it holds, and what is free beside it.
+def this_machine(processes: int = 1) -> Device:
+    """Return this machine with what this process may have now: what it holds, and its part of what is free beside it.
 
     Limits of control groups are respected, and files that are only cached count as free.
+
+    Args:
+        processes: How many take as much as this one.
     """
     state = memory_state()
     if state is not None:
-        return Device(THIS_MACHINE, state.resident + state.room)
+        return Device(THIS_MACHINE, state.resident + state.room // processes)
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # not Linux: all there is
-    return Device(THIS_MACHINE, pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 8 * GIB)
+    return Device(THIS_MACHINE, (pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 8 * GIB) // processes)
 
 
 def this_gpu() -> Device | None:

@@ -168,7 +168,7 @@ def plan(
         time: Whether the time of a step is wanted: a probe of some seconds on this machine.
         search: Whether the largest batch and length are looked for.
     """
-    device = this_machine() if device is None else device
+    device = this_machine(workload.processes) if device is None else device
     if device.gpu:
         base = CUDA_CONTEXT
     elif base is None:
@@ -221,6 +221,8 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
     untouched = 0 if device.gpu else f.untouched_bytes
     process = base + (0 if device.gpu else workload.data_bytes)
     frozen = f.frozen_bytes - untouched
+    if not device.gpu:  # of what is mapped by all processes of a machine, each counts its part
+        frozen -= max(f.mapped_bytes - untouched, 0) * (workload.processes - 1) // workload.processes
     weights = frozen + f.trainable_bytes
     limit = device.memory // 4 if workload.store_limit is None else workload.store_limit
     stored = f.store_bytes if f.store_bytes <= limit else 0  # on the disk

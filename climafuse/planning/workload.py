@@ -54,6 +54,7 @@ class Workload:
         evaluation_windows: Windows in a batch of an evaluation; 0 for no evaluation.
         data_bytes: What fields and texts take in memory.
         varied: Whether batches are of various lengths, each as wide as its longest text.
+        processes: How many of them one machine without a GPU carries: they share its memory, and mapped files in it.
     """
 
     name: str
@@ -91,10 +92,11 @@ class Workload:
     evaluation_windows: int = 0
     data_bytes: int = 0
     varied: bool = False
+    processes: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what is no step."""
-        for name in ("windows", "accumulation", "length", "history", "texts_per_window"):
+        for name in ("windows", "accumulation", "length", "history", "texts_per_window", "processes"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(
                     name, expected="a number above 0", received=getattr(self, name), remedy="Correct it."

@@ -22,7 +22,7 @@ from climafuse.planning.workload import Workload
 from climafuse.registry import ENCODERS, FUSIONS
 from climafuse.training.config import RunConfig, TrainingConfig
 from climafuse.training.dataset import Examples, make_examples, open_store, window_statistics
-from climafuse.training.group import process_count
+from climafuse.training.group import local_process_count, process_count
 from climafuse.training.thinning import LabelThinning
 
 # What a training process imports, for the measure of what it holds.
@@ -83,6 +83,7 @@ def configured_workload(config: RunConfig, found: Architecture, *, device: Devic
         if settings.sampled_vocabulary is None
         else settings.sampled_vocabulary + LIKELY_TOKENS,
         evaluation_windows=config.evaluation.windows_per_batch,
+        processes=1 if gpu else local_process_count(),
     )
 
 
@@ -265,7 +266,9 @@ def check_memory(
         return
     if planned is None:
         found = _found(config)
-        if found is None or _obviously_fits(config, train, found, this_gpu() or this_machine()):
+        if found is None or _obviously_fits(
+            config, train, found, this_gpu() or this_machine(local_process_count())
+        ):
             return
         planned = planned_run(config, train, validation)
     if planned is not None and planned.device.gpu and not planned.fits:

@@ -142,20 +142,22 @@ class Processes(Group):
                 self._end_with(error)
         finally:
             self._over.set()
+            # A thread that is at the store while the interpreter shuts down aborts it: with an exit code of its own.
+            self._watch.join(GRACE)
             self._depth -= 1
 
     def _end_with(self, error: BaseException) -> None:
         """Tells the others of an error, or raises the one that it follows from."""
         if self._verdict is None and isinstance(error, RuntimeError) and _COLLECTIVE.search(str(error)):
             self._find_out(timed_out=bool(_TIMED_OUT.search(str(error))))
-        if self._verdict is None and isinstance(error, Exception):
+        if self._verdict is None:  # also of an interruption: others would wait for this one
             self._tell({"kind": "failed", "rank": self.rank, **_describe(error)})
         verdict = self._verdict
         with contextlib.suppress(Exception):  # the store may be gone with the process that kept it
             self._say_goodbye(
                 seconds=3 * BEAT
             )  # all have heard of it; who waits for this one is let go by its end
-        if verdict is None or verdict["rank"] == self.rank:
+        if verdict is None or verdict["rank"] == self.rank or not isinstance(error, Exception):
             return
         if isinstance(error, ClimafuseError) and _describe(error).get("parts") == verdict.get("parts"):
             error.told = True  # all raise it; the one that was first says it
@@ -342,7 +344,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, ClimafuseError):
         parts = [str(part) for part in (error.argument, error.expected, error.received, error.remedy)]
         return {"type": type(error).__name__, "parts": parts}
-    return {"text": f"{type(error).__name__}: {error}"[:500]}
+    return {"text": f"{type(error).__name__}: {error}".removesuffix(": ")[:500]}
 
 
 _joined: Processes | None = None
@@ -368,7 +370,7 @@ def join(timeout: float = 600.0) -> Group:
             zero.check_request(1 if variables is None else int(variables["WORLD_SIZE"]))
         if variables is None:
             return Group()
-        os.environ.update(variables)
+        os.environ.update(variables | {"LOCAL_WORLD_SIZE": str(local_process_count())})
         from accelerate import PartialState
         from torch import accelerator, distributed
 
@@ -394,6 +396,22 @@ def process_count() -> int:
     """Return how many processes train one model together, as the variables say with which this one was started."""
     variables = _variables()
     return 1 if variables is None else int(variables["WORLD_SIZE"])
+
+
+def local_process_count() -> int:
+    """Return how many of these processes are on this machine, and share its memory.
+
+    Where only their whole number is known, all; where Slurm gives machines different numbers, the largest.
+    """
+    if process_count() == 1:
+        return 1
+    known = os.environ.get("LOCAL_WORLD_SIZE")
+    if (
+        not known and "RANK" not in os.environ
+    ):  # as for `_variables`: those of a Slurm step, such as "4(x2),3"
+        known = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
+    numbers = re.findall(r"(\d+)(?:\(x\d+\))?", known or "")
+    return max(map(int, numbers), default=process_count())
 
 
 def _variables() -> dict[str, str] | None:

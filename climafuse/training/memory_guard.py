@@ -9,6 +9,9 @@ microbatches: they are those that a run with as many more `accumulation` would h
 On a CPU the kernel ends a process that takes too much, and says nothing to it. There, memory is looked at before each
 microbatch and, some times a second between blocks of the forward pass: what would pass the watermark is halved, too.
 
+In several processes, memory that is left is what all of one machine leave together: whoever sees it pass the watermark
+ends the run with an error, since the others wait for its gradients. What others are about to take is not foreseen.
+
 What is drawn at random is drawn anew for each microbatch (dropout masks, the tokens of a sampled vocabulary). So a
 step that was cut draws what a run with the smaller microbatches would from there on, not what the whole one did.
 """
@@ -142,16 +145,19 @@ class MemoryGuard:
             self.windows = self._halved("windows", windows, reason, step)
             _set_random_state(self._random, self.device)
 
-    def evaluate(self, batch: Batch, compute: Callable[[Batch], Any], *, step: int) -> list[Any]:
+    def evaluate(
+        self, batch: Batch, compute: Callable[[Batch], Any], *, step: int, alone: bool = True
+    ) -> list[Any]:
         """What is computed without gradients, of a batch or of each of its parts where it does not fit.
 
         Args:
             batch: The batch.
             compute: What to do with a part.
             step: Number of the step before.
+            alone: Whether no other process has to take part in each forward pass, as where weights are spread.
 
         Raises:
-            MemoryExhaustedError: One window alone does not fit.
+            MemoryExhaustedError: One window alone does not fit, or other processes take part.
         """
         while True:
             try:
@@ -163,8 +169,10 @@ class MemoryGuard:
                     raise
             release_memory()
             windows = min(self.evaluation_windows, num_windows(batch))
-            if windows < 2:
-                raise self.exhausted(step, self._tried, reason)
+            if windows < 2 or not alone:
+                raise self.exhausted(
+                    step, self._tried, reason, alone=alone, smaller="evaluation.windows_per_batch"
+                )
             self.evaluation_windows = self._halved("evaluation_windows", windows, reason, step)
 
     def _whole(self, batch: Batch, compute: Callable[..., Tensor]) -> Tensor:
@@ -182,7 +190,14 @@ class MemoryGuard:
         return fewer
 
     def exhausted(
-        self, step: int, batch: Batch, reason: str, saved: str = "", *, alone: bool = True
+        self,
+        step: int,
+        batch: Batch,
+        reason: str,
+        saved: str = "",
+        *,
+        alone: bool = True,
+        smaller: str | None = None,
     ) -> MemoryExhaustedError:
         """The error for what nothing makes small enough.
 
@@ -192,6 +207,7 @@ class MemoryGuard:
             reason: What the system said.
             saved: What the run can go on from, as a sentence.
             alone: As of `accumulate`.
+            smaller: The setting that makes fewer windows a pass; None for a larger accumulation.
         """
         content = "outside of the forward and backward passes"
         if batch:
@@ -210,7 +226,8 @@ class MemoryGuard:
             "Set training.checkpoint_activations: true (a run may be resumed with it), load the language model with "
             "backbone.quantization: int8, or have fewer or shorter texts a window. "
             if alone
-            else "Set a larger training.accumulation: in several processes a step is not done again. "
+            else f"Set {f'a smaller {smaller}' if smaller else 'a larger training.accumulation'}: in several "
+            "processes a step is not done again. "
         )
         return MemoryExhaustedError(
             f"step {step}",

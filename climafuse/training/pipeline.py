@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
 
 from climafuse.backbones import LoadedBackbone, find_blocks, load_backbone, weights_of
@@ -170,6 +172,7 @@ def _run(
         return result
     record = Path(config.output.directory) / RECORD_FILE
     group.first(lambda: _make_place(record, anew=checkpoint is None))
+    place(setup.model)
     prepare_reuse(setup, say=say, states=shared.states)
     shared.states = setup.model.prefix_store
     trainer = make_trainer(setup, spent=group.exchange(time.perf_counter() - begin)[0])
@@ -290,14 +293,15 @@ def assemble(
         f"data: {config.data.source}, {counts['windows']:,} windows of "
         f"{len(store.splits.train)} training times, {counts['texts']:,} texts, {counts['distinct']:,} distinct"
     )
+    group.exchange(
+        None
+    )  # a plan counts on the other processes of a machine to hold as much as the one that asks
     if auto_batch:
         accumulation = group.first(lambda: _accumulation(config, train, validation, say))
         config = replace(config, training=replace(config.training, accumulation=accumulation))
     if backbone is None:
-        planned = planned_run(config, train, validation) if tell_plan else None
-        if planned is not None:
-            say(planned.line)
-        check_memory(config, train, validation, planned)
+        # One asks while nobody loads: of what is free then, each process may have its part.
+        group.first(lambda: _check_memory(config, train, validation, say if tell_plan else None))
         with group.in_turn():
             backbone = configured_backbone(config.backbone, say)
     torch.manual_seed(config.training.seed)
@@ -311,6 +315,13 @@ def assemble(
     if settings.labels_decided_by_words < 1:
         thinning = LabelThinning(encoded, kept=settings.labels_decided_by_words, seed=settings.seed)
     return Run(config, store, train, validation, model, processor, thinning)
+
+
+def _check_memory(config: RunConfig, train: Examples, validation: Examples, tell: Say | None) -> None:
+    planned = None if tell is None else planned_run(config, train, validation)
+    if tell is not None and planned is not None:
+        tell(planned.line)
+    check_memory(config, train, validation, planned)
 
 
 def _accumulation(config: RunConfig, train: Examples, validation: Examples, say: Say) -> int:
@@ -349,6 +360,18 @@ def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> Clima
         history=config.data.history,
         box_degrees=config.data.box_degrees,
     )
+
+
+def place(model: ClimateTextForCausalLM) -> None:
+    """Move a model to where it will be trained, so that states of texts are computed there, too.
+
+    The trainer would do so, but later. Not where FSDP will spread its weights: it may not fit there as a whole.
+
+    Args:
+        model: What shall be trained.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true", "yes"):
+        model.to(PartialState().device)
 
 
 def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) -> None:

@@ -691,7 +691,9 @@ class ClimateTextTrainer(Trainer):
 
         # Logits of parts would have to be put together.
         parts = (
-            self._guard.evaluate(inputs, compute, step=self.state.global_step)
+            self._guard.evaluate(
+                inputs, compute, step=self.state.global_step, alone=not is_sharded(self._module)
+            )
             if prediction_loss_only
             else [compute(inputs)]
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from climafuse.data import files
 from climafuse.data.files import HOLE, check_destination, whole_file, whole_folder, write_sparse
 from climafuse.errors import OutputError
 
@@ -94,6 +97,39 @@ def test_a_folder_appears_only_when_it_is_full(tmp_path: Path) -> None:
         assert not (tmp_path / "folder").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (tmp_path / "folder" / "part").read_text() == "x"
+
+
+def test_what_a_killed_process_left_half_filled_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = "import sys; from climafuse.data.files import whole_folder\n"
+    fill += "with whole_folder(sys.argv[1]) as folder:\n"
+    fill += "    (folder / 'part').write_bytes(b'x' * 1000); print('filling', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", fill, str(tmp_path / "folder")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"filling\n"
+        monkeypatch.setattr(files, "YOUNG", 0.0)
+        (left,) = tmp_path.iterdir()
+        with whole_folder(tmp_path / "other"), whole_folder(tmp_path / "folder.2"):
+            pass
+        with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "folder"):
+            raise ZeroDivisionError
+        assert (left / "part").exists()  # it is being filled
+        process.kill()
+        process.wait()
+    monkeypatch.setattr(files, "YOUNG", 5.0)
+    with whole_folder(tmp_path / "folder.3"):
+        pass
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "folder"):
+        raise ZeroDivisionError
+    assert left.exists()  # so young that it may not be in use yet
+    monkeypatch.setattr(files, "YOUNG", 0.0)
+    with whole_folder(tmp_path / "folder") as temporary:
+        (temporary / "part").write_text("y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.2", "folder.3", "other"]
+    assert (tmp_path / "folder" / "part").read_text() == "y"
 
 
 @given(st.lists(st.booleans(), max_size=6), st.binary(max_size=40))

@@ -132,6 +132,36 @@ def test_states_in_bfloat16_are_within_two_percent() -> None:
             assert difference < 0.02 * expected.abs().max()
 
 
+@pytest.mark.parametrize("sites", [2, "output"])
+def test_within_autocast_stored_states_are_taken_and_computed_as_before(sites: Any) -> None:
+    """On a GPU, autocast has a layer norm answer in float32, and what was stored is in the backbone's own type."""
+    model = make_model("gpt2", sites=sites, dtype=torch.bfloat16).train()
+    model.backbone.transformer.ln_f.register_forward_hook(
+        lambda module, args, output: output.float() if torch.is_autocast_enabled("cpu") else output
+    )
+    batch = make_batch(model)
+    without = model(**batch).loss
+    texts = [
+        tuple(row[mask.bool()].tolist())
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    stores = [PrefixStore(model.backbone, sites) for _ in range(2)]
+    stores[0].add(texts)
+    with torch.autocast("cpu", torch.bfloat16):
+        stores[1].lookup(batch["input_ids"], batch["attention_mask"])
+        stores[1]._groups.clear()
+        for text in texts:
+            new = stores[1]._renewed([text])[text]
+            one = PrefixStore(model.backbone, sites)
+            with torch.autocast("cpu", enabled=False):
+                one.add([text])
+            assert all(torch.equal(a, b) for a, b in zip(new, one._kept(text) or (), strict=True))
+        model.prefix_store = stores[0]
+        loss = model(**batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss.float(), without.float(), rtol=0.02, atol=0.02)
+
+
 def test_texts_that_begin_alike_are_run_once() -> None:
     model = make_model(sites=2)
     beginning = tuple(range(10, 50))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from climafuse.backbones import LoadedBackbone, find_blocks, prefix_states
 from climafuse.data.lock import in_use, remove_unused
+from climafuse.memory import MemoryState
 from climafuse.model import ClimateTextForCausalLM, DiskStates, MemoryStates, PrefixStore, stored_states
 from climafuse.model.stored_states import group_key, states_identity
 from tests.model.build import make_batch, make_model
@@ -52,6 +53,16 @@ def count_blocks(model: ClimateTextForCausalLM) -> list[int]:
     for number, block in enumerate(find_blocks(model.backbone).blocks):
         block.register_forward_hook(lambda module, args, output, number=number: ran.append(number))
     return ran
+
+
+def test_processes_of_a_machine_take_a_quarter_of_its_free_memory_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stored_states, "memory_state", lambda: MemoryState(1, 1, 1200, 9999))
+    assert MemoryStates().limit == 300
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert MemoryStates().limit == 100
+    assert MemoryStates(77).limit == 77
 
 
 @pytest.mark.parametrize("site", [2, "output"])
@@ -151,6 +162,9 @@ def test_states_are_of_one_model_one_form_and_one_place() -> None:
     rotated = make_model(sites=2)  # of the same weights
     rotated.backbone.config.rope_parameters = {**rotated.backbone.config.rope_parameters, "rope_theta": 7.0}
     others.append(_identity(rotated))
+    with pytest.MonkeyPatch.context() as patch:  # a processor that multiplies otherwise
+        patch.setattr(stored_states, "product_dtype", lambda dtype, device: torch.bfloat16)
+        others.append(_identity(make_model(sites=2)))
     others.append({**plain, "weights": changed.identity["content_hash"]})
     assert all(one != other for number, one in enumerate([plain, *others]) for other in others[number:])
 
@@ -337,6 +351,48 @@ def test_files_in_use_stay_and_the_rest_goes_to_memory(tmp_path: Path) -> None:
     found = reader.part(_group(2)[0], 1)
     assert found is not None
     assert torch.equal(found, _group(2)[1][1])
+
+
+def test_a_run_does_not_remove_what_it_has_written_itself(tmp_path: Path) -> None:
+    _fill(DiskStates({}, folder=tmp_path / "measured"), [1])
+    limit = int(3.5 * files(tmp_path)[0].stat().st_size)
+    folder = tmp_path / "states"
+    states = DiskStates({}, folder=folder, limit=limit)
+    kept = [states.put(*_group(number)) and states.flush() for number in range(1, 7)]
+    assert kept == [True, True, True, False, False, False]
+    assert _held(states, range(1, 7)) == [1, 2, 3]
+    assert states._instead is not None
+    assert states._instead.limit + sum(path.stat().st_size for path in files(folder)) <= limit
+    del states
+    other = DiskStates({"of": "another"}, folder=folder, limit=limit)
+    _fill(other, [7, 8, 9])  # used no longer
+    assert _held(other, [7, 8, 9]) == [7, 8, 9]
+
+
+def test_a_full_disk_store_says_so_and_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_states, "FILE_BYTES", 1)
+    model, said = make_model(sites=2), list[str]()
+    texts = texts_of_many_kinds()
+    expected = in_memory(model)
+    expected.add(texts)
+    limit = sum(path.stat().st_size for path in _stored(model, texts, tmp_path / "all")) // 2
+    store = store_of(model, tmp_path / "half", said, limit)
+    store.add(texts)
+    (line,) = said
+    kept = [text for text in texts if store._kept(text) is not None]
+    assert 0 < len(kept) < len(texts)
+    assert f"full with {len(kept)} of {len(texts)} texts" in line
+    for _ in range(2):
+        torch.testing.assert_close(store.lookup(*as_batch(texts)), expected.lookup(*as_batch(texts)))
+        assert [text for text in texts if store._kept(text) is not None] == kept
+    assert sum(path.stat().st_size for path in files(tmp_path / "half")) <= limit
+
+
+def _stored(model: ClimateTextForCausalLM, texts: list[Tokens], folder: Path) -> list[Path]:
+    store_of(model, folder).add(texts)
+    return files(folder)
 
 
 HOLD = """

@@ -48,6 +48,7 @@ def test_memory_of_a_known_device_can_be_less():
 def test_this_machine_is_what_is_held_and_what_is_free(monkeypatch):
     monkeypatch.setattr(devices, "memory_state", lambda: memory.MemoryState(5, 7, 11, 100))
     assert this_machine().memory == 16
+    assert this_machine(3).memory == 5 + 11 // 3  # what is free is free for three
     monkeypatch.setattr(devices, "memory_state", lambda: None)
     assert this_machine().memory > 2**30
 

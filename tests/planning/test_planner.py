@@ -39,6 +39,19 @@ def test_the_peak_is_the_largest_phase_and_the_sum_of_its_parts():
     assert found.changes == ()
 
 
+def test_processes_of_a_machine_share_what_is_mapped():
+    """Weights of 2 MB mapped from a file, of which 0.4 MB are never read, are there once for four processes."""
+    work = workload(processes=4)
+    mapped = replace(counted(work), mapped_bytes=2_000_000, untouched_bytes=400_000)
+    alone = phases(replace(work, processes=1), mapped, BASE, LARGE)
+    shared = phases(work, mapped, BASE, LARGE)
+    assert alone["training"] == HELD - 400_000
+    assert shared["training"] == HELD - 400_000 - 1_600_000 * 3 // 4
+    assert shared["loading"] == alone["loading"] == BASE
+    gpu = replace(LARGE, gpu=True)
+    assert phases(work, mapped, BASE, gpu) == phases(replace(work, processes=1), mapped, BASE, gpu)
+
+
 @pytest.mark.usefixtures("_counted")
 @pytest.mark.parametrize("windows", [1, 2, 6])
 def test_the_largest_microbatch_and_length_by_hand(windows):

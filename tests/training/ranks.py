@@ -128,6 +128,8 @@ def train(
                 raise DataError("a file", expected="fields", received="none", remedy="Look.")
             if event[0] == "bug":
                 raise ZeroDivisionError("of a test")
+            if event[0] == "interrupt":
+                raise KeyboardInterrupt
             if event[0] == "hang":
                 time.sleep(1000)
             elif event[0] in ("SIGTERM", "SIGUSR1", "SIGKILL", "SIGSTOP"):
@@ -342,6 +344,8 @@ def _work(call: dict[str, Any], rank: int, port: int) -> None:
     except ClimafuseError as error:
         print(f"{'' if error.told else 'error: '}{error}", flush=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _answer(call: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import shutil
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,14 +303,14 @@ def test_a_loss_that_is_not_finite_names_sample_and_process(ranks: Ranks, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("event", ["SIGKILL", "bug", "error", "hang"])
+@pytest.mark.parametrize("event", ["SIGKILL", "bug", "error", "hang", "interrupt"])
 def test_one_that_fails_ends_the_others_within_thirty_seconds(
     ranks: Ranks, tmp_path: Path, event: str, rank: int
 ) -> None:
     settings = {"timeout_seconds": 5.0}  # of a process that hangs, how long the other waits for it
     codes = ranks.run("train", tmp_path, settings=settings, event=[event, rank, 3])
     other = 1 - rank
-    assert codes[rank] == {"SIGKILL": -9, "bug": 99, "error": 1, "hang": 1}[event]
+    assert codes[rank] == {"SIGKILL": -9, "bug": 99, "error": 1, "hang": 1, "interrupt": 130}[event]
     assert codes[other] == 1
     assert ranks.seconds < 30
     expected = {
@@ -315,8 +318,48 @@ def test_one_that_fails_ends_the_others_within_thirty_seconds(
         "bug": f"process {rank} failed (ZeroDivisionError: of a test)",
         "error": "a file: expected fields; received none",
         "hang": f"process {rank} lives, but no longer takes part",
+        "interrupt": f"process {rank} failed (KeyboardInterrupt)",
     }[event]
     assert expected in output(tmp_path, other)
+
+
+# A failed process and its neighbor, as an interpreter runs and ends them.
+SCRIPT = """
+import sys
+from climafuse.training.group import join
+with join(60) as group:
+    if group.rank == 1:
+        raise {}
+    group.exchange(None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        ("ZeroDivisionError('of a test')", 1, "ZeroDivisionError: of a test"),
+        ("KeyboardInterrupt", -2, "KeyboardInterrupt"),
+        ("SystemExit(75)", 75, "SystemExit: 75"),
+    ],
+)
+def test_a_process_ends_with_its_own_exit_code(tmp_path: Path, raised: str, code: int, told: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    met = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", SCRIPT.format(raised)]
+    processes = []
+    for rank in ("0", "1"):
+        own = os.environ | met | {"RANK": rank, "LOCAL_RANK": rank}
+        processes.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
+    try:
+        said = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, code], said
+    assert f"process 1 failed ({told})" in said[0]
 
 
 @pytest.mark.slow

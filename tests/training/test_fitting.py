@@ -15,6 +15,7 @@ from climafuse.planning import Device, planner
 from climafuse.training import fitting, pipeline
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.fitting import check_memory, choose_microbatch, workload_of
+from climafuse.training.group import Group, local_process_count
 from climafuse.training.pipeline import run
 from tests.planning.tiny_workload import counted
 from tests.training.runs import make_config, save_backbone, settings, write_climate
@@ -37,8 +38,8 @@ def _config(parts, output: Path, **changes):
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "measure", counted)
-    monkeypatch.setattr(fitting, "this_machine", lambda: Device("this machine", 50_000_000))
-    monkeypatch.setattr(planner, "this_machine", lambda: Device("this machine", 50_000_000))
+    monkeypatch.setattr(fitting, "this_machine", lambda *_: Device("this machine", 50_000_000))
+    monkeypatch.setattr(planner, "this_machine", lambda *_: Device("this machine", 50_000_000))
 
 
 def test_what_cannot_fit_is_refused_before_loading(parts, tmp_path, monkeypatch, little_memory):
@@ -64,7 +65,7 @@ def test_the_command_line_tells_and_ends_with_one(parts, tmp_path, little_memory
 
 
 def test_what_obviously_fits_is_not_traced(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "this_machine", lambda: Device("this machine", 10**11))
+    monkeypatch.setattr(fitting, "this_machine", lambda *_: Device("this machine", 10**11))
     monkeypatch.setattr(fitting, "plan", lambda *a, **k: pytest.fail("it was planned"))
     config = _config(parts, tmp_path / "run")
     store = open_store(config)
@@ -87,6 +88,66 @@ def test_the_workload_is_that_of_the_data(parts, tmp_path):
     assert 1 <= fewer.labels < work.labels
 
 
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+SLURM = {
+    "SLURM_PROCID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "3(x2),2",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "local"),
+    [
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "2"}, 2),
+        (SLURM, 3),
+        (SLURM | TORCHRUN | {"SLURM_STEP_TASKS_PER_NODE": "1"}, 8),  # by hand in a shell that Slurm started
+        (TORCHRUN, 8),
+        (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, 1),
+    ],
+)
+def test_processes_of_a_machine_share_its_memory(parts, tmp_path, monkeypatch, variables, local):
+    for name, value in ({"MASTER_ADDR": "here", "MASTER_PORT": "1"} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert local_process_count() == local
+    config = _config(parts, tmp_path / "run", training={"windows_per_step": 16})
+    found = fitting.find_architecture(str(parts[1]))
+    assert fitting.configured_workload(config, found).processes == local
+    gpu = fitting.configured_workload(config, found, device=Device("a GPU", 1, gpu=True))
+    assert gpu.processes == 1  # each has one of its own
+    rooms = []
+    monkeypatch.setattr(
+        planner, "this_machine", lambda *given: rooms.append(given) or Device("large", 10**12)
+    )
+    monkeypatch.setattr(planner, "measure", counted)
+    planner.plan(fitting.configured_workload(config, found), base=1, time=False, search=False)
+    assert rooms == [(local,)]
+
+
+class _Waits(Group):
+    """The second of two processes: what the first is asked, it does not do."""
+
+    rank, size = 1, 2
+
+    def first(self, function):
+        return None
+
+
+def test_the_first_process_plans_for_all_before_one_loads(parts, tmp_path, monkeypatch):
+    """Another that asked later would count what the first has loaded as taken, and its part of the rest as all."""
+    asked = []
+    monkeypatch.setattr(pipeline, "check_memory", lambda *arguments: asked.append(len(loaded)))
+    monkeypatch.setattr(pipeline, "planned_run", lambda *arguments: asked.append("plan"))
+    loaded, load = [], pipeline.load_backbone
+    monkeypatch.setattr(pipeline, "load_backbone", lambda *a, **k: loaded.append(1) or load(*a, **k))
+    config = _config(parts, tmp_path / "run")
+    pipeline.assemble(config, say=_silent, group=_Waits(), tell_plan=True)
+    assert (asked, loaded) == ([], [1])
+    pipeline.assemble(config, say=_silent, group=Group())
+    assert (asked, loaded) == ([1], [1, 1])  # before its own
+
+
 class _Pace:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -105,7 +166,7 @@ def test_auto_batch_takes_the_largest_that_fits_or_a_faster_one(parts, tmp_path,
     seconds[2] = 0.5  # smaller ones are faster: fewer activations leave the cache
     assert choose_microbatch(config, *examples)[0].training.accumulation == 2
     monkeypatch.setattr(fitting, "largest_microbatch", lambda *a: 3)
-    monkeypatch.setattr(planner, "this_machine", lambda: Device("small", 1))
+    monkeypatch.setattr(planner, "this_machine", lambda *_: Device("small", 1))
     seconds[2] = 1.0
     assert choose_microbatch(config, *examples)[0].training.accumulation == 2  # 3 is no divisor of 4
     monkeypatch.setattr(fitting, "largest_microbatch", lambda *a: 0)
@@ -118,7 +179,7 @@ def test_on_a_gpu_only_what_fits_with_no_microbatch_is_refused(parts, tmp_path, 
     monkeypatch.setattr(
         planner, "measure", lambda work, **options: replace(counted(work, **options), evaluation_bytes=0)
     )
-    monkeypatch.setattr(planner, "this_machine", lambda: Device("small", 1))
+    monkeypatch.setattr(planner, "this_machine", lambda *_: Device("small", 1))
     monkeypatch.setattr(fitting, "_obviously_fits", lambda *arguments: False)
     config = _config(parts, tmp_path / "run")
     store = open_store(config)

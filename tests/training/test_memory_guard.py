@@ -285,6 +285,20 @@ def test_several_processes_do_no_step_again() -> None:
         )
 
 
+def test_where_all_take_part_in_each_pass_no_evaluation_is_done_again() -> None:
+    """Of spread weights, the others would wait in another block for a part that only this process computes."""
+    guard = MemoryGuard(4, 4, device=torch.device("cpu"), read=lambda: None)
+    calls = []
+
+    def compute(part: Any) -> None:
+        calls.append(part)
+        raise MemoryError("full")
+
+    with pytest.raises(MemoryExhaustedError, match=r"4 windows.*smaller evaluation\.windows_per_batch"):
+        guard.evaluate({"climate_fields": torch.zeros(4, 2)}, compute, step=3, alone=False)
+    assert len(calls) == 1
+
+
 # ---- Where it goes on
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from climafuse.data.window import Box
 from climafuse.errors import BackboneError, ConfigurationError, ModelInputError, TrainingError
 from climafuse.model import DiskStates, MemoryStates, PrefixStore, stored_states
 from climafuse.model.inference import load_model
+from climafuse.training import pipeline
 from climafuse.training.pipeline import assemble, make_trainer, prepare_reuse, run
 from tests.training.runs import TIMES, make_config, save_backbone, write_climate
 
@@ -166,6 +168,21 @@ def test_states_on_the_disk_give_the_same_run_and_are_found_by_the_next(
     ones = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("first", "second")]
     other = load_file(output / "model" / "model.safetensors")
     assert all(torch.equal(one[name], other[name]) for one in ones for name in other)
+
+
+@pytest.mark.parametrize(("fsdp", "expected"), [("false", "meta"), ("true", "cpu")])
+def test_states_are_computed_where_the_model_is_trained(parts, tmp_path, monkeypatch, fsdp, expected):
+    """On a GPU that is not the processor; but where FSDP spreads weights, a whole model may not fit there."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", fsdp)
+    monkeypatch.setattr(pipeline, "PartialState", lambda: SimpleNamespace(device=torch.device("meta")))
+
+    def prepare(setup, **options):
+        assert {tensor.device.type for tensor in setup.model.parameters()} == {expected}
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "prepare_reuse", prepare)
+    with pytest.raises(ZeroDivisionError):
+        run(make_config(*parts, tmp_path / "run"), say=_silent)
 
 
 def test_states_go_to_the_disk_where_memory_has_no_room(parts, tmp_path, monkeypatch):
