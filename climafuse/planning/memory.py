@@ -61,6 +61,7 @@ class Footprint:
         reused_flops: Those of a step that stored states spare.
         sites: Where the fusion sits.
         prefix_site: Up to where there is no graph.
+        num_soft_tokens: Positions before a text that a fusion takes.
         num_blocks: Blocks of the backbone.
         blocks_below: Of these, how many have no graph.
         blocks_run: Of these, how many run in a step.
@@ -85,6 +86,7 @@ class Footprint:
     reused_flops: int
     sites: tuple[str, ...]
     prefix_site: str
+    num_soft_tokens: int
     num_blocks: int
     blocks_below: int
     blocks_run: int
@@ -144,6 +146,7 @@ def measure(workload: Workload, *, phases: bool = True, slack: float = HEAP_SLAC
             reused_flops=reused,
             sites=tuple(map(str, model.sites)),
             prefix_site=str(model.prefix_site),
+            num_soft_tokens=model.num_soft_tokens,
             num_blocks=layout.num_blocks,
             blocks_below=below,
             blocks_run=layout.num_blocks - (below if stores else 0),
@@ -183,7 +186,7 @@ def _weights(workload: Workload, model: ClimateTextForCausalLM) -> dict[str, int
 
 def mapped(workload: Workload) -> bool:
     """Whether weights that are not quantized stay in their file, of which a process holds what it has read."""
-    return workload.quantization is not None or workload.file_dtype in (None, workload.dtype)
+    return workload.file_dtype in (None, workload.dtype)
 
 
 def _buffers(workload: Workload, model: ClimateTextForCausalLM) -> int:

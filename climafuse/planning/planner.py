@@ -242,7 +242,7 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
     found["training"] = kept + f.gradient_bytes + f.step_bytes
     if f.evaluation_bytes:
         found["evaluation"] = kept + f.evaluation_bytes
-    found["saving"] = kept + (0 if device.gpu else 2 * f.trainable_bytes)  # both moments as bytes of a file
+    found["saving"] = kept + (0 if device.gpu else f.optimizer_bytes)  # both moments as bytes of a file
     return found
 
 
@@ -272,7 +272,8 @@ def largest_length(workload: Workload, made: Plan) -> int:
     What a step holds is a quadratic function of the length, so that three lengths tell all.
     """
     positions = getattr(workload.config.get_text_config(), "max_position_embeddings", None)
-    most = positions if isinstance(positions, int) and positions > 0 else 1 << 20
+    most = positions if isinstance(positions, int) and positions > 0 else LONGEST
+    most -= made.footprint.num_soft_tokens
     lengths = {workload.length: made.footprint.step_bytes}
     for factor in (2, 4):
         length = workload.length * factor if workload.length * factor <= most else workload.length // factor
@@ -320,7 +321,7 @@ def _alternatives(workload: Workload, made: Plan) -> Iterator[tuple[str, tuple[s
             replace(workload, checkpoint_activations=True),
         )
     for kind, bits in (("int8", 8), ("int4", 4)):
-        if workload.quantization not in (kind, "int4"):
+        if workload.quantization not in (kind, "int4") and workload.backbone_trainable is None:
             yield (
                 f"hold the backbone in {bits} bits, head included",
                 (f"backbone.quantization={kind}", "backbone.quantize_head=true"),

@@ -59,7 +59,9 @@ class CompactShape(CompactLinear):
         """Return some rows; a gradient passes where weights are what they are."""
         if self.weight.is_floating_point():
             return self.weight[numbers].to(dtype)
-        return torch.empty(len(numbers), self.in_features, dtype=dtype)
+        rows = torch.empty(len(numbers), self.in_features, dtype=dtype)
+        self.trace.mark(rows, self.work)
+        return rows
 
 
 class _ProductOfShapes(torch.autograd.Function):

@@ -144,3 +144,21 @@ def test_trainable_kind_counts_six(plain):
     other = measure(workload(fusion_options={"queries": 2, "feed_forward": 48}), phases=False, slack=1.0)
     assert other.flops[TRAINABLE] - plain.flops[TRAINABLE] == 6 * 2 * D * 24 * TOKENS
     assert torch.is_grad_enabled()
+
+
+def test_a_sampled_part_of_a_quantized_head_is_of_the_head():
+    """As many operations as with a head that is not quantized, of the same kinds."""
+    plain = workload(dtype="bfloat16", sampled_vocabulary=50)
+    found = [
+        measure(replace(plain, quantization="int8", quantize_head=head), phases=False).flops
+        for head in (False, True)
+    ]
+    assert found[0]["head"] > 0
+    assert found[1] == found[0]
+
+
+def test_weights_that_lie_in_another_type_are_not_mapped():
+    work = workload(dtype="bfloat16", quantization="int8", distinct_tokens=0)
+    assert measure(replace(work, file_dtype="bfloat16"), phases=False).mapped_bytes > 0
+    other = measure(replace(work, file_dtype="float32"), phases=False)
+    assert (other.mapped_bytes, other.untouched_bytes) == (0, 0)

@@ -39,6 +39,28 @@ def test_the_peak_is_the_largest_phase_and_the_sum_of_its_parts():
     assert found.changes == ()
 
 
+def test_what_is_trained_in_the_backbone_is_not_to_be_quantized():
+    work = workload(backbone_trainable="all", windows=8)
+    found = plan(work, Device("small", 1_000_000), base=0, time=False, search=False)
+    assert not found.fits
+    assert found.changes
+    assert not any("quantization" in setting for change in found.changes for setting in change.settings)
+
+
+def test_soft_tokens_take_positions_from_texts():
+    work = workload(fusion="prefix", sites="input", fusion_options={"length": 6}, length=64)
+    assert plan(work, LARGE, base=BASE, time=False).largest_length == 256 - 6
+
+
+@pytest.mark.usefixtures("_counted")
+def test_moments_in_float32_are_copied_while_they_are_saved():
+    work = workload(dtype="bfloat16")
+    found = plan(work, LARGE, base=BASE, time=False).phases
+    assert (
+        found["saving"] == HELD - 200_000 - 20_000 + 400_000
+    )  # twice the moments, whatever the weights take
+
+
 def test_processes_of_a_machine_share_what_is_mapped():
     """Weights of 2 MB mapped from a file, of which 0.4 MB are never read, are there once for four processes."""
     work = workload(processes=4)

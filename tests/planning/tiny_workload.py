@@ -74,6 +74,7 @@ def counted(work: Workload, *, phases: bool = True, slack: float = 1.0) -> Footp
         reused_flops=0,
         sites=("2",),
         prefix_site="2",
+        num_soft_tokens=0,
         num_blocks=4,
         blocks_below=2,
         blocks_run=4,
