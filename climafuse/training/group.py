@@ -406,10 +406,8 @@ def local_process_count() -> int:
     if process_count() == 1:
         return 1
     known = os.environ.get("LOCAL_WORLD_SIZE")
-    if (
-        not known and "RANK" not in os.environ
-    ):  # as for `_variables`: those of a Slurm step, such as "4(x2),3"
-        known = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
+    if not known and "RANK" not in os.environ:  # as for `_variables`
+        known = os.environ.get("SLURM_STEP_TASKS_PER_NODE")  # such as "4(x2),3"
     numbers = re.findall(r"(\d+)(?:\(x\d+\))?", known or "")
     return max(map(int, numbers), default=process_count())
 

@@ -172,7 +172,6 @@ def _run(
         return result
     record = Path(config.output.directory) / RECORD_FILE
     group.first(lambda: _make_place(record, anew=checkpoint is None))
-    place(setup.model)
     prepare_reuse(setup, say=say, states=shared.states)
     shared.states = setup.model.prefix_store
     trainer = make_trainer(setup, spent=group.exchange(time.perf_counter() - begin)[0])
@@ -293,9 +292,8 @@ def assemble(
         f"data: {config.data.source}, {counts['windows']:,} windows of "
         f"{len(store.splits.train)} training times, {counts['texts']:,} texts, {counts['distinct']:,} distinct"
     )
-    group.exchange(
-        None
-    )  # a plan counts on the other processes of a machine to hold as much as the one that asks
+    # A plan counts on the other processes of a machine to hold as much as the one that asks.
+    group.exchange(None)
     if auto_batch:
         accumulation = group.first(lambda: _accumulation(config, train, validation, say))
         config = replace(config, training=replace(config.training, accumulation=accumulation))
@@ -362,20 +360,10 @@ def _make_model(config: RunConfig, store: TrainingStore, backbone: Any) -> Clima
     )
 
 
-def place(model: ClimateTextForCausalLM) -> None:
-    """Move a model to where it will be trained, so that states of texts are computed there, too.
-
-    The trainer would do so, but later. Not where FSDP will spread its weights: it may not fit there as a whole.
-
-    Args:
-        model: What shall be trained.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true", "yes"):
-        model.to(PartialState().device)
-
-
 def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) -> None:
     """Compute what frozen blocks make of the texts, and choose the vocabulary of the training steps.
+
+    Where the model will be trained: it is moved there, as the trainer would do later.
 
     Args:
         setup: The run.
@@ -383,6 +371,7 @@ def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) ->
         states: Of another run with the same language model; those of the same site are used and added to.
     """
     settings, model, processor = setup.config.training, setup.model, setup.processor
+    _place(model)
     texts = [
         processor.encode(prompt, answer)[0]
         for prompt, answer in dict.fromkeys(setup.train.texts() + setup.validation.texts())
@@ -410,6 +399,12 @@ def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) ->
             f"softmax: {len(model.sampled_vocabulary.kept):,} likely tokens and "
             f"{model.sampled_vocabulary.num_sampled:,} drawn anew each step, of {_vocabulary_size(model):,}"
         )
+
+
+def _place(model: ClimateTextForCausalLM) -> None:
+    """Move a model to its device; not where FSDP will spread its weights: it may not fit there as a whole."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true", "yes"):
+        model.to(PartialState().device)
 
 
 def _place_of_states(setup: Run, texts: Sequence[Sequence[int]], say: Say) -> StoredStates:

@@ -42,7 +42,7 @@ RUN_STEPS = 30  # of the run that is killed and resumed
 SAVE_INTERVAL = 5
 # Rounds of the largest: one takes half a minute, in which a shared machine may become twice as slow or as fast, so that
 # a median of few is of those rounds.
-MANY = 9
+MANY = 7
 NEW_TOKENS = 8  # generated in such a round, for the same reason
 
 

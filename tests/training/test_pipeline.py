@@ -176,11 +176,11 @@ def test_states_are_computed_where_the_model_is_trained(parts, tmp_path, monkeyp
     monkeypatch.setenv("ACCELERATE_USE_FSDP", fsdp)
     monkeypatch.setattr(pipeline, "PartialState", lambda: SimpleNamespace(device=torch.device("meta")))
 
-    def prepare(setup, **options):
-        assert {tensor.device.type for tensor in setup.model.parameters()} == {expected}
+    def store(backbone, *arguments, **options):
+        assert {tensor.device.type for tensor in backbone.parameters()} == {expected}
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pipeline, "prepare_reuse", prepare)
+    monkeypatch.setattr(pipeline, "PrefixStore", store)
     with pytest.raises(ZeroDivisionError):
         run(make_config(*parts, tmp_path / "run"), say=_silent)
 
