@@ -249,7 +249,8 @@ def _bare(case: Case, loaded: LoadedBackbone) -> tuple[LoadedBackbone, int]:
     room = _available_bytes() - RESERVE - head
     distinct = max(min(int(room // size), len(own)), min(4, len(own)))
     for number in range(distinct, len(own)):
-        own[number] = own[number % distinct]
+        # The first stands once: where it is entered, the gradient ends.
+        own[number] = own[1 + (number - distinct) % (distinct - 1)]
     return plain, distinct
 
 

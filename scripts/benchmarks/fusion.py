@@ -80,9 +80,12 @@ def floor(loaded: LoadedBackbone, site: Site, batch: dict[str, Tensor]) -> Calla
     positions = functional.pad(labels[:, 1:] != -100, (0, 1))  # [N, S], whose next token is a label
     targets = labels[:, 1:][positions[:, :-1]]
 
+    entered: list[Tensor] = []
+
     def leaf(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         (hidden, *rest), named = (args, kwargs) if args else ([kwargs["hidden_states"]], kwargs)
         start = hidden.detach().requires_grad_()
+        entered.append(start)
         return ((start, *rest), named) if args else (args, {**kwargs, "hidden_states": start})
 
     def step() -> Tensor:
@@ -96,6 +99,8 @@ def floor(loaded: LoadedBackbone, site: Site, batch: dict[str, Tensor]) -> Calla
             handle.remove()
         loss = functional.cross_entropy(logits.float(), targets)
         loss.backward()
+        if len(entered) != 1 or entered.pop().grad is None:
+            raise RuntimeError("the floor did not run from its site to the loss and back once")
         return loss.detach()
 
     return step
