@@ -292,6 +292,19 @@ def test_the_floor_runs_no_backward_below_the_site() -> None:
     assert graph == {0: False, 1: False, 2: True, 3: True}
 
 
+def test_a_floor_of_shared_blocks_goes_back_through_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, plain = (tiny_backbone("llama", num_hidden_layers=7) for _ in range(2))
+    monkeypatch.setattr(billion_case, "load_backbone", lambda *_, **options: plain)
+    monkeypatch.setattr(billion_case, "backbone_of", lambda name: name)
+    monkeypatch.setattr(billion_case, "_available_bytes", lambda: 0)
+    shared, distinct = billion_case._bare(billion_case.Case("any", "gated_addition", {}, quantization="int8"), loaded)
+    assert distinct == 4
+    assert len({id(block) for block in shared.model.model.layers}) == 4
+    batch = inputs.random_texts(300, 2, 9)
+    whole, parts = (prefix._operations(fusion.floor(each, "input", batch)) for each in (loaded, shared))
+    assert whole == parts
+
+
 def test_json_holds_a_header_and_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
