@@ -34,7 +34,6 @@ HEAP_SLACK = 1.35
 HEAP_SLACK_OF_VARIED = 1.6  # the same where texts of other lengths come in each step: 1.57
 CUDA_SLACK = 1.1  # torch's own allocator keeps pieces of a size together, and rounds them up
 PAGES_AT_ONCE = 64 << 10  # bytes of a mapped file that Linux hands out where one page is read
-TEXTS_AT_ONCE = 64  # whose states are stored, or whose likely tokens are asked for, together
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Footprint:
         vocabulary_bytes: Most while likely tokens are asked for.
         evaluation_bytes: Most in a batch of an evaluation.
         buffer_bytes: Rows of compact weights in the type of products, and partial sums.
+        gathered_bytes: Weights that are whole at a time where they are spread over processes.
         flops: Floating-point operations of a step by kind.
         reused_flops: Those of a step that stored states spare.
         sites: Where the fusion sits.
@@ -65,6 +65,7 @@ class Footprint:
         num_blocks: Blocks of the backbone.
         blocks_below: Of these, how many have no graph.
         blocks_run: Of these, how many run in a step.
+        trained_blocks: Of these, how many have weights or adapters that are trained.
     """
 
     frozen: int
@@ -82,6 +83,7 @@ class Footprint:
     vocabulary_bytes: int
     evaluation_bytes: int
     buffer_bytes: int
+    gathered_bytes: int
     flops: dict[str, int]
     reused_flops: int
     sites: tuple[str, ...]
@@ -90,6 +92,7 @@ class Footprint:
     num_blocks: int
     blocks_below: int
     blocks_run: int
+    trained_blocks: int
 
 
 def measure(workload: Workload, *, phases: bool = True, slack: float = HEAP_SLACK) -> Footprint:
@@ -142,6 +145,7 @@ def measure(workload: Workload, *, phases: bool = True, slack: float = HEAP_SLAC
             vocabulary_bytes=vocabulary,
             evaluation_bytes=evaluation,
             buffer_bytes=buffers,
+            gathered_bytes=_gathered(model),
             flops=flops,
             reused_flops=reused,
             sites=tuple(map(str, model.sites)),
@@ -150,6 +154,7 @@ def measure(workload: Workload, *, phases: bool = True, slack: float = HEAP_SLAC
             num_blocks=layout.num_blocks,
             blocks_below=below,
             blocks_run=layout.num_blocks - (below if stores else 0),
+            trained_blocks=sum(any(p.requires_grad for p in block.parameters()) for block in layout.blocks),
         )
 
 
@@ -201,6 +206,17 @@ def _buffers(workload: Workload, model: ClimateTextForCausalLM) -> int:
     return rows + nibbles + part
 
 
+def _gathered(model: ClimateTextForCausalLM) -> int:
+    """What is whole where weights are spread: all that is in no block, and two blocks, the next one being fetched.
+
+    What is fetched is copied out of what came, so that a block, or at first the rest, is there twice.
+    """
+    whole = sum(p.nbytes for p in model.parameters())
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in find_blocks(model.backbone).blocks]
+    rest = whole - sum(blocks)
+    return max(2 * rest, rest + 3 * max(blocks))
+
+
 def _microbatches(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) -> tuple[int, int]:
     """What one holds from forward to backward, and the most that one or another holds beside gradients.
 
@@ -240,7 +256,7 @@ def _below(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) -> i
 
 def _storing(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) -> int:
     """Most that storing states of texts holds at a time."""
-    ids = torch.zeros(TEXTS_AT_ONCE, workload.length, dtype=torch.long)
+    ids = torch.zeros(workload.texts_at_once, workload.length, dtype=torch.long)
     before = trace.live
     trace.reset()
     model.eval()
@@ -252,7 +268,7 @@ def _storing(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) ->
 def _vocabulary(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) -> int:
     """Most that asking for likely tokens holds at a time."""
     one_text_each = replace(workload, texts_per_window=1)
-    batch = make_batch(one_text_each, TEXTS_AT_ONCE, labels=workload.all_labels)
+    batch = make_batch(one_text_each, workload.texts_at_once, labels=workload.all_labels)
     before = trace.live
     trace.reset()
     model.likely_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"], count=LIKELY_TOKENS)

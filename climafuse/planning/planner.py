@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from climafuse.planning.workload import Workload
 
 CUDA_CONTEXT = 500 << 20  # bytes of a GPU that CUDA and its kernels take
 QUANTIZING = 3 * (64 << 20)  # bytes while a matrix is quantized, see `backbones.quantization`
-LONGEST = 1 << 20  # tokens of a text that are asked about
+LONGEST, MOST_WINDOWS = 1 << 20, 1 << 12  # tokens of a text and windows that are asked about
+EXACT = 64  # the largest that fit are found to one part in so many
 LEAST_SAVING = 0.01  # of the peak: less is not proposed
 
 
@@ -55,7 +57,8 @@ class Plan:
         phases: Most bytes held in each phase of a run.
         base: Bytes of the process itself.
         pace: Seconds of a step and its parts; None where they were not asked for.
-        largest_microbatch: Windows that fit at this length; None where it was not looked for, 0 where none does.
+        largest_microbatch: Windows that fit at this length, at most 4,096; None where it was not looked for, 0 for
+            none.
         largest_length: Tokens of a text that fit at this microbatch, at most those that the backbone reads.
         changes: What to change where it does not fit, best first.
     """
@@ -224,8 +227,13 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
     if not device.gpu:  # of what is mapped by all processes of a machine, each counts its part
         frozen -= max(f.mapped_bytes - untouched, 0) * (workload.processes - 1) // workload.processes
     weights = frozen + f.trainable_bytes
+    if workload.spread == "weights":
+        weights = _part(f.frozen_bytes + f.trainable_bytes, workload) + f.gathered_bytes
+    gradients, gradients_always, moments = _of_optimization(workload, f)
     limit = device.memory // 4 if workload.store_limit is None else workload.store_limit
-    stored = f.store_bytes if f.store_bytes <= limit else 0  # on the disk
+    stored = min(f.store_bytes, limit)
+    if f.store_bytes > limit and workload.store_spills:
+        stored = 0  # on the disk
     loading = frozen
     if not device.gpu:
         loading = f.frozen_bytes - f.mapped_bytes  # nothing of a mapped file has been read yet
@@ -238,11 +246,12 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
         found["storing states"] = process + weights + stored + f.storing_bytes
     if f.vocabulary_bytes:
         found["choosing the vocabulary"] = process + weights + stored + f.vocabulary_bytes
-    kept = process + weights + stored + f.buffer_bytes + f.optimizer_bytes
-    found["training"] = kept + f.gradient_bytes + f.step_bytes
+    kept = process + weights + stored + f.buffer_bytes + moments + gradients_always
+    found["training"] = kept + gradients + f.step_bytes
     if f.evaluation_bytes:
         found["evaluation"] = kept + f.evaluation_bytes
-    found["saving"] = kept + (0 if device.gpu else f.optimizer_bytes)  # both moments as bytes of a file
+    gathered = f.optimizer_bytes if workload.spread is not None else 0
+    found["saving"] = kept + gathered + (0 if device.gpu else f.optimizer_bytes)  # moments as bytes of a file
     return found
 
 
@@ -253,38 +262,119 @@ def _peak(workload: Workload, made: Plan, *, phases_too: bool = False) -> int:
 
 
 def largest_microbatch(workload: Workload, made: Plan) -> int:
-    """Windows of the largest microbatch whose training steps fit; 0 where not even one does.
+    """Windows of the largest microbatch whose training steps fit, at most 4,096; 0 where not even one does.
 
-    What a step holds grows evenly with its windows, so that two of them tell all. Gradients of an earlier microbatch
-    are counted as there.
+    Gradients of an earlier microbatch are counted as there where the plan has one.
     """
-    here, there = workload.microbatch, 1 if workload.microbatch > 1 else 4
-    other = replace(workload, windows=there * workload.accumulation)
-    found = measure(other, phases=False, slack=_slack(workload, made.device))
-    each = max((found.step_bytes - made.footprint.step_bytes) / (there - here), 1)
-    room = made.device.memory - made.phases["training"]
-    return max(here + math.floor(room / each), 0)
+
+    def held(windows: int) -> int:
+        other = replace(workload, windows=windows * workload.accumulation)
+        return _training(other, made)
+
+    return _largest(held, {workload.microbatch: made.phases["training"]}, made.device.memory, MOST_WINDOWS)
 
 
 def largest_length(workload: Workload, made: Plan) -> int:
-    """Tokens of the longest texts whose training steps fit, at most those the backbone has positions for; 0 for none.
-
-    What a step holds is a quadratic function of the length, so that three lengths tell all.
-    """
+    """Tokens of the longest texts whose training steps fit, at most those of its positions; 0 for none."""
     positions = getattr(workload.config.get_text_config(), "max_position_embeddings", None)
     most = positions if isinstance(positions, int) and positions > 0 else LONGEST
     most -= made.footprint.num_soft_tokens
-    lengths = {workload.length: made.footprint.step_bytes}
-    for factor in (2, 4):
-        length = workload.length * factor if workload.length * factor <= most else workload.length // factor
-        if length > 1 and length not in lengths:
-            texts = replace(workload, length=length, labels=min(workload.labels, length - 1))
-            lengths[length] = measure(texts, phases=False, slack=_slack(workload, made.device)).step_bytes
-    rest = made.phases["training"] - made.footprint.step_bytes
-    held = np.polynomial.Polynomial.fit(list(lengths), list(lengths.values()), len(lengths) - 1)
-    lengths_ = np.arange(1, min(most, LONGEST) + 1)
-    fitting = lengths_[rest + np.maximum.accumulate(held(lengths_)) <= made.device.memory]
-    return int(fitting[-1]) if len(fitting) else 0
+
+    def held(length: int) -> int:
+        # Of the weights, as many rows are read as before: the words of longer texts are not known.
+        return _training(
+            replace(workload, length=length, labels=min(workload.labels, max(length - 1, 1))), made
+        )
+
+    return _largest(held, {workload.length: made.phases["training"]}, made.device.memory, most)
+
+
+def fitting_microbatch(workload: Workload, made: Plan) -> int:
+    """Windows of the largest microbatches into which a step can be cut so that it fits; 0 where not even one does.
+
+    Args:
+        workload: The run; how it is cut now does not matter.
+        made: Its plan.
+    """
+    divisors = [windows for windows in range(1, workload.windows + 1) if workload.windows % windows == 0]
+    fits, too_many = 0, len(divisors) + 1  # how many divisors, from the smallest on
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if _training(workload.with_microbatch(divisors[middle - 1]), made) <= made.device.memory:
+            fits = middle
+        else:
+            too_many = middle
+    return divisors[fits - 1] if fits else 0
+
+
+def _of_optimization(workload: Workload, f: Footprint) -> tuple[int, int, int]:
+    """Bytes of gradients in a step, of those that are there between steps, too, and of moments, in each process."""
+    if workload.group == 1:
+        return f.gradient_bytes, 0, f.optimizer_bytes
+    part = _part(f.gradient_bytes, workload)
+    if workload.spread is None:
+        return 0, f.gradient_bytes, f.optimizer_bytes  # gradients are views of DDP's buckets, which stay
+    if workload.spread == "weights":
+        return part, 0, _part(f.optimizer_bytes, workload)
+    # DeepSpeed keeps a bucket in which gradients are sent, and float32 copies of the weights that are a process's own.
+    own = _part(f.optimizer_bytes // 2, workload)
+    whole = workload.spread == "moments"
+    return f.gradient_bytes if whole else part, f.gradient_bytes + own, _part(f.optimizer_bytes, workload)
+
+
+def _part(num: int, workload: Workload) -> int:
+    return -(-num // workload.group)
+
+
+def _training(workload: Workload, made: Plan) -> int:
+    """Most bytes that the training steps of another run hold on the same device."""
+    footprint = measure(workload, phases=False, slack=_slack(workload, made.device))
+    return phases(workload, footprint, made.base, made.device)["training"]
+
+
+def _largest(held: Callable[[int], int], known: dict[int, int], room: int, most: int) -> int:
+    """The largest number, to one part in 64, with which no more is held than there is room for; 0 for none.
+
+    What is returned was tried, and so was a larger one that does not fit, or there is none. A parabola through what is
+    known says where to try: as a rule that needs four or five trials.
+
+    Args:
+        held: Bytes that are held with a number, which grow with it.
+        known: Those that were asked for already.
+        room: Bytes that there are.
+        most: The largest number that there is.
+    """
+    fits = max((number for number in known if number <= most and known[number] <= room), default=0)
+    too_many = min((number for number in known if known[number] > room), default=most + 1)
+    too_many = min(too_many, most + 1)
+    for trial in itertools.count():
+        step = max(fits // EXACT, 1)
+        close = (
+            step if too_many in known else 1
+        )  # of the largest there is, nobody has tried that it does not fit
+        if too_many - fits <= close:
+            break
+        parabola = trial % 4 < 3  # should it be none at all, every fourth trial halves what is left
+        guess = _where(known, room, fits, too_many) if parabola else math.isqrt(max(fits, 1) * too_many)
+        guess = min(max(min(guess, too_many - close), fits + step), too_many - 1)
+        known[guess] = held(guess)
+        if known[guess] <= room:
+            fits = guess
+        else:
+            too_many = guess
+    return fits
+
+
+def _where(known: dict[int, int], room: int, fits: int, too_many: int) -> int:
+    """Where between two numbers the parabola through the known ones next to them passes what there is room for."""
+    if len(known) == 1:
+        (number,) = known
+        return 2 * number if known[number] <= room else number // 2
+    near = sorted(known, key=lambda number: abs(math.log(known[number] / room)))[:3]
+    line = np.polynomial.Polynomial.fit(near, [known[number] - room for number in near], len(near) - 1)
+    roots = np.atleast_1d(line.roots())
+    crossings = [float(root) for root in roots[abs(roots.imag) < 1].real if root > fits]
+    return math.floor(min(crossings, default=too_many))
 
 
 def _changes(workload: Workload, made: Plan) -> Iterator[Change]:
@@ -304,13 +394,12 @@ def _alternatives(workload: Workload, made: Plan) -> Iterator[tuple[str, tuple[s
             replace(workload, evaluation_windows=1),
         )
     if workload.microbatch > 1:
-        fitting = made.largest_microbatch
-        fitting = largest_microbatch(workload, made) if fitting is None else fitting
-        divisors = [num for num in range(1, workload.microbatch) if not workload.windows % num]
-        chosen = max([num for num in divisors if num <= fitting], default=1)
+        chosen = fitting_microbatch(workload, made)
+        if not 0 < chosen < workload.microbatch:  # not enough by itself, or not what is too large
+            chosen = 1
         other = workload.with_microbatch(chosen)
         yield (
-            f"cut a step into {other.accumulation} microbatches, with the same result",
+            f"cut a step into {other.accumulation} microbatches: the effective batch stays the same",
             (f"training.accumulation={other.accumulation}",),
             other,
         )

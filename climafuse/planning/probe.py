@@ -9,12 +9,13 @@ thousands.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from climafuse.backbones import attach, find_blocks, resume
+from climafuse.backbones import attach, find_blocks, resume, without_adapters
+from climafuse.backbones.fine_tuning import ALL
 from climafuse.backbones.head import head_logits
 from climafuse.backbones.quantization import quantize_model
 from climafuse.backbones.widening import widen_products
@@ -46,8 +48,9 @@ LEAST_ROUNDS = 3
 USUAL_SHARE = 0.4  # of its peak that a GPU reaches in such models
 LAUNCH = 10e-6  # seconds to start a kernel
 KERNELS = 60  # of a block, forward and backward
-AROUND, ABOVE, BELOW = "a pass beside its blocks", "blocks", "blocks without a graph"
-BLOCKS = {ABOVE, BELOW}
+AROUND = "a pass beside its blocks"
+ABOVE, BELOW, TRAINED = "blocks", "blocks without a graph", "trained blocks"
+BLOCKS = {ABOVE, BELOW, TRAINED}
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Probe:
         windows = probed_windows(workload, footprint)
         config, num_blocks, head_factor = _shrunken(workload, footprint, windows)
         sites = _shrunken_sites(footprint, num_blocks)
-        self.few = replace(workload, config=config, sites=sites, sampled_vocabulary=None)
+        self.few = replace(_trained_everywhere(workload), config=config, sites=sites, sampled_vocabulary=None)
         with torch.random.fork_rng(devices=[]):
             backbone = make_backbone(self.few)
             if workload.quantization is not None:
@@ -136,7 +139,7 @@ class Probe:
         per_step = workload.accumulation * workload.texts(workload.microbatch) / workload.texts(windows)
         above = footprint.num_blocks - footprint.blocks_below
         below = footprint.blocks_run - above
-        everywhere = [site for site in footprint.sites if site != "output" or len(footprint.sites) > 1]
+        frozen = above - footprint.trained_blocks
         only_labeled = footprint.sites == ("output",) and footprint.prefix_site == "output"
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         # Name -> what is timed, and how many of it a step has.
@@ -147,14 +150,16 @@ class Probe:
         }
         if above or below:
             self.parts[AROUND] = (self._around, per_step)
-        if above:
-            self.parts[ABOVE] = (self._blocks, per_step * above / num_blocks)
+        if frozen:
+            self.parts[ABOVE] = (self._frozen_blocks, per_step * frozen / num_blocks)
+        if footprint.trained_blocks:
+            self.parts[TRAINED] = (self._blocks, per_step * footprint.trained_blocks / num_blocks)
         if below:
             self.parts[BELOW] = (self._blocks_below, per_step * below / num_blocks)
         if only_labeled:
             self.parts["fusion"] = (self._fusion_of_labeled, per_step)
         elif not self.model.num_soft_tokens:
-            self.parts["fusion"] = (self._fusion, per_step * len(everywhere))
+            self.parts["fusion"] = (self._fusion, per_step * len(footprint.sites))
         else:
             self.parts["fusion"] = (self._soft_prompt, per_step)
 
@@ -252,9 +257,27 @@ class Probe:
         states.sum().backward()
         self._forget()
 
+    def _frozen_blocks(self) -> None:
+        with self._as_loaded():
+            self._blocks()
+
     def _blocks_below(self) -> None:
-        with torch.no_grad(), self._autocast():
+        with self._as_loaded(), torch.no_grad(), self._autocast():
             self._run()
+
+    @contextlib.contextmanager
+    def _as_loaded(self) -> Iterator[None]:
+        """Blocks without what is trained in them, while this lasts."""
+        backbone = self.model.backbone
+        trained = [p for p in find_blocks(backbone).blocks.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            with without_adapters(backbone):
+                yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def _around(self) -> None:
         states = self._states(self.positions.numel()).view(*self.positions.shape, -1)
@@ -356,6 +379,16 @@ def _set_blocks(config: Any, num: int) -> None:
         config.attention_types = [[[kind], 1] for kind in kinds]
         config.attention_layers = kinds
     config.num_hidden_layers = num
+
+
+def _trained_everywhere(workload: Workload) -> Workload:
+    """The same with each block trained where any is: those that are not are timed without what is trained in them."""
+    trained, lora = workload.backbone_trainable, workload.lora
+    return replace(
+        workload,
+        backbone_trainable=trained if trained in (None, ALL) else {"every": 1},
+        lora=None if lora is None else {**lora, "layers": None},
+    )
 
 
 def _shrunken_sites(footprint: Footprint, num_blocks: int) -> list[Any]:

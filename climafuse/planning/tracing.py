@@ -187,12 +187,20 @@ def _as_numbers(indices: Any) -> list[Tensor | None]:
 @contextlib.contextmanager
 def traced() -> Iterator[Trace]:
     """Trace what runs while this lasts."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, swap = torch.backends.mha.get_fastpath_enabled(), torch.utils.swap_tensors
     # The fused layer of torch has no shapes without values; it holds less, in evaluation only.
     torch.backends.mha.set_fastpath_enabled(False)
+    # `nn.Module.to` would swap parameters, which refuses those that anything refers to weakly, as what makes tensors
+    # without values does.
+    torch.utils.swap_tensors = _take_over
     try:
         # What is warned of here is that tensors have no values: no address, no gradient yet.
         with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]), Trace() as trace:
             yield trace
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.utils.swap_tensors = swap
+
+
+def _take_over(tensor: Tensor, other: Tensor) -> None:
+    tensor.data = other.data

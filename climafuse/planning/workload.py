@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Precision = Literal["bfloat16", "float32"]
+Spread = Literal["moments", "gradients", "weights"]
+TEXTS_AT_ONCE = 64  # as `model.reuse` and `training.pipeline` take them, where memory is not short
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Workload:
         checkpoint_activations: Whether activations are computed anew in the backward pass.
         reuse_prefix: Whether states of texts below the first site are stored.
         store_limit: Most bytes of them in memory, 0 where they go to the disk; None for a quarter of what there is.
+        store_spills: Whether they go to the disk where they are more than that; else the rest is computed each time.
         stored_tokens: Tokens of all different texts, for the store of states; None for those of a step.
         distinct_tokens: How many different tokens the texts consist of.
         sampled_vocabulary: Tokens of the softmax of a training step; None for all.
@@ -55,6 +58,10 @@ class Workload:
         data_bytes: What fields and texts take in memory.
         varied: Whether batches are of various lengths, each as wide as its longest text.
         processes: How many of them one machine without a GPU carries: they share its memory, and mapped files in it.
+        group: How many processes train together, on all machines.
+        spread: What each of these has a part of: `moments` of the optimizer (ZeRO-1), `gradients`, too (ZeRO-2), or
+            `weights`, frozen ones included, with all that belongs to them (FSDP); None where each has it whole (DDP).
+        texts_at_once: Texts whose states are stored, or whose likely tokens are asked for, together.
     """
 
     name: str
@@ -86,6 +93,7 @@ class Workload:
     checkpoint_activations: bool = False
     reuse_prefix: bool = False
     store_limit: int | None = None
+    store_spills: bool = True
     stored_tokens: int | None = None
     distinct_tokens: int = 1000
     sampled_vocabulary: int | None = None
@@ -93,10 +101,21 @@ class Workload:
     data_bytes: int = 0
     varied: bool = False
     processes: int = 1
+    group: int = 1
+    spread: Spread | None = None
+    texts_at_once: int = TEXTS_AT_ONCE
 
     def __post_init__(self) -> None:
         """Refuse what is no step."""
-        for name in ("windows", "accumulation", "length", "history", "texts_per_window", "processes"):
+        for name in (
+            "windows",
+            "accumulation",
+            "length",
+            "history",
+            "texts_per_window",
+            "processes",
+            "group",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(
                     name, expected="a number above 0", received=getattr(self, name), remedy="Correct it."
@@ -117,6 +136,12 @@ class Workload:
     def texts(self, windows: int) -> int:
         """Texts about so many windows."""
         return max(round(windows * self.texts_per_window), 1)
+
+    def smallest(self) -> Workload:
+        """The same with all that can be done in smaller parts in the smallest: what is left after every halving."""
+        return replace(
+            self.with_microbatch(1), evaluation_windows=min(self.evaluation_windows, 1), texts_at_once=1
+        )
 
     def with_microbatch(self, windows: int) -> Workload:
         """The same step, cut into microbatches of so many windows: a divisor of those of a step."""

@@ -37,12 +37,15 @@ class RunClock:
 
     Args:
         now: A clock that never goes back.
+
+    Attributes:
+        before: Seconds of the run when it was resumed last.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._start: float | None = None
-        self._before = 0.0
+        self.before = 0.0
         self._agreed: float | None = None
 
     def start(self, before: float = 0.0) -> None:
@@ -51,13 +54,13 @@ class RunClock:
         Args:
             before: Seconds that the run had taken when it was interrupted.
         """
-        self._start, self._before = self._now(), before
+        self._start, self.before = self._now(), before
         self._agreed = None
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far."""
-        return self._before + (0.0 if self._start is None else self._now() - self._start)
+        return self.before + (0.0 if self._start is None else self._now() - self._start)
 
     def agree(self, seconds: float) -> None:
         """Takes what several processes go by."""

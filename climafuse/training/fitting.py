@@ -15,11 +15,11 @@ from climafuse.model import ClimateFeatureExtractor, ClimateTextProcessor
 from climafuse.planning.backbones import Architecture, find_architecture
 from climafuse.planning.base import Base, process_base, resident_bytes
 from climafuse.planning.devices import Device, this_gpu, this_machine
-from climafuse.planning.memory import TEXTS_AT_ONCE
-from climafuse.planning.planner import Plan, largest_microbatch, plan
+from climafuse.planning.planner import Plan, fitting_microbatch, plan
 from climafuse.planning.probe import probe_pace
-from climafuse.planning.workload import Workload
+from climafuse.planning.workload import TEXTS_AT_ONCE, Spread, Workload
 from climafuse.registry import ENCODERS, FUSIONS
+from climafuse.training import sharding
 from climafuse.training.config import RunConfig, TrainingConfig
 from climafuse.training.dataset import Examples, make_examples, open_store, window_statistics
 from climafuse.training.group import local_process_count, process_count
@@ -79,12 +79,28 @@ def configured_workload(config: RunConfig, found: Architecture, *, device: Devic
         checkpoint_activations=settings.checkpoint_activations,
         reuse_prefix=settings.reuses_prefix,
         store_limit=_store_limit(settings),
+        store_spills=settings.reuse_prefix != "memory",
         sampled_vocabulary=None
         if settings.sampled_vocabulary is None
         else settings.sampled_vocabulary + LIKELY_TOKENS,
         evaluation_windows=config.evaluation.windows_per_batch,
         processes=1 if gpu else local_process_count(),
+        group=processes,
+        spread=_spread(),
     )
+
+
+def _spread() -> Spread | None:
+    """What the launcher of several processes asks to be spread over them."""
+    from climafuse.training import zero  # imports accelerate
+
+    if process_count() == 1:
+        return None
+    if sharding.asked_for():
+        return "weights"
+    if zero.asked_for():
+        return "moments" if zero.stage() == 1 else "gradients"
+    return None
 
 
 def _store_limit(settings: TrainingConfig) -> int | None:
@@ -168,7 +184,7 @@ def _kept_labels(config: RunConfig, encoded: list[tuple[tuple[int, ...], int]], 
 
 
 def planned_run(
-    config: RunConfig, train: Examples, validation: Examples, *, time: bool = False, search: bool = False
+    config: RunConfig, train: Examples, validation: Examples, *, smallest: bool = False
 ) -> Plan | None:
     """Plan a run whose data are open in this process; None where its backbone is not on this machine yet.
 
@@ -176,8 +192,7 @@ def planned_run(
         config: The run.
         train: Training examples.
         validation: Validation examples.
-        time: Whether the time of a step is wanted.
-        search: Whether the largest batch and length are.
+        smallest: Plan it with all that can be done in smaller parts in the smallest.
 
     Returns:
         The plan for this process's GPU, where it has one, else for this machine.
@@ -188,8 +203,8 @@ def planned_run(
     gpu = this_gpu()
     held = resident_bytes()  # before a tokenizer is loaded, which the base counts
     workload = workload_of(config, train, validation, found, device=gpu)
-    workload, base = _with_process(workload, found, held)
-    return plan(workload, gpu, base=base, time=time, search=search)
+    workload, base = _with_process(workload.smallest() if smallest else workload, found, held)
+    return plan(workload, gpu, base=base, time=False, search=False)
 
 
 def plan_of(
@@ -250,8 +265,8 @@ def check_memory(
 ) -> None:
     """Refuse a run that would need more memory than there is, before anything is loaded.
 
-    Runs that are far below are not traced: a bound is enough. On a GPU, where running out of memory costs no more than
-    a step done again in smaller parts, only what fits with no microbatch is refused.
+    Runs that are far below are not traced: a bound is enough. On a GPU of one process, where running out of memory
+    costs no more than a step done again in smaller parts, only what fits with no microbatch is refused.
 
     Args:
         config: The run.
@@ -271,9 +286,8 @@ def check_memory(
         ):
             return
         planned = planned_run(config, train, validation)
-    if planned is not None and planned.device.gpu and not planned.fits:
-        settings = replace(config.training, accumulation=config.training.windows_per_step // process_count())
-        planned = planned_run(replace(config, training=settings), train, validation)
+    if planned is not None and planned.device.gpu and process_count() == 1 and not planned.fits:
+        planned = planned_run(config, train, validation, smallest=True)
     if planned is not None:
         planned.require()
 
@@ -310,7 +324,7 @@ def choose_microbatch(config: RunConfig, train: Examples, validation: Examples) 
         The run with its `training.accumulation`, and what was chosen, in words.
 
     Raises:
-        MemoryPlanError: Not even one window at a time fits.
+        MemoryPlanError: Not even one window at a time fits, and `training.check_memory` is on.
         BackboneError: The backbone is not on this machine.
     """
     found = find_architecture(config.backbone.name)
@@ -320,13 +334,10 @@ def choose_microbatch(config: RunConfig, train: Examples, validation: Examples) 
     workload, base = _with_process(workload_of(whole, train, validation, found, device=gpu), found, held)
     planned = plan(workload, gpu, base=base, time=False, search=False)
     windows = workload.windows
-    divisors = [num for num in range(windows, 0, -1) if windows % num == 0]
-    fitting = windows if planned.fits else largest_microbatch(workload, planned)
-    chosen = [num for num in divisors if num <= fitting]
-    if not chosen:
-        smallest = plan(workload.with_microbatch(1), gpu, base=base, time=False, search=False)
-        smallest.require()
-        chosen = [1]
+    fitting = windows if planned.fits else fitting_microbatch(workload, planned)
+    if not fitting and config.training.check_memory:
+        plan(workload.with_microbatch(1), gpu, base=base, time=False, search=False).require()
+    chosen = [num for num in range(max(fitting, 1), 0, -1) if windows % num == 0]
     seconds: dict[int, float] = {}
     for num in chosen[:3] if gpu is None else ():  # a GPU is quickest with the most
         parts = workload.with_microbatch(num)
@@ -339,7 +350,8 @@ def choose_microbatch(config: RunConfig, train: Examples, validation: Examples) 
     told = (
         f"microbatch: {best} of {windows} windows a step, {accumulation} of them "
         + (f"({', '.join(f'{num}: {value:.3g} s' for num, value in seconds.items())})" if seconds else "")
-        + f"; up to {fitting} fit into {planned.device.memory / 1e9:.1f} GB"
+        + f"; {fitting or 'not even one'} at most fit{'' if fitting > 1 else 's'} into "
+        f"{planned.device.memory / 1e9:.1f} GB"
     )
     return replace(config, training=replace(config.training, accumulation=accumulation)), told
 

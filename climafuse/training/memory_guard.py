@@ -226,8 +226,8 @@ class MemoryGuard:
             "Set training.checkpoint_activations: true (a run may be resumed with it), load the language model with "
             "backbone.quantization: int8, or have fewer or shorter texts a window. "
             if alone
-            else f"Set {f'a smaller {smaller}' if smaller else 'a larger training.accumulation'}: in several "
-            "processes a step is not done again. "
+            else f"Set {f'a smaller {smaller}' if smaller else 'a larger training.accumulation'} (a run may be "
+            "resumed with it): in several processes a step is not done again. "
         )
         return MemoryExhaustedError(
             f"step {step}",

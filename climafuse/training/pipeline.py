@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from climafuse.model.card import model_card
 from climafuse.model.stored_states import StoredStates
 from climafuse.pace import every
 from climafuse.registry import ENCODERS, FUSIONS
+from climafuse.training import sharding
 from climafuse.training.checkpoint import newest_good_checkpoint, remove_unfinished
 from climafuse.training.config import BackboneConfig, RunConfig
 from climafuse.training.dataset import (
@@ -185,14 +185,15 @@ def _run(
         "microbatch": trainer.memory,
         "training_loss": outcome.training_loss,
         "validation_loss": trainer.state.best_metric,
-        "train_seconds": time.perf_counter() - begin,
+        # Where the run was resumed: training before, and all of this process.
+        "train_seconds": trainer.clock.before + time.perf_counter() - begin,
     }
     assert trainer.trained_on is not None  # make_trainer has told
     trained_on = trainer.trained_on
     group.first(lambda: _write_record(record, setup, result, trained_on))
     loss = result["validation_loss"]
     say(
-        f"trained {result['steps']} steps in {result['train_seconds']:.0f} s, all preparation included; "
+        f"trained {result['steps']} steps in {result['train_seconds']:.0f} s, preparation included; "
         f"best validation loss {'-' if loss is None else format(loss, '.4f')}; model in {folder}"
     )
     return result
@@ -403,7 +404,7 @@ def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) ->
 
 def _place(model: ClimateTextForCausalLM) -> None:
     """Move a model to its device; not where FSDP will spread its weights: it may not fit there as a whole."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true", "yes"):
+    if not sharding.asked_for():
         model.to(PartialState().device)
 
 

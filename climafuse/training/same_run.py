@@ -30,6 +30,7 @@ _MAY_CHANGE = frozenset(
         "training.workers",
         "training.keep_best",
         "training.check_memory",
+        "training.accumulation",  # as memory has it halved on the way: the effective batch stays the same
         "training.checkpoint_activations",  # the same gradients, for less memory
         "training.prefix_store_gb",
     }

@@ -7,6 +7,7 @@ trainable weights of a unit are of one type, as `fully_shard` wants it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ from climafuse.model import ClimateTextForCausalLM
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+def asked_for() -> bool:
+    """Whether the launcher of this process asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes")
 
 
 def shard(model: ClimateTextForCausalLM, mesh: DeviceMesh, **options: Any) -> ClimateTextForCausalLM:

@@ -438,6 +438,12 @@ class ClimateTextTrainer(Trainer):
             self._check_spread()
         return cast("tuple[nn.Module, DataLoader[Any]]", prepared)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Makes the accelerator; with DDP, gradients are views of its buckets, or they would be held twice."""
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
+
     def _check_spread(self) -> None:
         """Refuses weights that no engine that spreads them rounds at random."""
         if any(weight.dtype != torch.float32 for weight in self._trainable):

@@ -98,6 +98,11 @@ def check_request(size: int) -> None:
     _check(asked)
 
 
+def stage() -> int:
+    """What is spread, as the launcher asks for it: 1, moments; 2, gradients, too."""
+    return int(DeepSpeedPlugin().deepspeed_config["zero_optimization"]["stage"])
+
+
 def settle_device() -> None:
     """Tell DeepSpeed of processors, which it would find with a warning: accelerate imports it where it is installed."""
     if not torch.accelerator.is_available():
@@ -221,6 +226,11 @@ class Zero:
 
         self._optimizer = optimizer
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        # A bucket is made in its full size: 2 GB, where nothing is said.
+        total = sum(parameter.numel() for group in self._groups for parameter in group)
+        spread = self._settings["zero_optimization"]
+        asked = spread.get("reduce_bucket_size")
+        spread["reduce_bucket_size"] = min(asked, total) if isinstance(asked, int | float) else total
         with _frozen_weights_stay():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self._settings)
         return self._engine, _StepsOnly(self._engine)

@@ -162,3 +162,13 @@ def test_weights_that_lie_in_another_type_are_not_mapped():
     assert measure(replace(work, file_dtype="bfloat16"), phases=False).mapped_bytes > 0
     other = measure(replace(work, file_dtype="float32"), phases=False)
     assert (other.mapped_bytes, other.untouched_bytes) == (0, 0)
+
+
+def test_adapters_are_trained_beside_frozen_weights(plain):
+    adapted = measure(workload(lora={"rank": 2, "layers": [3]}), phases=False, slack=1.0)
+    # Two rows and columns beside each matrix of a block: sides of queries and output, keys and values, feed-forward.
+    sides = 2 * (D + D) + 2 * (D + D // 2) + 3 * (D + HIDDEN)
+    assert adapted.trainable - plain.trainable == 2 * sides
+    assert adapted.optimizer_bytes - plain.optimizer_bytes == 2 * 8 * sides
+    assert (adapted.frozen, adapted.frozen_bytes) == (plain.frozen, plain.frozen_bytes)
+    assert (adapted.trained_blocks, plain.trained_blocks) == (1, 0)

@@ -83,6 +83,73 @@ def test_the_largest_microbatch_and_length_by_hand(windows):
     assert found.largest_length == min(123 // windows, 256)
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda n: 1000 + 10 * n,
+        lambda n: 1000 + n + n * n // 50,
+        lambda n: 1000 + int(400 * n**0.5),  # concave, as where large pieces are not kept in the heap
+        lambda n: 1000 + 100 * (n // 37),
+        lambda n: 1000 + (10 * n if n < 3000 else 10**6 * n),
+        lambda n: 1000 + n // 1000,
+    ],
+)
+@pytest.mark.parametrize("most", [1, 50, 1000, 10**6])
+@pytest.mark.parametrize("room", [900, 1001, 2000, 11_000, 500_000])
+def test_what_is_called_the_largest_was_tried_and_so_was_a_larger_one(held, most, room):
+    for here in (1, 7, 400):
+        tried = {here: held(here)}
+        found = planner._largest(lambda n, tried=tried: held(n), tried, room, most)
+        exact = max((n for n in _between(most) if held(n) <= room), default=0)
+        assert exact - max(exact // 64, 1) <= found <= 1.001 * exact
+        assert found == 0 or held(found) <= room
+        assert found == most or any(found < n <= found + max(found // 64, 1) for n in tried)
+        assert len(tried) < 40  # of a staircase; of a line five
+
+
+def _between(most):
+    """All numbers up to 20,000, and then such as are close enough together."""
+    yield from range(1, min(most, 20_000) + 1)
+    number = 20_000.0
+    while number < most:
+        number *= 1.0005
+        yield min(int(number), most)
+
+
+def test_cutting_a_step_counts_the_gradients_that_are_held_meanwhile(monkeypatch):
+    """Two microbatches hold 100 kB more than one of as many windows: 2 of 12 windows fit, where 3 would alone."""
+
+    def held(work, **options):
+        more = 100_000 if work.accumulation > 1 else 0
+        return replace(counted(work), step_bytes=counted(work).step_bytes + more)
+
+    monkeypatch.setattr(planner, "measure", held)
+    work = workload(windows=12, length=100)
+    room = Device("small", 3_800_000 + 3 * 100_000 + 90_000)
+    made = plan(work, room, base=BASE, time=False, search=False)
+    assert planner.fitting_microbatch(work, made) == 2
+    assert "training.accumulation=6" in made.changes[0].settings
+    assert planner.fitting_microbatch(work, replace(made, device=Device("none", 3_800_000))) == 0
+
+
+@pytest.mark.usefixtures("_counted")
+def test_what_is_spread_over_processes_is_held_in_parts():
+    """Of 2.2 MB of weights, 0.2 of gradients and 0.4 of moments; 0.3 are gathered, a step holds 0.02."""
+    step = 20_000
+    expected = {
+        None: 2_200_000 + 200_000 + 400_000,
+        "weights": 550_000 + 300_000 + 50_000 + 100_000,
+        "gradients": 2_200_000 + (50_000 + 200_000 + 50_000) + 100_000,
+        "moments": 2_200_000 + (200_000 + 200_000 + 50_000) + 100_000,
+    }
+    for spread, held in expected.items():
+        work = workload(group=4, spread=spread)
+        assert phases(work, counted(work), BASE, LARGE)["training"] == BASE + held + step
+    alone, several = workload(evaluation_windows=1), workload(evaluation_windows=1, group=2)
+    difference = [phases(work, counted(work), BASE, LARGE)["evaluation"] for work in (several, alone)]
+    assert difference[0] - difference[1] == 200_000  # the buckets of gradients stay
+
+
 @pytest.mark.usefixtures("_counted")
 def test_nothing_fits_into_too_little():
     found = plan(workload(), Device("small", 3_800_000), base=BASE, time=False)
@@ -144,6 +211,8 @@ def test_states_that_do_not_fit_into_memory_are_on_the_disk():
     in_memory = phases(work, counted(work), BASE, LARGE)["training"]
     for other, where in ((work, Device("small", 10**8)), (replace(work, store_limit=0), LARGE)):
         assert in_memory - phases(other, counted(other), BASE, where)["training"] == 64 * 10**6
+    some = replace(work, store_limit=10**6, store_spills=False)  # the rest is computed each time
+    assert in_memory - phases(some, counted(some), BASE, LARGE)["training"] == 63 * 10**6
 
 
 def test_loading_another_type_holds_both():

@@ -10,7 +10,7 @@ import pytest
 from climafuse.backbones import find_blocks
 from climafuse.planning import measure
 from climafuse.planning import probe as probe_module
-from climafuse.planning.probe import ABOVE, AROUND, BELOW, Probe, probed_windows
+from climafuse.planning.probe import ABOVE, AROUND, BELOW, TRAINED, Probe, probed_windows
 from tests.planning.tiny_workload import BLOCKS, counted, workload
 from tests.tiny import tiny_config
 
@@ -58,6 +58,44 @@ def test_where_no_block_runs_all_windows_are_timed(monkeypatch):
     monkeypatch.setattr(probe_module, "ROUND_OPERATIONS", 1)
     work = workload(windows=4, sites="output", reuse_prefix=True)
     assert probed_windows(work, replace(counted(work), blocks_run=0)) == 4
+
+
+@pytest.mark.parametrize(
+    ("trained", "num", "frozen", "below"),
+    [
+        ({"lora": {"rank": 2, "layers": [3]}}, 1, 0, 3),
+        ({"lora": {"rank": 2, "layers": {"every": 2}}, "sites": "input"}, 2, 2, 0),
+        ({"backbone_trainable": {"last": 2}}, 2, 0, 2),
+        ({"backbone_trainable": [1, 3]}, 2, 1, 1),
+        ({"backbone_trainable": "all"}, BLOCKS, 0, 0),
+    ],
+)
+def test_blocks_that_are_trained_are_timed_apart(monkeypatch, trained, num, frozen, below):
+    """Of a shrunken model, whatever blocks are trained: here it has two, fewer than numbers of blocks."""
+    monkeypatch.setattr(probe_module, "BLOCK_BYTES", 1)
+    work = replace(workload(sites="output"), **trained)
+    footprint = measure(work, phases=False)
+    assert footprint.trained_blocks == num
+    probe = Probe(work, footprint)
+    blocks = find_blocks(probe.model.backbone)
+    assert blocks.num_blocks == 1
+    counts = {TRAINED: num, ABOVE: frozen, BELOW: below}
+    assert {name: count for name, (_, count) in probe.parts.items() if name in counts} == {
+        name: count for name, count in counts.items() if count
+    }
+    assert probe.parts["fusion"][1] == 1  # it sits above all blocks, or below
+    requiring = {name for name, p in probe.model.named_parameters() if p.requires_grad}
+    assert any("blocks" in name or "layers" in name for name in requiring)
+    seen = []
+    blocks.blocks[0].register_forward_hook(
+        lambda module, *_: seen.append(any(p.requires_grad for p in module.parameters()))
+    )
+    assert sum(probe.round().values()) > 0
+    for name in [name for name in probe.parts if name in counts]:
+        del seen[:]
+        probe.parts[name][0]()
+        assert seen == [name == TRAINED]  # frozen ones are run as they were loaded
+    assert {name for name, p in probe.model.named_parameters() if p.requires_grad} == requiring
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ def counted(work: Workload, *, phases: bool = True, slack: float = 1.0) -> Footp
         vocabulary_bytes=0,
         evaluation_bytes=500 * work.evaluation_windows * work.length,
         buffer_bytes=0,
+        gathered_bytes=300_000,
         flops={
             "trainable": 6,
             "frozen_with_gradient": 40,
@@ -78,4 +79,5 @@ def counted(work: Workload, *, phases: bool = True, slack: float = 1.0) -> Footp
         num_blocks=4,
         blocks_below=2,
         blocks_run=4,
+        trained_blocks=0,
     )

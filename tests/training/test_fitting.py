@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from climafuse.cli.app import app
 from climafuse.errors import MemoryPlanError
 from climafuse.planning import Device, planner
+from climafuse.planning.base import Base
 from climafuse.training import fitting, pipeline
 from climafuse.training.dataset import make_examples, open_store
 from climafuse.training.fitting import check_memory, choose_microbatch, workload_of
@@ -165,13 +166,29 @@ def test_auto_batch_takes_the_largest_that_fits_or_a_faster_one(parts, tmp_path,
     assert "4 of 4 windows" in told
     seconds[2] = 0.5  # smaller ones are faster: fewer activations leave the cache
     assert choose_microbatch(config, *examples)[0].training.accumulation == 2
-    monkeypatch.setattr(fitting, "largest_microbatch", lambda *a: 3)
-    monkeypatch.setattr(planner, "this_machine", lambda *_: Device("small", 1))
+    # What fits is asked of each cut as it would run, not guessed from the whole.
+    found = fitting.find_architecture(str(parts[1]))
+    work = workload_of(config, *examples, found)
+    peaks = {
+        windows: planner.plan(
+            work.with_microbatch(windows), Device("any", 10**12), base=0, time=False, search=False
+        ).phases["training"]
+        for windows in (1, 2, 4)
+    }
+    monkeypatch.setattr(fitting, "process_base", lambda *_: Base(0, 0, 0))
+    monkeypatch.setattr(fitting, "resident_bytes", lambda: 0)
     seconds[2] = 1.0
-    assert choose_microbatch(config, *examples)[0].training.accumulation == 2  # 3 is no divisor of 4
-    monkeypatch.setattr(fitting, "largest_microbatch", lambda *a: 0)
+    for memory, accumulation in ((peaks[4], 1), (peaks[4] - 1, 2), (peaks[2], 2), (peaks[2] - 1, 4)):
+        monkeypatch.setattr(planner, "this_machine", lambda *_, memory=memory: Device("small", memory))
+        chosen, told = choose_microbatch(config, *examples)
+        assert chosen.training.accumulation == accumulation, told
+    monkeypatch.setattr(planner, "this_machine", lambda *_: Device("small", peaks[1] - 1))
     with pytest.raises(MemoryPlanError):
         choose_microbatch(config, *examples)
+    anyway = replace(config, training=replace(config.training, check_memory=False))
+    chosen, told = choose_microbatch(anyway, *examples)
+    assert chosen.training.accumulation == 4
+    assert "not even one at most fits" in told
 
 
 def test_on_a_gpu_only_what_fits_with_no_microbatch_is_refused(parts, tmp_path, monkeypatch):
@@ -207,6 +224,34 @@ def test_on_a_gpu_only_what_fits_with_no_microbatch_is_refused(parts, tmp_path, 
     chosen, told = choose_microbatch(whole, *examples)
     assert chosen.training.accumulation == 2
     assert "2 of 4 windows" in told
+    # Of several processes none does a step again.
+    monkeypatch.setattr(fitting, "this_gpu", lambda: Device("a GPU", peaks[4], gpu=True))
+    check_memory(whole, *examples)
+    monkeypatch.setattr(fitting, "process_count", lambda: 2)
+    with pytest.raises(MemoryPlanError):
+        check_memory(whole, *examples)
+
+
+def test_what_is_spread_over_processes_counts_in_parts(parts, tmp_path, monkeypatch):
+    found, config = fitting.find_architecture(str(parts[1])), _config(parts, tmp_path / "run")
+
+    def spread():
+        work = fitting.configured_workload(config, found)
+        return work.group, work.spread
+
+    assert spread() == (1, None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert spread() == (1, None)
+    names = {"MASTER_ADDR": "here", "MASTER_PORT": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in {**names, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert spread() == (2, "weights")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert spread() == (2, None)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    for stage, name in ((1, "moments"), (2, "gradients")):
+        monkeypatch.setattr("climafuse.training.zero.stage", lambda stage=stage: stage)
+        assert spread() == (2, name)
 
 
 def test_each_of_several_processes_has_its_share_of_a_step(parts, tmp_path, monkeypatch):

@@ -345,6 +345,29 @@ def test_resumed_after_a_cut_is_the_uninterrupted_run_bit_for_bit(
     assert resumed.memory == {"windows": 2, "evaluation_windows": 16, "splits": []}
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 1)])
+def test_a_run_goes_on_in_other_microbatches(
+    make_trainer: Make, make_config: Make, tmp_path: Path, before: int, after: int
+) -> None:
+    """As the error in several processes proposes; without dropout, the order of sums is all that differs."""
+
+    def make(name: str, accumulation: int, **kwargs: Any) -> Any:
+        output = {"directory": str(tmp_path / name), "save_interval": 4}
+        config = make_config(output, accumulation=accumulation, steps=8)
+        return without_dropout(make_trainer(config, **kwargs))
+
+    whole = make("whole", before)
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        make("parts", before, callbacks=[Interrupt(6)]).train()
+    resumed = make("parts", after)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 8
+    assert 0 < distance(weights(resumed), weights(whole)) < 1e-5
+    for one, other in zip(steps(resumed), steps(whole), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
 def test_one_window_that_does_not_fit_ends_the_run_with_a_good_checkpoint(
     make_trainer: Make, make_config: Make, tmp_path: Path
 ) -> None:

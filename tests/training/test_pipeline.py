@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,8 +139,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(finished, parts, tmp_path):
     assert setup.model.prefix_store is not None
     assert setup.model.sampled_vocabulary is not None
     assert setup.thinning is not None
+    begin = time.perf_counter()
     result = run(make_config(*parts, resumed), resume=True, say=_silent)
     assert result["steps"] == 8
+    assert result["train_seconds"] > time.perf_counter() - begin  # what was trained before counts, too
     assert _losses(resumed) == [entry for entry in _losses(output) if entry[0] > 4]
     one, other = (load_file(folder / "model" / "model.safetensors") for folder in (output, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
