@@ -297,7 +297,9 @@ def test_a_floor_of_shared_blocks_goes_back_through_all(monkeypatch: pytest.Monk
     monkeypatch.setattr(billion_case, "load_backbone", lambda *_, **options: plain)
     monkeypatch.setattr(billion_case, "backbone_of", lambda name: name)
     monkeypatch.setattr(billion_case, "_available_bytes", lambda: 0)
-    shared, distinct = billion_case._bare(billion_case.Case("any", "gated_addition", {}, quantization="int8"), loaded)
+    shared, distinct = billion_case._bare(
+        billion_case.Case("any", "gated_addition", {}, quantization="int8"), loaded
+    )
     assert distinct == 4
     assert len({id(block) for block in shared.model.model.layers}) == 4
     batch = inputs.random_texts(300, 2, 9)

@@ -97,6 +97,8 @@ def plan(
 
 
 def _print(plan: Plan) -> None:
+    from climafuse.planning.planner import MOST_WINDOWS
+
     f, giga = plan.footprint, 1e9
     if plan.random_weights:
         typer.echo(f"{plan.backbone}: random weights, for capacity only: it knows nothing.\n")
@@ -144,8 +146,9 @@ def _print(plan: Plan) -> None:
         kind = "estimated from its data sheet" if plan.pace.estimated else "from parts measured here"
         typer.echo(f"a step takes {plan.pace.seconds:.3g} s ({kind})")
     if plan.largest_microbatch is not None:
+        more = " or more" if plan.largest_microbatch >= MOST_WINDOWS else ""
         typer.echo(
-            f"what fits: {plan.largest_microbatch:,} windows in a microbatch at this length; texts of "
+            f"what fits: {plan.largest_microbatch:,} windows{more} in a microbatch at this length; texts of "
             f"{plan.largest_length:,} tokens at this microbatch"
         )
     if plan.fits:
