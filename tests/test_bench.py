@@ -293,7 +293,7 @@ def test_the_floor_runs_no_backward_below_the_site() -> None:
 
 
 def test_a_floor_of_shared_blocks_goes_back_through_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, plain = (tiny_backbone("llama", num_hidden_layers=7) for _ in range(2))
+    loaded, plain = (tiny_backbone("llama", num_blocks=7) for _ in range(2))
     monkeypatch.setattr(billion_case, "load_backbone", lambda *_, **options: plain)
     monkeypatch.setattr(billion_case, "backbone_of", lambda name: name)
     monkeypatch.setattr(billion_case, "_available_bytes", lambda: 0)

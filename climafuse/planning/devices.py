@@ -97,11 +97,13 @@ def parse_bytes(text: str) -> int:
         ConfigurationError: It is none.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    if found is None or (found[3] and not found[2]) or float(found[1]) <= 0:
+    unit = 0
+    if found is not None and (found[2] or not found[3]):
+        unit = _UNITS[found[2]] if not found[3] else 1024 ** ("kmgt".index(found[2]) + 1)
+    if found is None or float(found[1]) * unit < 1:
         raise ConfigurationError(
             "memory", expected="a number of bytes, such as 36GB", received=repr(text), remedy="Correct it."
         )
-    unit = _UNITS[found[2]] if not found[3] else 1024 ** ("kmgt".index(found[2]) + 1)
     return round(float(found[1]) * unit)
 
 

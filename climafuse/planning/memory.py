@@ -25,12 +25,12 @@ from climafuse.planning.skeleton import (
     make_model,
 )
 from climafuse.planning.tracing import Trace, traced
-from climafuse.planning.workload import Workload
+from climafuse.planning.workload import TEXTS_AT_ONCE, Workload
 
 LIKELY_TOKENS = 8  # as `training.pipeline` asks of the bare model
 # Freed memory is not given back while something above it is in use, and a gap is filled only by what fits into it. What
-# glibc's allocator held in units of what tensors needed, in steps of three models of 9 to 1,567 MB: 1.27 to 1.38.
-HEAP_SLACK = 1.35
+# glibc's allocator held in units of what tensors needed, in steps of five models of 163 to 350 MB: 1.3 to 1.7.
+HEAP_SLACK = 1.5
 HEAP_SLACK_OF_VARIED = 1.6  # the same where texts of other lengths come in each step: 1.57
 CUDA_SLACK = 1.1  # torch's own allocator keeps pieces of a size together, and rounds them up
 PAGES_AT_ONCE = 64 << 10  # bytes of a mapped file that Linux hands out where one page is read
@@ -268,7 +268,7 @@ def _storing(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) ->
 def _vocabulary(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) -> int:
     """Most that asking for likely tokens holds at a time."""
     one_text_each = replace(workload, texts_per_window=1)
-    batch = make_batch(one_text_each, workload.texts_at_once, labels=workload.all_labels)
+    batch = make_batch(one_text_each, TEXTS_AT_ONCE, labels=workload.all_labels)
     before = trace.live
     trace.reset()
     model.likely_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"], count=LIKELY_TOKENS)

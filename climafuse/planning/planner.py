@@ -241,17 +241,24 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
             loading += QUANTIZING
         elif not mapped(workload):
             loading += workload.file_bytes or 0  # as it lies in the file, and as it is wanted
-    found = {"loading": process + loading}
-    if f.storing_bytes:
+    whole_elsewhere = (
+        device.gpu and workload.spread == "weights"
+    )  # beside the GPU, until its weights are spread
+    found = {"loading": weights if whole_elsewhere else process + loading}
+    if f.storing_bytes and not whole_elsewhere:
         found["storing states"] = process + weights + stored + f.storing_bytes
-    if f.vocabulary_bytes:
+    if f.vocabulary_bytes and not whole_elsewhere:
         found["choosing the vocabulary"] = process + weights + stored + f.vocabulary_bytes
     kept = process + weights + stored + f.buffer_bytes + moments + gradients_always
-    found["training"] = kept + gradients + f.step_bytes
+    # Gradients grow while activations are let go of, unless there is a place for all of them from the beginning.
+    step = f.step_bytes if workload.group == 1 else max(f.step_bytes, f.activation_bytes)
+    found["training"] = kept + gradients + step
     if f.evaluation_bytes:
         found["evaluation"] = kept + f.evaluation_bytes
-    gathered = f.optimizer_bytes if workload.spread is not None else 0
-    found["saving"] = kept + gathered + (0 if device.gpu else f.optimizer_bytes)  # moments as bytes of a file
+    found["saving"] = kept
+    if not device.gpu:  # moments as bytes of a file; where they are spread, they are gathered for it
+        found["saving"] += f.optimizer_bytes * (1 if workload.spread is None else 2)
+        found["saving"] += f.trainable_bytes if workload.spread == "weights" else 0
     return found
 
 
@@ -286,7 +293,8 @@ def largest_length(workload: Workload, made: Plan) -> int:
             replace(workload, length=length, labels=min(workload.labels, max(length - 1, 1))), made
         )
 
-    return _largest(held, {workload.length: made.phases["training"]}, made.device.memory, most)
+    known = {workload.length: made.phases["training"]}
+    return _largest(held, known, made.device.memory, most, least=2)  # of one token nothing is asked
 
 
 def fitting_microbatch(workload: Workload, made: Plan) -> int:
@@ -296,7 +304,9 @@ def fitting_microbatch(workload: Workload, made: Plan) -> int:
         workload: The run; how it is cut now does not matter.
         made: Its plan.
     """
-    divisors = [windows for windows in range(1, workload.windows + 1) if workload.windows % windows == 0]
+    if _training(workload.with_microbatch(workload.windows), made) <= made.device.memory:
+        return workload.windows  # the whole holds no gradients of an earlier microbatch
+    divisors = [windows for windows in range(1, workload.windows) if workload.windows % windows == 0]
     fits, too_many = 0, len(divisors) + 1  # how many divisors, from the smallest on
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
@@ -311,11 +321,12 @@ def _of_optimization(workload: Workload, f: Footprint) -> tuple[int, int, int]:
     """Bytes of gradients in a step, of those that are there between steps, too, and of moments, in each process."""
     if workload.group == 1:
         return f.gradient_bytes, 0, f.optimizer_bytes
-    part = _part(f.gradient_bytes, workload)
-    if workload.spread is None:
-        return 0, f.gradient_bytes, f.optimizer_bytes  # gradients are views of DDP's buckets, which stay
+    part, several = _part(f.gradient_bytes, workload), workload.accumulation > 1
+    # All but the last microbatch of a step leave whole gradients in each process, which are not sent yet.
+    if workload.spread is None:  # in the last they are views of DDP's buckets, which stay
+        return f.gradient_bytes if several else 0, f.gradient_bytes, f.optimizer_bytes
     if workload.spread == "weights":
-        return part, 0, _part(f.optimizer_bytes, workload)
+        return f.gradient_bytes if several else part, 0, _part(f.optimizer_bytes, workload)
     # DeepSpeed keeps a bucket in which gradients are sent, and float32 copies of the weights that are a process's own.
     own = _part(f.optimizer_bytes // 2, workload)
     whole = workload.spread == "moments"
@@ -332,7 +343,9 @@ def _training(workload: Workload, made: Plan) -> int:
     return phases(workload, footprint, made.base, made.device)["training"]
 
 
-def _largest(held: Callable[[int], int], known: dict[int, int], room: int, most: int) -> int:
+def _largest(
+    held: Callable[[int], int], known: dict[int, int], room: int, most: int, *, least: int = 1
+) -> int:
     """The largest number, to one part in 64, with which no more is held than there is room for; 0 for none.
 
     What is returned was tried, and so was a larger one that does not fit, or there is none. A parabola through what is
@@ -343,8 +356,9 @@ def _largest(held: Callable[[int], int], known: dict[int, int], room: int, most:
         known: Those that were asked for already.
         room: Bytes that there are.
         most: The largest number that there is.
+        least: The smallest.
     """
-    fits = max((number for number in known if number <= most and known[number] <= room), default=0)
+    fits = max((number for number in known if number <= most and known[number] <= room), default=least - 1)
     too_many = min((number for number in known if known[number] > room), default=most + 1)
     too_many = min(too_many, most + 1)
     for trial in itertools.count():
@@ -362,7 +376,7 @@ def _largest(held: Callable[[int], int], known: dict[int, int], room: int, most:
             fits = guess
         else:
             too_many = guess
-    return fits
+    return fits if fits >= least else 0
 
 
 def _where(known: dict[int, int], room: int, fits: int, too_many: int) -> int:

@@ -61,7 +61,7 @@ class Workload:
         group: How many processes train together, on all machines.
         spread: What each of these has a part of: `moments` of the optimizer (ZeRO-1), `gradients`, too (ZeRO-2), or
             `weights`, frozen ones included, with all that belongs to them (FSDP); None where each has it whole (DDP).
-        texts_at_once: Texts whose states are stored, or whose likely tokens are asked for, together.
+        texts_at_once: Texts whose states are stored together.
     """
 
     name: str

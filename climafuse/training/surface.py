@@ -28,6 +28,7 @@ OVERRIDDEN = (
     "_prepare_for_training",
     "_prepare_inputs",
     "_save_checkpoint",
+    "create_accelerator_and_postprocess",
     "create_optimizer",
     "create_scheduler",
     "evaluation_loop",

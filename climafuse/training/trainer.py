@@ -385,6 +385,7 @@ class ClimateTextTrainer(Trainer):
         """Lets the checkpoint say where the run stands, but not how often to log, evaluate and save."""
         epoch, batch = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size  # that of now, as accumulation may be another
         self._note_best()
         if self.settings.keep_best and self.state.best_global_step and not self.state.best_model_checkpoint:
             raise CheckpointError(

@@ -22,6 +22,7 @@ from torch import nn
 from climafuse.backbones import load_backbone
 from climafuse.backbones.native import multiplies
 from climafuse.backbones.quantization import Quantization
+from climafuse.memory import release_memory
 from climafuse.model import PrefixStore
 from climafuse.planning import Workload, find_architecture, measure
 from climafuse.planning.memory import reuses
@@ -87,6 +88,9 @@ def measure_case(case: Case) -> dict[str, Any]:
     open_gates(model)
     if reuses(workload, model):
         model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
+        ids = make_batch(workload, workload.windows, labels=1)["input_ids"]
+        model.prefix_store.add([tuple(text) for text in ids.tolist()])
+        release_memory()  # as `training.pipeline` does
     optimizer = make_optimizer(model, TrainingConfig())
     parts = trainable_parts(model)
     trainable = [parameter for group in parts.values() for parameter in group]

@@ -19,7 +19,7 @@ def test_memory_is_read(text, num):
     assert parse_bytes(text) == num
 
 
-@pytest.mark.parametrize("text", ["", "many", "-3GB", "3XB", "0GB", "ib", "3 GB 2"])
+@pytest.mark.parametrize("text", ["", "many", "-3GB", "3XB", "0GB", "0.4", "ib", "3 GB 2"])
 def test_what_is_no_memory_is_refused(text):
     with pytest.raises(ConfigurationError, match="36GB"):
         parse_bytes(text)

@@ -150,6 +150,32 @@ def test_what_is_spread_over_processes_is_held_in_parts():
     assert difference[0] - difference[1] == 200_000  # the buckets of gradients stay
 
 
+@pytest.mark.parametrize("memory", [1, 1_000_000])
+def test_of_real_counts_nothing_fits_into_too_little(memory):
+    found = plan(workload(length=4), Device("small", memory), base=BASE, time=False)
+    assert (found.largest_microbatch, found.largest_length) == (0, 0)
+
+
+def test_weights_that_are_spread_were_never_whole_on_a_gpu():
+    work = replace(workload(group=4, spread="weights", sampled_vocabulary=50, reuse_prefix=True))
+    gpu = replace(LARGE, gpu=True)
+    found = phases(work, replace(counted(work), storing_bytes=10**9, vocabulary_bytes=10**9), BASE, gpu)
+    assert set(found) == {"loading", "training", "saving"}
+    assert found["loading"] == 550_000 + 300_000
+    assert found["saving"] == BASE + 550_000 + 300_000 + 100_000
+
+
+def test_gradients_of_several_processes_have_their_place_while_activations_are_held():
+    """4 MB of activations, of which a step holds 3 beside gradients that come as they go."""
+    for accumulation, own in (
+        (1, 0),
+        (2, 200_000),
+    ):  # all but the last microbatch leave gradients of their own
+        work = workload(windows=4, group=2, accumulation=accumulation)
+        held = replace(counted(work), activation_bytes=4_000_000, step_bytes=3_000_000)
+        assert phases(work, held, BASE, LARGE)["training"] == BASE + 2_200_000 + 600_000 + 4_000_000 + own
+
+
 @pytest.mark.usefixtures("_counted")
 def test_nothing_fits_into_too_little():
     found = plan(workload(), Device("small", 3_800_000), base=BASE, time=False)
