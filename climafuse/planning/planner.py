@@ -273,6 +273,8 @@ def largest_microbatch(workload: Workload, made: Plan) -> int:
 
     Gradients of an earlier microbatch are counted as there where the plan has one.
     """
+    if _nothing_fits(made):
+        return 0
 
     def held(windows: int) -> int:
         other = replace(workload, windows=windows * workload.accumulation)
@@ -286,6 +288,9 @@ def largest_length(workload: Workload, made: Plan) -> int:
     positions = getattr(workload.config.get_text_config(), "max_position_embeddings", None)
     most = positions if isinstance(positions, int) and positions > 0 else LONGEST
     most -= made.footprint.num_soft_tokens
+
+    if _nothing_fits(made):
+        return 0
 
     def held(length: int) -> int:
         # Of the weights, as many rows are read as before: the words of longer texts are not known.
@@ -337,6 +342,11 @@ def _part(num: int, workload: Workload) -> int:
     return -(-num // workload.group)
 
 
+def _nothing_fits(made: Plan) -> bool:
+    """Whether what is held beside the steps is too much already."""
+    return made.phases["training"] - made.footprint.step_bytes > made.device.memory
+
+
 def _training(workload: Workload, made: Plan) -> int:
     """Most bytes that the training steps of another run hold on the same device."""
     footprint = measure(workload, phases=False, slack=_slack(workload, made.device))
@@ -349,7 +359,7 @@ def _largest(
     """The largest number, to one part in 64, with which no more is held than there is room for; 0 for none.
 
     What is returned was tried, and so was a larger one that does not fit, or there is none. A parabola through what is
-    known says where to try: as a rule that needs four or five trials.
+    known says where to try: as a rule that needs four to six trials.
 
     Args:
         held: Bytes that are held with a number, which grow with it.
@@ -380,12 +390,18 @@ def _largest(
 
 
 def _where(known: dict[int, int], room: int, fits: int, too_many: int) -> int:
-    """Where between two numbers the parabola through the known ones next to them passes what there is room for."""
-    if len(known) == 1:
-        (number,) = known
-        return 2 * number if known[number] <= room else number // 2
-    near = sorted(known, key=lambda number: abs(math.log(known[number] / room)))[:3]
-    line = np.polynomial.Polynomial.fit(near, [known[number] - room for number in near], len(near) - 1)
+    """Where to try: on the line between what fits and what does not, else where a parabola passes the room.
+
+    Small pieces of memory cost more than large ones, so that what is held may fall where pieces become large: points
+    close together say little of where it goes.
+    """
+    numbers = sorted(known)
+    if len(numbers) == 1:
+        return 2 * numbers[0] if known[numbers[0]] <= room else numbers[0] // 2
+    if fits in known and too_many in known:
+        return fits + (too_many - fits) * (room - known[fits]) // (known[too_many] - known[fits])
+    far = sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]})
+    line = np.polynomial.Polynomial.fit(far, [known[number] - room for number in far], len(far) - 1)
     roots = np.atleast_1d(line.roots())
     crossings = [float(root) for root in roots[abs(roots.imag) < 1].real if root > fits]
     return math.floor(min(crossings, default=too_many))
