@@ -97,14 +97,15 @@ def parse_bytes(text: str) -> int:
         ConfigurationError: It is none.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    unit = 0
+    num = 0.0
     if found is not None and (found[2] or not found[3]):
         unit = _UNITS[found[2]] if not found[3] else 1024 ** ("kmgt".index(found[2]) + 1)
-    if found is None or float(found[1]) * unit < 1:
+        num = float(found[1]) * unit
+    if num < 1:
         raise ConfigurationError(
             "memory", expected="a number of bytes, such as 36GB", received=repr(text), remedy="Correct it."
         )
-    return round(float(found[1]) * unit)
+    return round(num)
 
 
 def this_machine(processes: int = 1) -> Device:

@@ -29,7 +29,7 @@ from climafuse.planning.workload import TEXTS_AT_ONCE, Workload
 
 LIKELY_TOKENS = 8  # as `training.pipeline` asks of the bare model
 # Freed memory is not given back while something above it is in use, and a gap is filled only by what fits into it. What
-# glibc's allocator held in units of what tensors needed, in steps of five models of 163 to 350 MB: 1.3 to 1.7.
+# glibc's allocator held in units of what tensors needed, in five cases whose steps need 130 to 340 MB: 1.3 to 1.7.
 HEAP_SLACK = 1.5
 HEAP_SLACK_OF_VARIED = 1.6  # the same where texts of other lengths come in each step: 1.57
 CUDA_SLACK = 1.1  # torch's own allocator keeps pieces of a size together, and rounds them up

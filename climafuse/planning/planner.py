@@ -241,9 +241,8 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
             loading += QUANTIZING
         elif not mapped(workload):
             loading += workload.file_bytes or 0  # as it lies in the file, and as it is wanted
-    whole_elsewhere = (
-        device.gpu and workload.spread == "weights"
-    )  # beside the GPU, until its weights are spread
+    # FSDP: the model is prepared beside the GPU, and comes there in parts.
+    whole_elsewhere = device.gpu and workload.spread == "weights"
     found = {"loading": weights if whole_elsewhere else process + loading}
     if f.storing_bytes and not whole_elsewhere:
         found["storing states"] = process + weights + stored + f.storing_bytes
@@ -288,15 +287,13 @@ def largest_length(workload: Workload, made: Plan) -> int:
     positions = getattr(workload.config.get_text_config(), "max_position_embeddings", None)
     most = positions if isinstance(positions, int) and positions > 0 else LONGEST
     most -= made.footprint.num_soft_tokens
-
     if _nothing_fits(made):
         return 0
 
     def held(length: int) -> int:
         # Of the weights, as many rows are read as before: the words of longer texts are not known.
-        return _training(
-            replace(workload, length=length, labels=min(workload.labels, max(length - 1, 1))), made
-        )
+        texts = replace(workload, length=length, labels=min(workload.labels, length - 1))
+        return _training(texts, made)
 
     known = {workload.length: made.phases["training"]}
     return _largest(held, known, made.device.memory, most, least=2)  # of one token nothing is asked

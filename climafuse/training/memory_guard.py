@@ -227,7 +227,7 @@ class MemoryGuard:
             "backbone.quantization: int8, or have fewer or shorter texts a window. "
             if alone
             else f"Set {f'a smaller {smaller}' if smaller else 'a larger training.accumulation'} (a run may be "
-            "resumed with it): in several processes a step is not done again. "
+            "resumed with it, without --auto-batch): in several processes a step is not done again. "
         )
         return MemoryExhaustedError(
             f"step {step}",

@@ -145,7 +145,10 @@ def _run(
     checkpoint = group.first(lambda: _checkpoint(config, resume=resume, dry_run=dry_run, say=say))
     if auto_batch and checkpoint is not None:
         begun = read_state(Path(checkpoint))["settings"]["training.accumulation"]
-        begun = max(begun, config.training.accumulation)  # more than it was begun with are wanted by name
+        say(
+            f"microbatch: {begun} a step, as the run was begun with; without --auto-batch, training.accumulation "
+            "decides"
+        )
         config = replace(config, training=replace(config.training, accumulation=begun))
     setup = assemble(
         config,
@@ -402,7 +405,7 @@ def prepare_reuse(setup: Run, *, say: Say, states: PrefixStore | None = None) ->
             f"softmax: {len(model.sampled_vocabulary.kept):,} likely tokens and "
             f"{model.sampled_vocabulary.num_sampled:,} drawn anew each step, of {_vocabulary_size(model):,}"
         )
-    release_memory()  # what it took would stay between what stays: 60 of 180 MB in one case
+    release_memory()  # else what it took stays with the process, between what is kept
 
 
 def _place(model: ClimateTextForCausalLM) -> None:

@@ -312,3 +312,10 @@ def test_auto_batch_keeps_the_effective_batch_and_a_resumed_run_its_choice(parts
     output = replace(config.output, directory=str(tmp_path / "4"))
     with pytest.raises(Exception, match="schedule"):  # its settings were read, and accumulation was no fault
         run(replace(config, output=output, training=longer), resume=True, auto_batch=True, say=_silent)
+    # Also where the configuration says more: the same command goes on with the same run, and is told how to change it.
+    monkeypatch.setattr(pipeline, "choose_microbatch", choose(1))
+    told, more = [], replace(config.training, accumulation=4)
+    output = replace(config.output, directory=str(tmp_path / "1"))
+    result = run(replace(config, output=output, training=more), resume=True, auto_batch=True, say=told.append)
+    assert result["accumulation"] == 1
+    assert any("1 a step" in line and "without --auto-batch" in line for line in told)

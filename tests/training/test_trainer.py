@@ -691,3 +691,8 @@ def test_the_loss_before_the_first_step_is_measured_once(
     assert [line["step"] for line in lines] == [0, 4, 6]
     assert lines[0]["eval_loss"] == untrained
     assert lines[1]["eval_loss"] != untrained
+
+
+def test_gradients_are_held_once_with_ddp(make_trainer: Make) -> None:
+    """Else each would be in a bucket, too."""
+    assert make_trainer().accelerator.ddp_handler.gradient_as_bucket_view
