@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from climafuse.cli.app import app
 from climafuse.planning import planner
+from climafuse.planning.planner import CUDA_CONTEXT
 from tests.planning.tiny_workload import counted
 from tests.training.runs import save_backbone, settings, write_climate
 
@@ -52,6 +53,50 @@ def test_a_plan_as_json_and_as_tables(shape):
     assert tables.exit_code == 0, tables.output
     assert "estimated from its data sheet" in tables.stdout
     assert "frozen without gradient" in tables.stdout
+
+
+def test_of_several_processes_each_holds_its_part(shape):
+    """Of 2.2 MB of weights, 0.2 of gradients and 0.4 of moments a quarter; 0.3 are gathered, two windows take 0.018."""
+    options = [*shape, "--no-time", "--device", "A100-40", "--json"]
+    result = runner.invoke(app, [*options, "--processes", "4", "--spread", "weights"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["processes"], found["microbatch"]) == (4, 2)
+    held = 550_000 + 300_000 + 50_000 + 100_000 + 18_000
+    assert found["phases"]["training"] == CUDA_CONTEXT + held
+    assert found["share"] == {
+        "weights": 850_000,
+        "gradients": 50_000,
+        "gradients_always": 0,
+        "moments": 100_000,
+    }
+    alone = json.loads(runner.invoke(app, options).stdout)
+    assert alone["phases"]["training"] == CUDA_CONTEXT + 2_200_000 + 600_000 + 18_000
+    tables = runner.invoke(app, [*options[:-1], "--processes", "4"])
+    assert "4 processes, each of 1 × 2 windows" in tables.stdout
+    assert "weights in each process" in tables.stdout
+
+
+def test_processes_of_one_machine_share_its_memory(shape):
+    options = [*shape, "--no-time", "--memory", "36GB", "--json"]
+    found = json.loads(runner.invoke(app, [*options, "--processes", "4"]).stdout)
+    assert found["device"]["memory"] == 9 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--processes", "2", "--spread", "layers"], "moments or gradients or weights"),
+        (["--spread", "weights"], "several processes"),
+        (["--processes", "5", "--set", "training.accumulation=4"], "divides"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(shape, options, word):
+    batch = shape.index("--batch")
+    shape = shape if "--set" not in options else shape[:batch] + shape[batch + 2 :]
+    result = runner.invoke(app, [*shape, "--no-time", *options])
+    assert result.exit_code == 2
+    assert word in result.stderr.replace("\n", " ")
 
 
 def test_what_does_not_fit_ends_with_one_and_is_told_what_to_change(shape):

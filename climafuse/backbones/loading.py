@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BackboneError, BackboneNotFoundError, ConfigurationError
 from ..json_file import read_object
+from ..memory import release_memory
 from ..pace import every
 from .cache import altered_files, read_manifest
 from .catalog import DEFAULT_BACKBONE, find_entry
@@ -159,6 +160,7 @@ def load_backbone(
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch_dtype)
+        release_memory()  # else gaps that parts of matrices left stay with the process
     elif quantize_head:
         raise ConfigurationError(
             "quantize_head",

@@ -35,7 +35,10 @@ Quantization = Literal["int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 GROUP = 32  # weights of a row that share scale and minimum, int4
 AHEAD = 2  # matrices that are read from the disk while one is quantized
-_QUANTIZED_AT_ONCE = 4 << 20  # bytes of float32 while a matrix is quantized
+_QUANTIZED_AT_ONCE = 4 << 20  # bytes of float32 of the rows that are quantized together
+QUANTIZING = (
+    8 * _QUANTIZED_AT_ONCE
+)  # bytes that this takes beside the matrix in both forms: of two parts, four each
 
 
 def stored_bytes(rows: int, columns: int, kind: str) -> int:
@@ -61,6 +64,7 @@ class QuantizedLinear(CompactLinear):
         weight: [N, K] the weights.
         bias: [N], or None.
         kind: `int8` or `int4`.
+        let_go: Called with rows of the weights that are not read again.
 
     Attributes:
         scale: [N] float32, or [N, K / 32] bfloat16.
@@ -70,11 +74,17 @@ class QuantizedLinear(CompactLinear):
     minimum: Tensor | None
     scale: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Quantization) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        kind: Quantization,
+        let_go: Callable[[Tensor], None] = lambda rows: None,
+    ) -> None:
         nn.Module.__init__(self)  # not that of nn.Linear, which would make weights
         self.kind = kind
         self.out_features, self.in_features = weight.shape
-        numbers, scale, minimum = _quantize(weight.detach(), kind)
+        numbers, scale, minimum = _quantize(weight.detach(), kind, let_go)
         self.weight = nn.Parameter(numbers, requires_grad=False)
         own = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.register_parameter("bias", own)
@@ -158,8 +168,9 @@ def quantize_model(
 ) -> None:
     """Replace the linear layers in a language model's blocks by quantized ones, in place.
 
-    One after the other, and what was read from a file is let go of before the next: memory rises to the small weights
-    and one matrix, not to both forms of the model. Embeddings stay as they are: a step reads a few of their rows.
+    One after the other, some rows at a time, and what was read from a file is let go of before the next: memory rises
+    to the small weights and a few megabytes (and one matrix, where it lies in the file the other way round), not to
+    both forms of the model. Embeddings stay as they are: a step reads a few of their rows.
 
     Args:
         model: A frozen causal language model.
@@ -217,9 +228,9 @@ def _quantized(layer: nn.Module, kind: Quantization, mapped: MappedFiles) -> Qua
             received="another module",
             remedy="Set quantize_head to false.",
         )
-    quantized = QuantizedLinear(weight, cast("Tensor | None", layer.bias), kind)
+    quantized = QuantizedLinear(weight, cast("Tensor | None", layer.bias), kind, mapped.let_go)
     quantized.train(layer.training)
-    mapped.let_go(weight)
+    mapped.let_go(weight)  # pages that two parts share, too
     return quantized
 
 
@@ -239,7 +250,9 @@ def matrix(layer: nn.Module) -> Tensor | None:
     return weight.detach() if type(layer) in (nn.Linear, WidenedLinear) else None
 
 
-def _quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _quantize(
+    weight: Tensor, kind: str, let_go: Callable[[Tensor], None]
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Numbers, scales and minima of a matrix [N, K], a part of its rows at a time."""
     num_rows, columns = weight.shape
     weight = weight.contiguous()  # GPT-2 keeps its matrices the other way round
@@ -251,6 +264,7 @@ def _quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None]
             part = weight[rows].float()
             scale[rows] = part.abs().amax(dim=1).clamp(min=1e-30) / 127
             numbers[rows] = (part / scale[rows, None]).round_()
+            let_go(weight[rows])
         return numbers, scale, None
     half = (num_rows + 1) // 2
     groups = -(-columns // GROUP)
@@ -274,6 +288,7 @@ def _quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor | None]
             q = ((grouped - minimum[rows].float()[..., None]) / by.clamp(min=1e-30)).round_().clamp_(0, 15)
             packed = q.to(torch.uint8).flatten(1)[:, :columns]
             numbers[place][: len(packed)] |= packed << shift
+            let_go(weight[rows])
     return numbers, scale, minimum
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,6 +12,8 @@ from climafuse.cli.handler import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from climafuse.planning.planner import Plan
+    from climafuse.planning.workload import Spread
+    from climafuse.training.fitting import Launch
 
 
 def plan(
@@ -54,6 +56,24 @@ def plan(
     memory: Annotated[
         str | None, typer.Option("--memory", help="Memory to plan for, such as 36GB.", show_default=False)
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            help="Processes that train together, on one machine without GPUs or one on each GPU.",
+            show_default=False,
+            min=1,
+        ),
+    ] = None,
+    spread: Annotated[
+        str | None,
+        typer.Option(
+            "--spread",
+            help="What each of them has a part of: moments (ZeRO-1), gradients (ZeRO-2) or weights (FSDP); all of it "
+            "otherwise (DDP).",
+            show_default=False,
+        ),
+    ] = None,
     time: Annotated[
         bool, typer.Option("--time/--no-time", help="Measure parts of a step here for some seconds.")
     ] = True,
@@ -74,20 +94,22 @@ def plan(
         if text is not None:
             settings.append(f"{key}={text}")
     if batch is not None:
-        settings += [f"training.windows_per_step={batch}", "training.accumulation=1"]
+        windows = batch * (processes or 1)
+        settings += [f"training.windows_per_step={windows}", "training.accumulation=1"]
     configuration = load_config(config, settings)  # before the imports that take seconds
 
     from climafuse.planning.devices import device as named_device
     from climafuse.planning.devices import memory_of
     from climafuse.training.fitting import plan_of
 
+    launch = _launch(processes, spread)
     where = None if device is None else named_device(device)
     if memory is not None:
         where = memory_of(memory, where)
     shape = None
     if config is None or batch is not None or length is not None:
         shape = (length, None if batch is None else 1)
-    found = plan_of(configuration, device=where, shape=shape, time=time)
+    found = plan_of(configuration, device=where, shape=shape, launch=launch, time=time)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -96,10 +118,41 @@ def plan(
         raise typer.Exit(1)
 
 
+def _launch(processes: int | None, spread: str | None) -> Launch | None:
+    from typing import get_args
+
+    from climafuse.errors import ConfigurationError
+    from climafuse.planning.workload import Spread
+    from climafuse.training.fitting import Launch
+
+    kinds = get_args(Spread)
+    if spread is not None and spread not in kinds:
+        raise ConfigurationError(
+            "spread", expected=" or ".join(kinds), received=repr(spread), remedy="Name one of these."
+        )
+    if spread is not None and (processes or 1) == 1:
+        raise ConfigurationError(
+            "spread",
+            expected="several processes",
+            received=f"--spread {spread} in one",
+            remedy="Say in how many: --processes 8.",
+        )
+    if processes is None:
+        return None
+    return Launch(processes, processes, cast("Spread | None", spread))
+
+
 def _print(plan: Plan) -> None:
     from climafuse.planning.planner import MOST_WINDOWS
 
-    f, giga = plan.footprint, 1e9
+    f, share, giga = plan.footprint, plan.share, 1e9
+    several = plan.processes > 1
+    each = f"{plan.processes} processes, each of " if several else ""
+    optimization = share.gradients + share.gradients_always + share.moments
+    in_each = [
+        ("weights in each process", f"{share.weights / giga:.3f}"),
+        ("gradients, optimizer and buckets in each", f"{optimization / giga:.3f}"),
+    ]
     if plan.random_weights:
         typer.echo(f"{plan.backbone}: random weights, for capacity only: it knows nothing.\n")
     print_table(
@@ -111,7 +164,10 @@ def _print(plan: Plan) -> None:
                 "blocks run in a step",
                 f"{f.blocks_run} of {f.num_blocks}, {f.blocks_below} below the first site",
             ),
-            ("a step", f"{plan.accumulation} × {plan.microbatch} windows, texts of {plan.length} tokens"),
+            (
+                "a step",
+                f"{each}{plan.accumulation} × {plan.microbatch} windows, texts of {plan.length} tokens",
+            ),
         ],
         header=("", plan.backbone),
     )
@@ -124,6 +180,7 @@ def _print(plan: Plan) -> None:
             ("trainable weights", f"{f.trainable_bytes / giga:.3f}"),
             ("gradients", f"{f.gradient_bytes / giga:.3f}"),
             ("optimizer", f"{f.optimizer_bytes / giga:.3f}"),
+            *(in_each if several else []),
             ("stored states of texts", f"{f.store_bytes / giga:.3f}"),
             ("activations kept for the backward pass", f"{f.activation_bytes / giga:.3f}"),
             (

@@ -153,16 +153,19 @@ def _by_rows(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss of a chunk and its gradient by the logits, some rows at a time, each in float32."""
     rows = max((ROWS if logits.device.type == "cpu" else ROWS_ELSEWHERE) // logits.shape[1], 1)
-    losses = []
+    starts = range(0, len(logits), rows)
+    # One place for all: a number of its own, made in the gap that a part leaves, would be in the way of the next part,
+    # so that the heap would grow by a part each time.
+    losses = logits.new_empty(len(starts), dtype=torch.float32)
     if gradient:
         found = torch.empty_like(logits)
         # By the logarithms: nothing but at the targets.
         above = torch.zeros_like(logits[:rows], dtype=torch.float32)
         share = 1 / count
-    for start in range(0, len(logits), rows):
+    for number, start in enumerate(starts):
         part, its = logits.detach()[start : start + rows].float(), targets[start : start + rows]
         logs = torch.log_softmax(part if added is None else part + added, dim=1)
-        losses.append(functional.nll_loss(logs, its, reduction="sum"))
+        losses[number] = functional.nll_loss(logs, its, reduction="sum")
         if gradient:
             place = torch.arange(len(its), device=its.device), its
             above[place] = -share
@@ -170,7 +173,7 @@ def _by_rows(
             below = torch._log_softmax_backward_data(above[: len(its)], logs, 1, torch.float32)
             found[start : start + rows] = below
             above[place] = 0
-    return _total(losses) / count, found if gradient else None
+    return losses.sum() / count, found if gradient else None
 
 
 def _chunks(states: Tensor, targets: Tensor, num_columns: int) -> list[tuple[Tensor, Tensor]]:

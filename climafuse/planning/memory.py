@@ -25,7 +25,7 @@ from climafuse.planning.skeleton import (
     make_model,
 )
 from climafuse.planning.tracing import Trace, traced
-from climafuse.planning.workload import TEXTS_AT_ONCE, Workload
+from climafuse.planning.workload import Workload
 
 LIKELY_TOKENS = 8  # as `training.pipeline` asks of the bare model
 # Freed memory is not given back while something above it is in use, and a gap is filled only by what fits into it. What
@@ -47,6 +47,7 @@ class Footprint:
         mapped_bytes: Of these, what stays in its file and is held as far as it was read.
         untouched_bytes: Of these, rows of the embeddings that no text of the run reads.
         trainable_bytes: Weights of the rest.
+        quantizing_bytes: Most that is held beside both forms of a matrix while it is quantized.
         gradient_bytes: Gradients.
         optimizer_bytes: Moments of AdamW.
         activation_bytes: What the backward pass of a microbatch needs of its forward pass.
@@ -74,6 +75,7 @@ class Footprint:
     mapped_bytes: int
     untouched_bytes: int
     trainable_bytes: int
+    quantizing_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
@@ -184,6 +186,7 @@ def _weights(workload: Workload, model: ClimateTextForCausalLM) -> dict[str, int
         "mapped_bytes": sum(p.nbytes for p in frozen if p.is_floating_point()) if mapped(workload) else 0,
         "untouched_bytes": 0 if tied or fine_tuned or not mapped(workload) else embeddings.nbytes - read,
         "trainable_bytes": trainable_bytes,
+        "quantizing_bytes": max((layer.quantizing for layer in _compact_layers(model)), default=0),
         "gradient_bytes": trainable_bytes,
         "optimizer_bytes": 2 * 4 * sum(p.numel() for p in trained),  # moments in float32
     }
@@ -196,7 +199,7 @@ def mapped(workload: Workload) -> bool:
 
 def _buffers(workload: Workload, model: ClimateTextForCausalLM) -> int:
     """Work space of compact layers, which stays: rows turned back, and a partial sum of the states below."""
-    layers = [module for module in model.backbone.modules() if isinstance(module, CompactShape)]
+    layers = _compact_layers(model)
     if not layers:
         return 0
     tokens = workload.texts(workload.microbatch) * workload.length
@@ -204,6 +207,10 @@ def _buffers(workload: Workload, model: ClimateTextForCausalLM) -> int:
     nibbles = rows // (4 if workload.widened else 2) if workload.quantization == "int4" else 0
     part = 0 if workload.widened else 2 * tokens * max(layer.in_features for layer in layers)
     return rows + nibbles + part
+
+
+def _compact_layers(model: ClimateTextForCausalLM) -> list[CompactShape]:
+    return [module for module in model.backbone.modules() if isinstance(module, CompactShape)]
 
 
 def _gathered(model: ClimateTextForCausalLM) -> int:
@@ -268,7 +275,7 @@ def _storing(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) ->
 def _vocabulary(trace: Trace, workload: Workload, model: ClimateTextForCausalLM) -> int:
     """Most that asking for likely tokens holds at a time."""
     one_text_each = replace(workload, texts_per_window=1)
-    batch = make_batch(one_text_each, TEXTS_AT_ONCE, labels=workload.all_labels)
+    batch = make_batch(one_text_each, workload.texts_at_once, labels=workload.all_labels)
     before = trace.live
     trace.reset()
     model.likely_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"], count=LIKELY_TOKENS)

@@ -19,7 +19,6 @@ from climafuse.planning.probe import Pace, estimate_pace, probe_pace
 from climafuse.planning.workload import Workload
 
 CUDA_CONTEXT = 500 << 20  # bytes of a GPU that CUDA and its kernels take
-QUANTIZING = 3 * (64 << 20)  # bytes while a matrix is quantized, see `backbones.quantization`
 LONGEST, MOST_WINDOWS = 1 << 20, 1 << 12  # tokens of a text and windows that are asked about
 EXACT = 64  # the largest that fit are found to one part in so many
 LEAST_SAVING = 0.01  # of the peak: less is not proposed
@@ -43,6 +42,23 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Bytes that each process holds of what a run consists of: all, unless it is spread over several.
+
+    Args:
+        weights: Of the backbone and of what is put into it; where they are spread, with what is gathered at a time.
+        gradients: In a training step.
+        gradients_always: Gradients, buckets in which they are sent and float32 copies that stay between steps.
+        moments: Of the optimizer.
+    """
+
+    weights: int
+    gradients: int
+    gradients_always: int
+    moments: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will cost on a device.
 
@@ -56,6 +72,8 @@ class Plan:
         footprint: Parameters, bytes and operations by kind.
         phases: Most bytes held in each phase of a run.
         base: Bytes of the process itself.
+        share: What each process holds of weights, gradients and moments.
+        processes: How many train together.
         pace: Seconds of a step and its parts; None where they were not asked for.
         largest_microbatch: Windows that fit at this length, at most 4,096; None where it was not looked for, 0 for
             none.
@@ -72,6 +90,8 @@ class Plan:
     footprint: Footprint
     phases: dict[str, int]
     base: int
+    share: Share
+    processes: int = 1
     pace: Pace | None = None
     largest_microbatch: int | None = None
     largest_length: int | None = None
@@ -134,20 +154,16 @@ class Plan:
             options = " ".join(f"--set {setting}" for setting in first.settings)
             remedy = f"First: {first.what} ({options}), which saves {first.saving / GB:.2f} GB"
             remedy += "" if first.fits else ", and then some of what `climafuse plan` names beside it"
+        share = self.share
+        optimization = share.gradients + share.gradients_always + share.moments
         raise MemoryPlanError(
             "memory",
             expected=f"at most {self.device.memory / GB:.2f} GB, which {self.device.name} has free",
-            received=f"{self.peak / GB:.2f} GB in {self.peak_phase} (weights {self.weights / GB:.2f}, step "
-            f"{self.footprint.step_bytes / GB:.2f}, gradients and optimizer "
-            f"{(self.footprint.gradient_bytes + self.footprint.optimizer_bytes) / GB:.2f}, process "
+            received=f"{self.peak / GB:.2f} GB in {self.peak_phase} (weights {self.share.weights / GB:.2f}, step "
+            f"{self.footprint.step_bytes / GB:.2f}, gradients and optimizer {optimization / GB:.2f}, process "
             f"{self.base / GB:.2f} GB)",
             remedy=f"{remedy}. To try anyway: --set training.check_memory=false.",
         )
-
-    @property
-    def weights(self) -> int:
-        """Bytes of all weights that are held."""
-        return self.footprint.frozen_bytes - self.footprint.untouched_bytes + self.footprint.trainable_bytes
 
 
 def plan(
@@ -188,6 +204,8 @@ def plan(
         footprint=footprint,
         phases=phases(workload, footprint, held, device),
         base=held,
+        share=share_of(workload, footprint, device),
+        processes=workload.group,
     )
     if time:
         pace = estimate_pace(workload, footprint, device) if device.gpu else probe_pace(workload, footprint)
@@ -220,16 +238,9 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
         base: Bytes of the process itself.
         device: Where; a GPU holds all rows of the embeddings, and no files.
     """
-    f = footprint
-    untouched = 0 if device.gpu else f.untouched_bytes
+    f, share = footprint, share_of(workload, footprint, device)
     process = base + (0 if device.gpu else workload.data_bytes)
-    frozen = f.frozen_bytes - untouched
-    if not device.gpu:  # of what is mapped by all processes of a machine, each counts its part
-        frozen -= max(f.mapped_bytes - untouched, 0) * (workload.processes - 1) // workload.processes
-    weights = frozen + f.trainable_bytes
-    if workload.spread == "weights":
-        weights = _part(f.frozen_bytes + f.trainable_bytes, workload) + f.gathered_bytes
-    gradients, gradients_always, moments = _of_optimization(workload, f)
+    frozen, weights = _frozen(workload, f, device), share.weights
     limit = device.memory // 4 if workload.store_limit is None else workload.store_limit
     stored = min(f.store_bytes, limit)
     if f.store_bytes > limit and workload.store_spills:
@@ -238,7 +249,7 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
     if not device.gpu:
         loading = f.frozen_bytes - f.mapped_bytes  # nothing of a mapped file has been read yet
         if workload.quantization is not None:
-            loading += QUANTIZING
+            loading += f.quantizing_bytes
         elif not mapped(workload):
             loading += workload.file_bytes or 0  # as it lies in the file, and as it is wanted
     # FSDP: the model is prepared beside the GPU, and comes there in parts.
@@ -248,10 +259,10 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
         found["storing states"] = process + weights + stored + f.storing_bytes
     if f.vocabulary_bytes and not whole_elsewhere:
         found["choosing the vocabulary"] = process + weights + stored + f.vocabulary_bytes
-    kept = process + weights + stored + f.buffer_bytes + moments + gradients_always
+    kept = process + weights + stored + f.buffer_bytes + share.moments + share.gradients_always
     # Gradients grow while activations are let go of, unless there is a place for all of them from the beginning.
     step = f.step_bytes if workload.group == 1 else max(f.step_bytes, f.activation_bytes)
-    found["training"] = kept + gradients + step
+    found["training"] = kept + share.gradients + step
     if f.evaluation_bytes:
         found["evaluation"] = kept + f.evaluation_bytes
     found["saving"] = kept
@@ -259,6 +270,40 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
         found["saving"] += f.optimizer_bytes * (1 if workload.spread is None else 2)
         found["saving"] += f.trainable_bytes if workload.spread == "weights" else 0
     return found
+
+
+def share_of(workload: Workload, f: Footprint, device: Device) -> Share:
+    """What each process holds of weights, gradients and moments.
+
+    Args:
+        workload: The run.
+        f: What it holds in all.
+        device: Where.
+    """
+    weights = _frozen(workload, f, device) + f.trainable_bytes
+    if workload.group == 1:
+        return Share(weights, f.gradient_bytes, 0, f.optimizer_bytes)
+    part, several = _part(f.gradient_bytes, workload), workload.accumulation > 1
+    # All but the last microbatch of a step leave whole gradients in each process, which are not sent yet.
+    if workload.spread is None:  # in the last they are views of DDP's buckets, which stay
+        return Share(weights, f.gradient_bytes if several else 0, f.gradient_bytes, f.optimizer_bytes)
+    moments = _part(f.optimizer_bytes, workload)
+    if workload.spread == "weights":
+        weights = _part(f.frozen_bytes + f.trainable_bytes, workload) + f.gathered_bytes
+        return Share(weights, f.gradient_bytes if several else part, 0, moments)
+    # DeepSpeed keeps a bucket in which gradients are sent, and float32 copies of the weights that are a process's own.
+    own = _part(f.optimizer_bytes // 2, workload)
+    gradients = f.gradient_bytes if workload.spread == "moments" else part
+    return Share(weights, gradients, f.gradient_bytes + own, moments)
+
+
+def _frozen(workload: Workload, f: Footprint, device: Device) -> int:
+    """Weights of the backbone, as far as a process that has them whole holds them."""
+    if device.gpu:
+        return f.frozen_bytes
+    # Of what is mapped by all processes of a machine, each counts its part.
+    others = max(f.mapped_bytes - f.untouched_bytes, 0) * (workload.processes - 1) // workload.processes
+    return f.frozen_bytes - f.untouched_bytes - others
 
 
 def _peak(workload: Workload, made: Plan, *, phases_too: bool = False) -> int:
@@ -317,22 +362,6 @@ def fitting_microbatch(workload: Workload, made: Plan) -> int:
         else:
             too_many = middle
     return divisors[fits - 1] if fits else 0
-
-
-def _of_optimization(workload: Workload, f: Footprint) -> tuple[int, int, int]:
-    """Bytes of gradients in a step, of those that are there between steps, too, and of moments, in each process."""
-    if workload.group == 1:
-        return f.gradient_bytes, 0, f.optimizer_bytes
-    part, several = _part(f.gradient_bytes, workload), workload.accumulation > 1
-    # All but the last microbatch of a step leave whole gradients in each process, which are not sent yet.
-    if workload.spread is None:  # in the last they are views of DDP's buckets, which stay
-        return f.gradient_bytes if several else 0, f.gradient_bytes, f.optimizer_bytes
-    if workload.spread == "weights":
-        return f.gradient_bytes if several else part, 0, _part(f.optimizer_bytes, workload)
-    # DeepSpeed keeps a bucket in which gradients are sent, and float32 copies of the weights that are a process's own.
-    own = _part(f.optimizer_bytes // 2, workload)
-    whole = workload.spread == "moments"
-    return f.gradient_bytes if whole else part, f.gradient_bytes + own, _part(f.optimizer_bytes, workload)
 
 
 def _part(num: int, workload: Workload) -> int:

@@ -130,9 +130,7 @@ class Probe:
             if mapped(workload):
                 _map(backbone.model)
             self.model = make_model(self.few, backbone)
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad], fused=True
-        )
+        self.optimizer = workload.optimizer([p for p in self.model.parameters() if p.requires_grad])
         self.batch = make_batch(self.few, windows, labels=workload.labels)
         self.positions = torch.nn.functional.pad(self.batch["labels"][:, 1:] != -100, (0, 1))
         fields_per_step = workload.accumulation * workload.microbatch / windows

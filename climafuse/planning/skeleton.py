@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from climafuse.backbones import BackboneIdentity, LoadedBackbone, find_blocks, freeze
 from climafuse.backbones.compact_linear import CompactLinear, buffer_bytes
-from climafuse.backbones.quantization import GROUP, matrix, stored_bytes
+from climafuse.backbones.quantization import GROUP, QUANTIZING, matrix, stored_bytes
 from climafuse.data.normalization import statistics_from_dict
 from climafuse.model import ClimateTextForCausalLM, PrefixStore, SampledVocabulary
 from climafuse.planning.tracing import TRAINABLE, Trace
@@ -49,6 +49,9 @@ class CompactShape(CompactLinear):
             self.register_buffer("scale", torch.empty(rest // 4))
         rows, columns = self.weight.shape if kind is None else weight.shape
         self.buffer = buffer_bytes(rows, columns, element_size=4 if widened else 2)
+        # What lies the other way round is read whole, and copied.
+        copied = 0 if weight.is_contiguous() else 2 * weight.nbytes
+        self.quantizing = 0 if kind is None else QUANTIZING + copied
 
     def forward(self, input: Tensor) -> Tensor:
         """Make what a product would hold."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn, optim
 
 from climafuse.errors import ConfigurationError
 
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 Precision = Literal["bfloat16", "float32"]
 Spread = Literal["moments", "gradients", "weights"]
 TEXTS_AT_ONCE = 64  # as `model.reuse` and `training.pipeline` take them, where memory is not short
+
+
+def adamw(parameters: list[nn.Parameter]) -> optim.Optimizer:
+    """AdamW in one kernel."""
+    return optim.AdamW(parameters, fused=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class Workload:
         group: How many processes train together, on all machines.
         spread: What each of these has a part of: `moments` of the optimizer (ZeRO-1), `gradients`, too (ZeRO-2), or
             `weights`, frozen ones included, with all that belongs to them (FSDP); None where each has it whole (DDP).
-        texts_at_once: Texts whose states are stored together.
+        texts_at_once: Texts whose states are stored, or whose likely words are asked for, together.
+        optimizer: What makes the optimizer of trained parameters, for its time.
     """
 
     name: str
@@ -104,6 +112,7 @@ class Workload:
     group: int = 1
     spread: Spread | None = None
     texts_at_once: int = TEXTS_AT_ONCE
+    optimizer: Callable[[list[nn.Parameter]], optim.Optimizer] = adamw
 
     def __post_init__(self) -> None:
         """Refuse what is no step."""

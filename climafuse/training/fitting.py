@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from climafuse.backbones.native import multiplies
 from climafuse.data.normalization import statistics_to_dict
-from climafuse.errors import BackboneError
+from climafuse.errors import BackboneError, ConfigurationError
 from climafuse.model import ClimateFeatureExtractor, ClimateTextProcessor
 from climafuse.planning.backbones import Architecture, find_architecture
 from climafuse.planning.base import Base, process_base, resident_bytes
@@ -23,6 +23,7 @@ from climafuse.training import sharding
 from climafuse.training.config import RunConfig, TrainingConfig
 from climafuse.training.dataset import Examples, make_examples, open_store, window_statistics
 from climafuse.training.group import local_process_count, process_count
+from climafuse.training.rounding import RoundingAdamW
 from climafuse.training.thinning import LabelThinning
 
 # What a training process imports, for the measure of what it holds.
@@ -35,22 +36,46 @@ FEW = 0.5  # of the free memory: what a generous bound says needs less is not pl
 WORTHWHILE = 0.95  # seconds of a step with smaller microbatches, in those of the largest
 
 
-def configured_workload(config: RunConfig, found: Architecture, *, device: Device | None = None) -> Workload:
+@dataclass(frozen=True)
+class Launch:
+    """The processes that train one model together.
+
+    Args:
+        processes: How many, on all machines.
+        local: How many of them a machine without a GPU carries.
+        spread: What each of them has a part of, as of `Workload`; None where each has all.
+    """
+
+    processes: int = 1
+    local: int = 1
+    spread: Spread | None = None
+
+    @classmethod
+    def of_this_process(cls) -> Launch:
+        """As the launcher of this process has it."""
+        return cls(process_count(), local_process_count(), _spread())
+
+
+def configured_workload(
+    config: RunConfig, found: Architecture, *, device: Device | None = None, launch: Launch | None = None
+) -> Workload:
     """The part of a workload that the configuration tells, without data.
 
     Args:
         config: The run.
         found: Its backbone.
         device: Where it will run; None for this machine.
+        launch: In which processes; None for those that this one was started with.
 
     Returns:
         The workload of one process, where several train together.
     """
     backbone, settings = config.backbone, config.training
     gpu, cpu = device is not None and device.gpu, torch.device("cpu")
-    windows, processes = settings.windows_per_step, process_count()
-    if windows % (processes * settings.accumulation) == 0:  # else the trainer refuses it
-        windows //= processes
+    launch = Launch.of_this_process() if launch is None else launch
+    windows = settings.windows_per_step
+    if windows % (launch.processes * settings.accumulation) == 0:  # else the trainer refuses it
+        windows //= launch.processes
     native = gpu or multiplies(torch.bfloat16, cpu)
     precision = settings.precision if settings.precision != "auto" else "bfloat16" if native else "float32"
     return Workload(
@@ -84,9 +109,10 @@ def configured_workload(config: RunConfig, found: Architecture, *, device: Devic
         if settings.sampled_vocabulary is None
         else settings.sampled_vocabulary + LIKELY_TOKENS,
         evaluation_windows=config.evaluation.windows_per_batch,
-        processes=1 if gpu else local_process_count(),
-        group=processes,
-        spread=_spread(),
+        processes=1 if gpu else launch.local,
+        group=launch.processes,
+        spread=launch.spread,
+        optimizer=RoundingAdamW,
     )
 
 
@@ -117,6 +143,7 @@ def workload_of(
     found: Architecture,
     *,
     device: Device | None = None,
+    launch: Launch | None = None,
 ) -> Workload:
     """The workload of a run with its data: how many texts there are, how long, with how many labels.
 
@@ -126,13 +153,14 @@ def workload_of(
         validation: Validation examples.
         found: The backbone.
         device: Where it will run; None for this machine.
+        launch: In which processes; None for those that this one was started with.
 
     Raises:
         BackboneError: Its tokenizer cannot be read.
     """
     from climafuse.backbones.loading import load_tokenizer
 
-    workload = configured_workload(config, found, device=device)
+    workload = configured_workload(config, found, device=device, launch=launch)
     window = train[0].window
     counts = window_statistics(train)
     workload = replace(
@@ -212,6 +240,7 @@ def plan_of(
     *,
     device: Device | None = None,
     shape: tuple[int | None, float | None] | None = None,
+    launch: Launch | None = None,
     time: bool = True,
 ) -> Plan:
     """Plan a run from its configuration, for `climafuse plan`.
@@ -221,23 +250,30 @@ def plan_of(
         device: Where; None for this machine as it is now.
         shape: Tokens of a text and texts about a window, either None for the usual: no data are opened then. None opens
             the data of the configuration, which tell.
+        launch: In which processes it will run; None for those that this one was started with. The memory of a device
+            that is no GPU is shared by those on one machine.
         time: Whether the time of a step is wanted.
 
     Raises:
         BackboneError: There is no such backbone or architecture.
+        ConfigurationError: The windows of a step cannot be shared by so many processes.
         ClimafuseError: The data or the configuration are at fault.
     """
     ENCODERS.check(config.encoder.name, config.encoder.options, given=1)
     FUSIONS.check(config.fusion.name, config.fusion.options, given=2)
+    if launch is not None:
+        _check_shared(config.training, launch)
+        if device is not None and not device.gpu:
+            device = replace(device, memory=device.memory // launch.local)
     found = find_architecture(config.backbone.name)
     if shape is None:
         store = open_store(config)
         train, validation = (make_examples(store, split, config) for split in ("train", "validation"))
         held = resident_bytes()
-        workload = workload_of(config, train, validation, found, device=device)
+        workload = workload_of(config, train, validation, found, device=device, launch=launch)
         workload, base = _with_process(workload, found, held)
     else:
-        workload = configured_workload(config, found, device=device)
+        workload = configured_workload(config, found, device=device, launch=launch)
         length, texts = shape
         length = workload.length if length is None else length
         labels = min(workload.labels, length - 1)
@@ -245,6 +281,18 @@ def plan_of(
         workload = replace(workload, length=length, labels=labels, all_labels=labels, texts_per_window=texts)
         base = process_base(MODULES, found.directory)
     return plan(workload, device, base=base, time=time)
+
+
+def _check_shared(settings: TrainingConfig, launch: Launch) -> None:
+    parts = launch.processes * settings.accumulation
+    if settings.windows_per_step % parts:
+        raise ConfigurationError(
+            "processes",
+            expected=f"a number that with {settings.accumulation} microbatches divides the "
+            f"{settings.windows_per_step} windows of a step",
+            received=launch.processes,
+            remedy=f"Set training.windows_per_step to a multiple of {parts}.",
+        )
 
 
 def _found(config: RunConfig) -> Architecture | None:

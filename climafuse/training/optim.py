@@ -115,10 +115,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     Raises:
         TrainingError: See `parameter_groups`.
     """
-    groups = parameter_groups(model, config)
-    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters() if parameter.requires_grad):
-        return RoundingAdamW(groups, betas=config.betas)
-    return torch.optim.AdamW(groups, betas=config.betas, fused=True)
+    return RoundingAdamW(parameter_groups(model, config), betas=config.betas)
 
 
 def schedule_factor(

@@ -23,7 +23,7 @@ from climafuse.data.store import TrainingStore
 from climafuse.data.window import Window
 from climafuse.errors import ClimafuseError, ConfigurationError, OutputError
 from climafuse.manifest import machine
-from climafuse.memory import release_memory
+from climafuse.memory import in_halves, release_memory
 from climafuse.model import (
     ClimateTextForCausalLM,
     ClimateTextProcessor,
@@ -35,6 +35,7 @@ from climafuse.model import (
 from climafuse.model.card import model_card
 from climafuse.model.stored_states import StoredStates
 from climafuse.pace import every
+from climafuse.planning.workload import TEXTS_AT_ONCE
 from climafuse.registry import ENCODERS, FUSIONS
 from climafuse.training import sharding
 from climafuse.training.checkpoint import newest_good_checkpoint, remove_unfinished
@@ -437,12 +438,14 @@ def _vocabulary(setup: Run, num_sampled: int) -> SampledVocabulary:
     ]
     # Of the bare model's own choices a sample of texts shows nearly all; every prompt is in it.
     sample = list({prompt: (prompt, answer) for prompt, answer in distinct}.values())
-    for first in range(0, len(sample), 64):
-        batch = processor(
-            prompts=[p for p, _ in sample[first : first + 64]],
-            answers=[a for _, a in sample[first : first + 64]],
-        )
+
+    def ask(part: Sequence[tuple[str, str]]) -> None:
+        prompts, answers = zip(*part, strict=True)
+        batch = processor(prompts=list(prompts), answers=list(answers))
         kept.append(model.likely_tokens(**batch, count=LIKELY_TOKENS).flatten())
+
+    for first in range(0, len(sample), TEXTS_AT_ONCE):
+        in_halves(sample[first : first + TEXTS_AT_ONCE], ask)
     return SampledVocabulary(torch.cat(kept), _vocabulary_size(model), num_sampled)
 
 

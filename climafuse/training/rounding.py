@@ -4,7 +4,8 @@ bfloat16 has eight bits: next to 1 lie 0.996 and 1.008. A step of fine-tuning ch
 and rounding to the nearest would undo each of them. Rounded up with a probability of where the result lies between its
 two neighbors, the mean of what is stored is the result itself, and a hundred steps in one direction move a weight as
 far as they would in float32. Moments stay in float32. This takes 2 + 2 + 8 bytes a weight (weight, gradient, moments),
-float32 weights take 4 + 4 + 8.
+float32 weights take 4 + 4 + 8. What an update needs beside these, in float32, it needs for a few rows at a time: for
+all of an embedding it would be more than a step of a short text holds.
 
 Reference:
     Gupta et al. 2015, Deep Learning with Limited Numerical Precision, arXiv:1502.02551, section 3; for language models
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
+
+PIECE = 1 << 22  # weights that are updated at a time, in 14 bytes each
 
 
 class RoundingAdamW(torch.optim.AdamW):
@@ -55,26 +58,39 @@ class RoundingAdamW(torch.optim.AdamW):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
-        weight = parameter.float()
-        adamw(
-            [weight],
-            [gradient.float()],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-        parameter.copy_(rounded_at_random(weight))
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.zeros_like(
+                    parameter, dtype=torch.float32, memory_format=torch.contiguous_format
+                )
+        state["step"] += 1
+        moments = (state["exp_avg"], state["exp_avg_sq"])
+        rows = max(PIECE * len(_own(parameter)) // max(_own(parameter).numel(), 1), 1)
+        pieces = (_own(tensor).split(rows) for tensor in (parameter, gradient, *moments))
+        for piece, of_gradient, first, second in zip(*pieces, strict=True):
+            weight = piece.float().contiguous()  # the kernel goes through memory, whatever strides say
+            adamw(
+                [weight],
+                [of_gradient.float().contiguous()],
+                [first],
+                [second],
+                [],
+                [state["step"] - 1],  # of which the kernel counts one
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            piece.copy_(rounded_at_random(weight))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A tensor in rows, or where it is spread over processes this one's part of it: the same memory."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return torch.atleast_1d(own)
 
 
 def rounded_at_random(values: Tensor) -> Tensor:

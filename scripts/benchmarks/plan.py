@@ -1,4 +1,4 @@
-"""What `climafuse plan` says, against what is measured: eleven cases, each in a process of its own.
+"""What `climafuse plan` says, against what is measured: thirteen cases, each in a process of its own.
 
 Peak resident memory is planned here, before the process of the case begins; the time of a step is that of the probe,
 taken in turn with real steps in that process. Weights of architectures that are not on this machine are random and
@@ -107,6 +107,21 @@ TABLE: tuple[Planned, ...] = (
         "opt-1.3b bf16, 16 × 2 × 32 at the last quarter, of which some windows are timed",
         "opt-1.3b",
         {"sites": [18], "windows": 16, "texts_per_window": 2, "fusion_options": {"heads": 32}},
+    ),
+    Planned(
+        "SmolLM2-135M bf16, 4 × 2 × 32 at the output, all weights trained, rounded at random",
+        _SMALL,
+        {"sites": "output", "windows": 4, "texts_per_window": 2, "backbone_trainable": "all"},
+    ),
+    Planned(
+        "SmolLM2-135M bf16, 4 × 2 × 32 at the output, adapters in the last ten blocks",
+        _SMALL,
+        {
+            "sites": "output",
+            "windows": 4,
+            "texts_per_window": 2,
+            "lora": {"rank": 8, "layers": {"last": 10}},
+        },
     ),
 )
 SMALLEST = TABLE[:2]  # where it is only to be seen that it works

@@ -31,6 +31,7 @@ from climafuse.planning.skeleton import make_batch, make_model
 from climafuse.training.config import TrainingConfig
 from climafuse.training.fitting import MODULES
 from climafuse.training.optim import gradient_norms, make_optimizer, trainable_parts
+from climafuse.training.rounding import RoundingAdamW
 from scripts.benchmarks.fusion import open_gates
 from scripts.benchmarks.inputs import backbone_of
 from scripts.benchmarks.measure import peak_gb
@@ -69,6 +70,7 @@ class Case:
             file_bytes=found.file_bytes,
             file_dtype=found.file_dtype,
             widened=settings.get("dtype") != "float32" and not native,
+            optimizer=RoundingAdamW,
             **settings,
         )
 
@@ -90,7 +92,7 @@ def measure_case(case: Case) -> dict[str, Any]:
         model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
         ids = make_batch(workload, workload.windows, labels=1)["input_ids"]
         model.prefix_store.add([tuple(text) for text in ids.tolist()])
-        release_memory()  # as `training.pipeline` does
+    release_memory()  # as `training.pipeline` does before the steps
     optimizer = make_optimizer(model, TrainingConfig())
     parts = trainable_parts(model)
     trainable = [parameter for group in parts.values() for parameter in group]

@@ -89,6 +89,24 @@ def test_parts_of_the_rows_make_the_whole(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_were_read_are_let_go_of_before_the_next(kind, monkeypatch):
+    """Each once, ten at a time, and none that is read later: what is let go of is overwritten here."""
+    monkeypatch.setattr("climafuse.backbones.quantization._QUANTIZED_AT_ONCE", 10 * 64 * 4)
+    whole, weight = _weight(101, 64), _weight(101, 64)
+    gone: list[int] = []
+
+    def let_go(rows: torch.Tensor) -> None:
+        gone.extend(range(rows.storage_offset() // 64, rows.storage_offset() // 64 + len(rows)))
+        assert len(rows) <= 10
+        rows.fill_(float("nan"))
+
+    layer, expected = QuantizedLinear(weight, None, kind, let_go), QuantizedLinear(whole, None, kind)
+    assert sorted(gone) == list(range(101))
+    assert torch.equal(layer.weight, expected.weight)
+    assert torch.equal(layer.scale, expected.scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_takes_what_is_foretold(kind):
     for shape in SHAPES:
         layer = QuantizedLinear(_weight(*shape), None, kind)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from climafuse.backbones.quantization import stored_bytes
+from climafuse.backbones.quantization import QUANTIZING, stored_bytes
 from climafuse.planning import Workload, measure
 from climafuse.planning.flops import BELOW, FROZEN, HEAD, TRAINABLE
 from climafuse.planning.skeleton import make_backbone, make_batch, make_model
@@ -103,6 +103,17 @@ def test_quantized_matrices_take_what_they_store():
     assert found.flops[FROZEN] == 4 * 2 * MATRICES * TOKENS
     assert found.flops[BELOW] == 2 * 2 * MATRICES * TOKENS
     assert found.buffer_bytes > 0
+    assert found.quantizing_bytes == QUANTIZING
+
+
+@pytest.mark.slow
+def test_a_matrix_that_lies_the_other_way_round_is_read_whole_and_copied_to_quantize_it():
+    from transformers import GPT2Config
+
+    config = GPT2Config(vocab_size=WORDS, n_embd=D, n_layer=BLOCKS, n_head=4, n_positions=64)
+    work = replace(workload(dtype="bfloat16", quantization="int4"), config=config)
+    assert measure(work, phases=False).quantizing_bytes == QUANTIZING + 2 * 2 * D * 4 * D
+    assert measure(replace(work, quantization=None), phases=False).quantizing_bytes == 0
 
 
 @pytest.mark.slow

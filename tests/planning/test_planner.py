@@ -194,11 +194,12 @@ def test_what_does_not_fit_is_refused_with_what_to_change_first():
     found = plan(work, small, base=BASE, time=False, search=False)
     assert not found.fits
     assert found.peak == 3_800_000 + 8_000_000
-    # 520 windows would fit: 400 is the largest divisor. Activations anew save the half. To quantize takes 0.2 GB for a
-    # while, so that it saves nothing of so small a model.
+    # 520 windows would fit: 400 is the largest divisor. Activations anew save the half.
     assert [(change.settings[0], change.saving, change.fits) for change in found.changes] == [
         ("training.accumulation=2", 4_000_000, True),
         ("training.checkpoint_activations=true", 4_000_000, True),
+        ("backbone.quantization=int8", 1_000_000, False),
+        ("backbone.quantization=int4", 1_500_000, False),
     ]
     with pytest.raises(MemoryPlanError) as refused:
         found.require()
@@ -239,6 +240,11 @@ def test_states_that_do_not_fit_into_memory_are_on_the_disk():
         assert in_memory - phases(other, counted(other), BASE, where)["training"] == 64 * 10**6
     some = replace(work, store_limit=10**6, store_spills=False)  # the rest is computed each time
     assert in_memory - phases(some, counted(some), BASE, LARGE)["training"] == 63 * 10**6
+
+
+def test_to_quantize_takes_a_part_of_a_matrix_more_than_what_comes_of_it():
+    work = workload(quantization="int8")
+    assert phases(work, counted(work), BASE, LARGE)["loading"] == BASE + 1_000_000 + 70_000
 
 
 def test_loading_another_type_holds_both():

@@ -55,6 +55,7 @@ def counted(work: Workload, *, phases: bool = True, slack: float = 1.0) -> Footp
         mapped_bytes=0,
         untouched_bytes=0,
         trainable_bytes=200_000,
+        quantizing_bytes=70_000,
         gradient_bytes=200_000,
         optimizer_bytes=400_000,
         activation_bytes=int(900 * work.microbatch * work.length * saving),

@@ -250,7 +250,9 @@ def test_what_is_spread_over_processes_counts_in_parts(parts, tmp_path, monkeypa
     assert spread() == (2, None)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     for stage, name in ((1, "moments"), (2, "gradients")):
-        monkeypatch.setattr("climafuse.training.zero.stage", lambda stage=stage: stage)
+        asked = tmp_path / f"zero{stage}.json"
+        asked.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(asked))
         assert spread() == (2, name)
 
 

@@ -16,7 +16,7 @@ from climafuse.backbones import hash_parameters
 from climafuse.data.pairs import Pair, write_pairs
 from climafuse.data.window import Box
 from climafuse.errors import BackboneError, ConfigurationError, ModelInputError, TrainingError
-from climafuse.model import DiskStates, MemoryStates, PrefixStore, stored_states
+from climafuse.model import ClimateTextForCausalLM, DiskStates, MemoryStates, PrefixStore, stored_states
 from climafuse.model.inference import load_model
 from climafuse.training import pipeline
 from climafuse.training.callbacks import RunClock
@@ -151,6 +151,26 @@ def test_an_interrupted_run_goes_on_bit_for_bit(finished, parts, tmp_path, monke
     assert _losses(resumed) == [entry for entry in _losses(output) if entry[0] > 4]
     one, other = (load_file(folder / "model" / "model.safetensors") for folder in (output, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_vocabulary_is_chosen_in_parts_where_memory_is_short(parts, tmp_path, monkeypatch):
+    def chosen():
+        setup = assemble(make_config(*parts, tmp_path / "run"), say=_silent)
+        prepare_reuse(setup, say=_silent)
+        return setup.model.sampled_vocabulary.kept
+
+    whole = chosen()
+    ask, asked = ClimateTextForCausalLM.likely_tokens, []
+
+    def ask_few(self, input_ids, *others, **options):
+        if len(input_ids) > 3:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        asked.append(len(input_ids))
+        return ask(self, input_ids, *others, **options)
+
+    monkeypatch.setattr(ClimateTextForCausalLM, "likely_tokens", ask_few)
+    assert torch.equal(chosen(), whole)
+    assert max(asked) > 1
 
 
 def test_states_on_the_disk_give_the_same_run_and_are_found_by_the_next(

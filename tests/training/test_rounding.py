@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from climafuse.training import rounding
 from climafuse.training.rounding import RoundingAdamW, rounded_at_random
 
 
@@ -56,6 +57,30 @@ def test_the_update_is_that_of_adamw_in_float32() -> None:
         error = coarse.detach().float() - fine.detach()
         assert (error.abs() <= fine.detach().abs() * 2**-7 + 1e-30).all()
         assert error.mean().abs() < 5 * error.std() / 60_000**0.5
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (50,), (3, 1000), (7, 5, 9), (0, 4)])
+def test_pieces_are_updated_as_the_whole(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows at a time, and also of a weight that lies in memory the other way round; no row is left out."""
+    monkeypatch.setattr(rounding, "PIECE", 20)
+    torch.manual_seed(0)
+    start = (1 + torch.rand(shape)).bfloat16()
+    for transposed in (False, True):
+        backwards = tuple(reversed(range(start.ndim)))
+        own = start.permute(backwards).contiguous().permute(backwards)
+        coarse = torch.nn.Parameter(own if transposed else start.clone())
+        fine = torch.nn.Parameter(start.float())
+        one, other = RoundingAdamW([coarse], lr=0.1), torch.optim.AdamW([fine], lr=0.1, fused=True)
+        for _ in range(3):
+            with torch.no_grad():
+                fine.copy_(coarse.float())
+            coarse.grad = torch.randn(shape).bfloat16()
+            fine.grad = coarse.grad.float()
+            one.step()
+            other.step()
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                torch.testing.assert_close(one.state[coarse][key], other.state[fine][key])
+            assert ((coarse.float() - fine).abs() <= fine.abs() * 2**-7).all()
 
 
 def test_small_steps_are_not_lost() -> None:
