@@ -296,7 +296,7 @@ def test_a_floor_of_shared_blocks_goes_back_through_all(monkeypatch: pytest.Monk
     loaded, plain = (tiny_backbone("llama", num_blocks=7) for _ in range(2))
     monkeypatch.setattr(billion_case, "load_backbone", lambda *_, **options: plain)
     monkeypatch.setattr(billion_case, "backbone_of", lambda name: name)
-    monkeypatch.setattr(billion_case, "_available_bytes", lambda: 0)
+    monkeypatch.setattr(billion_case, "memory_state", lambda: None)
     shared, distinct = billion_case._bare(
         billion_case.Case("any", "gated_addition", {}, quantization="int8"), loaded
     )
@@ -394,6 +394,28 @@ def test_sides_take_turns_and_warmup_does_not_count() -> None:
     assert found.ratios == (3 / 2, 2 / 2, 6 / 2)
     assert (found.seconds, found.reference_seconds, found.ratio) == (3, 2, 1.5)
     assert found.inverse() == (2 / 3, 1, 1 / 3)
+
+
+def test_reads_from_the_disk_count_for_the_side_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = [0]
+    monkeypatch.setattr(measure, "_disk_reads", lambda: total[0])
+
+    def side(reads: int) -> Seconds:
+        total[0] += reads
+        return Seconds(1)
+
+    assert compare(lambda: side(2), lambda: side(7), repeats=3, warmup=1).disk_reads == (6, 21)
+
+
+def test_the_committed_table_is_made_of_the_committed_figures() -> None:
+    path = Path(results.__file__).parents[1] / "bench_results.json"
+    held = results.read(path)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == results.table(held)
+    named = {"fusion", "prefix", "generate", "loader", "billions", "plan", "mock", "optimizer"}
+    assert named <= held.keys()
+    for name, section in held.items():
+        assert section["rows"], name
+        assert all(name.startswith(row["section"]) for row in section["rows"])
 
 
 def test_quartiles() -> None:

@@ -13,6 +13,7 @@ import torch
 from ..errors import ConfigurationError
 from .blocks import Site, find_blocks
 from .lora import adapted_layers, carries_adapters, resolve_blocks, sharing_copy
+from .mapped_files import MappedFiles
 from .quantization import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def with_trained_weights(model: PreTrainedModel, trainable: Any) -> PreTrainedMo
             received=repr(trainable),
             remedy="Load the language model without quantization, or train adapters in it (backbone.lora).",
         )
+    mapped = MappedFiles()
     for parameter in dict.fromkeys(parameter for part in parts for parameter in part.parameters()):
         if parameter.dtype not in (torch.float32, torch.bfloat16):
             raise ConfigurationError(
@@ -63,8 +65,10 @@ def with_trained_weights(model: PreTrainedModel, trainable: Any) -> PreTrainedMo
                 received=str(parameter.dtype).removeprefix("torch."),
                 remedy="Set backbone.dtype: float32 (products may be in bfloat16 all the same) or bfloat16.",
             )
-        parameter.data = parameter.detach().clone()
+        given = parameter.detach()
+        parameter.data = given.clone()
         parameter.requires_grad_(True)
+        mapped.let_go(given)  # else the pages of its file count for as long as the given model lives
     return own
 
 

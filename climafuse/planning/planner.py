@@ -265,9 +265,9 @@ def phases(workload: Workload, footprint: Footprint, base: int, device: Device) 
     found["training"] = kept + share.gradients + step
     if f.evaluation_bytes:
         found["evaluation"] = kept + f.evaluation_bytes
-    found["saving"] = kept
-    if not device.gpu:  # moments as bytes of a file; where they are spread, they are gathered for it
-        found["saving"] += f.optimizer_bytes * (1 if workload.spread is None else 2)
+    found["saving"] = kept  # files are written out of the tensors
+    if not device.gpu and workload.spread is not None:  # what is spread is gathered first
+        found["saving"] += f.optimizer_bytes
         found["saving"] += f.trainable_bytes if workload.spread == "weights" else 0
     return found
 

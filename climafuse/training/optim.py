@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from climafuse.errors import TrainingError
 from climafuse.training.config import TrainingConfig
-from climafuse.training.rounding import RoundingAdamW
+from climafuse.training.rounding import RoundingAdamW, pieces
 from climafuse.training.sharding import whole
 
 _UNDECAYED_MODULES = (nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -226,5 +226,11 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     """Their norm in float32: that of bfloat16 would be told in bfloat16."""
     if all(gradient.dtype == torch.float32 for gradient in gradients):
         return nn.utils.get_total_norm(gradients)
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    # Some rows at a time, as they are turned into float32 for it; a norm of what is spread is one of all its parts.
+    parts = [
+        part
+        for gradient in gradients
+        for part in ((gradient,) if hasattr(gradient, "full_tensor") else pieces(gradient))
+    ]
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]
     return torch.linalg.vector_norm(torch.stack(norms))

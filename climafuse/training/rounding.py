@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-PIECE = 1 << 22  # weights that are updated at a time, in 14 bytes each
+PIECE = 1 << 20  # weights that are updated at a time, in 14 bytes each
 
 
 class RoundingAdamW(torch.optim.AdamW):
@@ -48,13 +48,14 @@ class RoundingAdamW(torch.optim.AdamW):
         ]
         for parameter, _, _ in coarse:
             parameter.grad = None  # AdamW itself would keep its moments in bfloat16, too
+            self._make_moments(parameter)  # of all first: between them, pieces would leave gaps
         loss = super().step(closure)
         for parameter, gradient, group in coarse:
             parameter.grad = gradient
             self._update(parameter, gradient, group)
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _make_moments(self, parameter: Tensor) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -62,11 +63,13 @@ class RoundingAdamW(torch.optim.AdamW):
                 state[moment] = torch.zeros_like(
                     parameter, dtype=torch.float32, memory_format=torch.contiguous_format
                 )
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
         state["step"] += 1
         moments = (state["exp_avg"], state["exp_avg_sq"])
-        rows = max(PIECE * len(_own(parameter)) // max(_own(parameter).numel(), 1), 1)
-        pieces = (_own(tensor).split(rows) for tensor in (parameter, gradient, *moments))
-        for piece, of_gradient, first, second in zip(*pieces, strict=True):
+        all_pieces = (pieces(tensor) for tensor in (parameter, gradient, *moments))
+        for piece, of_gradient, first, second in zip(*all_pieces, strict=True):
             weight = piece.float().contiguous()  # the kernel goes through memory, whatever strides say
             adamw(
                 [weight],
@@ -87,10 +90,10 @@ class RoundingAdamW(torch.optim.AdamW):
             piece.copy_(rounded_at_random(weight))
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """A tensor in rows, or where it is spread over processes this one's part of it: the same memory."""
-    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return torch.atleast_1d(own)
+def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Some rows of a tensor at a time, or where it is spread over processes of this one's part: the same memory."""
+    own: Tensor = torch.atleast_1d(tensor.to_local() if hasattr(tensor, "to_local") else tensor)
+    return own.split(max(PIECE * len(own) // max(own.numel(), 1), 1))
 
 
 def rounded_at_random(values: Tensor) -> Tensor:

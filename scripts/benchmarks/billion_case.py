@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from climafuse.backbones import LoadedBackbone, find_blocks, hash_parameters, load_backbone
 from climafuse.backbones.mapped_files import MappedFiles
 from climafuse.backbones.quantization import Quantization
+from climafuse.memory import memory_state
 from climafuse.model import ClimateTextForCausalLM
 from climafuse.training.config import RunConfig, load_config
 from climafuse.training.dataset import ExampleCollator
@@ -128,6 +129,7 @@ def measure_step(case: Case) -> dict[str, Any]:
         "seconds": found.seconds,
         "floor_seconds": found.reference_seconds,
         "distinct_floor_blocks": distinct,
+        "disk_reads": list(found.disk_reads),
         "blocks": num_blocks,
         "blocks_run_a_step": sum(counted.values()) / case.steps,
         "every_block_ran": sorted(counted) == list(range(num_blocks)),
@@ -246,17 +248,13 @@ def _bare(case: Case, loaded: LoadedBackbone) -> tuple[LoadedBackbone, int]:
     own = find_blocks(plain.model).blocks
     size = sum(parameter.nbytes for parameter in own[0].parameters())
     head = sum(parameter.nbytes for parameter in plain.model.get_output_embeddings().parameters())
-    room = _available_bytes() - RESERVE - head
+    state = memory_state()
+    room = (0 if state is None else state.room) - RESERVE - head
     distinct = max(min(int(room // size), len(own)), min(4, len(own)))
     for number in range(distinct, len(own)):
         # The first stands once: where it is entered, the gradient ends.
         own[number] = own[1 + (number - distinct) % (distinct - 1)]
     return plain, distinct
-
-
-def _available_bytes() -> int:
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def _let_go(model: nn.Module) -> None:

@@ -65,12 +65,14 @@ class Comparison:
         reference_seconds: Median of the reference.
         ratios: Measured ÷ reference seconds, one a round.
         peak_gb: Highest resident memory of the process while the measured side ran, all it held before included.
+        disk_reads: How often one side and the other waited for a page from the disk: what is mapped and was dropped.
     """
 
     seconds: float
     reference_seconds: float
     ratios: tuple[float, ...]
     peak_gb: float
+    disk_reads: tuple[int, int]
 
     @property
     def ratio(self) -> float:
@@ -142,21 +144,29 @@ def compare(
     first: list[float] = []
     second: list[float] = []
     peak = 0.0
+    waits = [0, 0]
+
+    def timed(side: int, function: Callable[[], object]) -> float:
+        before = _disk_reads()
+        seconds = _seconds(function)
+        waits[side] += _disk_reads() - before
+        return seconds
+
     gc.collect()
     gc.disable()  # a collection would fall on one side
     try:
         for number in range(repeats):
             if number % 2:
-                second.append(_seconds(reference))
+                second.append(timed(1, reference))
             reset_peak()
-            first.append(_seconds(measured))
+            first.append(timed(0, measured))
             peak = max(peak, peak_gb())
             if not number % 2:
-                second.append(_seconds(reference))
+                second.append(timed(1, reference))
     finally:
         gc.enable()
     ratios = tuple(one / other for one, other in zip(first, second, strict=True))
-    return Comparison(statistics.median(first), statistics.median(second), ratios, peak)
+    return Comparison(statistics.median(first), statistics.median(second), ratios, peak, (waits[0], waits[1]))
 
 
 def quartiles(values: tuple[float, ...]) -> tuple[float, float]:
@@ -175,6 +185,11 @@ def _seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     result = function()
     return float(result) if isinstance(result, Seconds) else time.perf_counter() - start
+
+
+def _disk_reads() -> int:
+    """Major page faults of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def reset_peak() -> None:

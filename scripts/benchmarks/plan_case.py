@@ -1,8 +1,8 @@
 """One case of section `plan`, in a process of its own: `python -m scripts.benchmarks.plan_case SPEC OUT`.
 
-It imports what training imports, loads the backbone, takes some training steps and one evaluation batch, and notes the
-highest resident memory of its life: memory-mapped weights count as far as they were read. Then steps and the probe of
-the plan are timed in turn.
+It imports what training imports, loads the backbone, takes some training steps and one evaluation batch, saves weights
+and moments, and notes the highest resident memory of its life: memory-mapped weights count as far as they were read.
+Then steps and the probe of the plan are timed in turn.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -32,6 +33,7 @@ from climafuse.training.config import TrainingConfig
 from climafuse.training.fitting import MODULES
 from climafuse.training.optim import gradient_norms, make_optimizer, trainable_parts
 from climafuse.training.rounding import RoundingAdamW
+from climafuse.training.state import save_optimizer
 from scripts.benchmarks.fusion import open_gates
 from scripts.benchmarks.inputs import backbone_of
 from scripts.benchmarks.measure import peak_gb
@@ -120,6 +122,9 @@ def measure_case(case: Case) -> dict[str, Any]:
             model(**batch, return_logits=False)
             del batch
         model.train()
+    with tempfile.TemporaryDirectory() as folder:
+        save_optimizer(Path(folder), optimizer, model)
+        model.save_pretrained(folder)
     peak = peak_gb()
     footprint = measure(workload, phases=False)
     probe = Probe(workload, footprint)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from climafuse.backbones import first_trained_site, hash_parameters, load_backbone, with_trained_weights
+from climafuse.backbones.mapped_files import MappedFiles
 from climafuse.errors import (
     BackboneMismatchError,
     CheckpointError,
@@ -229,3 +230,25 @@ def test_norms_of_coarse_gradients_are_told_in_float32() -> None:
     expected = [p.grad.double().norm().item() for p in (coarse, fine)]
     assert by_part.tolist() == pytest.approx(expected, rel=1e-6)
     assert total.item() == pytest.approx((expected[0] ** 2 + expected[1] ** 2) ** 0.5, rel=1e-6)
+
+
+def test_norms_of_coarse_gradients_are_taken_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("climafuse.training.rounding.PIECE", 70)
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16)) for shape in [(9, 40), (3,), ()]]
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape).bfloat16()
+    norms, total = gradient_norms({"one": weights[:1], "others": weights[1:]})
+    exact = [float(weight.grad.double().square().sum()) for weight in weights]
+    assert norms.tolist() == pytest.approx([exact[0] ** 0.5, (exact[1] + exact[2]) ** 0.5], rel=1e-6)
+    assert float(total) == pytest.approx(sum(exact) ** 0.5, rel=1e-6)
+
+
+def test_pages_of_weights_that_are_copied_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[int] = []
+    monkeypatch.setattr(MappedFiles, "let_go", lambda self, tensor: gone.append(tensor.data_ptr()))
+    given = tiny_model("llama")
+    own = with_trained_weights(given, {"last": 1})
+    places = {name: parameter.data_ptr() for name, parameter in given.named_parameters()}
+    assert sorted(gone) == sorted(places[name] for name in names_of(own))
+    assert not {own.get_parameter(name).data_ptr() for name in names_of(own)} & set(gone)
