@@ -117,6 +117,30 @@ def test_loss_and_gradients_with_and_without_a_store(architecture: str, sites: A
         torch.testing.assert_close(stored_grads[name], gradient, rtol=1e-3, atol=1e-4 * size + 1e-7)
 
 
+@in_every_architecture
+@pytest.mark.parametrize("sites", [2, "output"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_at_equal_shapes_loss_and_gradients_are_the_same_bit_for_bit(
+    architecture: str, sites: Any, dtype: torch.dtype
+) -> None:
+    """One text, stored in a batch of its own as it stands in the batch of training."""
+    model = make_model(architecture, sites=sites, dtype=dtype).train()
+    batch = make_batch(model, prompts=PROMPTS[:1], answers=ANSWERS[:1], index=[0])
+    assert batch["attention_mask"].all()
+    found = []
+    for stored in (False, True):
+        model.zero_grad()
+        if stored:
+            model.prefix_store = PrefixStore(model.backbone, model.prefix_site)
+            model.prefix_store.add([tuple(batch["input_ids"][0].tolist())])
+        loss = model(**batch).loss
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append([loss.detach(), *gradients])
+    assert len(found[0]) > 10
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @torch.no_grad()
 def test_states_in_bfloat16_are_within_two_percent() -> None:
     for architecture in ("llama", "gpt2"):
