@@ -6,7 +6,6 @@ Returns findings as data; `climafuse doctor` prints them. Nothing here reaches f
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 from . import __version__
 from .errors import ClimafuseError
+from .manifest import available_cores
 
 if TYPE_CHECKING:
     from .data.samples import SampleName
@@ -87,10 +87,9 @@ def _packages() -> list[Check]:
 def _machine() -> Check:
     import psutil  # type: ignore[import-untyped]  # comes with accelerate
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
     detail = (
-        f"{platform.system()} {platform.machine()}, {cores} cores, "
+        f"{platform.system()} {platform.machine()}, {available_cores()} cores, "
         f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free"
     )
     enough = memory.available > 2 * 2**30  # the demo's peak is below this
@@ -161,13 +160,17 @@ def _other_backbones() -> list[Check]:
 
 
 def _backbone(name: str, id: str, path: Path) -> Check:
+    from .backbones import labeled
     from .backbones.cache import altered_files, read_manifest
 
     manifest = read_manifest(path)
     altered = altered_files(path, manifest) if manifest else ["its manifest"]
     remedy = f"Remove {path} and fetch or import it again." if altered else ""
     return Check(
-        name, not altered, f"{id} in {path}" + (f": {', '.join(altered)} altered" if altered else ""), remedy
+        name,
+        not altered,
+        labeled(f"{id} in {path}", manifest or {}) + (f": {', '.join(altered)} altered" if altered else ""),
+        remedy,
     )
 
 

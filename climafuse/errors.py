@@ -200,3 +200,11 @@ class RunInterruptedError(TrainingError):
     """A signal ended a run. It was saved and can be resumed."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether writing failed for want of a working disk.
+
+    safetensors and tokenizers report I/O errors in types of their own, and in the words of Rust.
+    """
+    return isinstance(error, OSError) or "(os error " in str(error)

@@ -173,8 +173,12 @@ def versions(distributions: Iterable[str]) -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """What a figure was measured on, for records."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"system": platform.platform(), "processor": _processor(), "cores": cores}
+    return {"system": platform.platform(), "processor": _processor(), "cores": available_cores()}
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -19,10 +19,21 @@ from transformers.pytorch_utils import Conv1D
 from climafuse.backbones import native
 from climafuse.backbones.synthesize import write_random
 from climafuse.backbones.widening import WidenedLinear
-from climafuse.errors import UsageError
+from climafuse.errors import TrainingError, UsageError
 from climafuse.planning import planner
 from scripts.benchmarks import __main__ as program
-from scripts.benchmarks import billion_case, billions, fusion, inputs, keeping, measure, plan, prefix, results
+from scripts.benchmarks import (
+    billion_case,
+    billions,
+    fusion,
+    inputs,
+    keeping,
+    measure,
+    own_process,
+    plan,
+    prefix,
+    results,
+)
 from scripts.benchmarks.measure import Comparison, Row, Seconds, Size, compare, quartiles
 from tests.planning.tiny_workload import counted
 from tests.tiny import tiny_backbone, tiny_config, tiny_tokenizer
@@ -226,7 +237,8 @@ def test_a_case_that_is_not_sound_reaches_no_aim(monkeypatch: pytest.MonkeyPatch
 def test_a_run_is_killed_and_resumed_by_the_command_line(tiny_billions: Path) -> None:
     found = billions._killed_run(billions.TABLE[4].case(TINY), tiny_billions / "run")
     assert found["identical"] == 1.0
-    assert found["first_step"] < found["killed_after"] < found["seconds"]
+    assert 0 < found["first_step"] < found["seconds"]
+    assert found["killed_after"] > 0  # of another process, so not comparable with the first's seconds
     assert len(found["losses"]) == billions.RUN_STEPS
 
 
@@ -361,7 +373,17 @@ def test_sections_are_put_beside_those_of_earlier_runs(tmp_path: Path) -> None:
     assert "| a case | 9.000 |" in (tmp_path / "figures.md").read_text()
 
 
-@pytest.mark.parametrize("content", ['{"one": {"hea', "[]", '{"header": {}, "rows": []}', "notes of mine"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"one": {"hea',
+        "[]",
+        '{"header": {}, "rows": []}',
+        "notes of mine",
+        '{"one": {"header": {}, "rows": [{}]}}',
+        '{"one": {"header": 1, "rows": 2}}',
+    ],
+)
 def test_what_no_bench_has_written_is_refused_before_anything_is_measured(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,6 +393,45 @@ def test_what_no_bench_has_written_is_refused_before_anything_is_measured(
     assert program.main(["loader", "--json", str(path)]) == 2
     assert "a file that scripts/bench has written" in capsys.readouterr().err
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [
+        ("table.md", 2, "a file named .json"),
+        ("figures", 2, "a file named .json"),
+        ("a file/it.json", 1, "a file/it"),
+    ],
+)
+def test_a_destination_that_cannot_be_is_refused_before_anything_is_measured(
+    name: str,
+    code: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a file").write_text("of mine")
+    monkeypatch.setattr(program, "import_module", lambda name: pytest.fail("measured"))
+    assert program.main(["loader", "--json", str(tmp_path / name)]) == code
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
+        ("import sys; sys.exit(3)", "ended with 3"),
+        ("import time; time.sleep(60)", "none within"),
+    ],
+)
+def test_a_case_whose_process_fails_ends_with_a_message(
+    body: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_case.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match=told):
+        own_process.measure("failing_case", {}, limit=0.5 if "sleep" in body else None)
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["--threads", "0"]])

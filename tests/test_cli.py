@@ -462,3 +462,10 @@ def test_random_weights_are_labeled_and_others_are_not(capsys):
     assert capsys.readouterr().out == "backbone: llama-3-8b-random, random weights, for capacity only\n"
     print_weights({"id": "smollm2", "random_weights": False})
     assert capsys.readouterr().out == ""
+
+
+def test_pictures_tell_random_weights(inference, tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr("climafuse.report.maps.draw_map", lambda *_, caption, **__: captions.append(caption))
+    assert runner.invoke(app, [*inference, "--map", str(tmp_path / "map.png")]).exit_code == 0
+    assert captions[0].endswith("990 hPa. (random weights, for capacity only)")

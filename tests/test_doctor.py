@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from climafuse import doctor
-from climafuse.backbones.cache import write_manifest
+from climafuse.backbones.cache import MANIFEST_NAME, write_manifest
 from climafuse.errors import ClimateFileError
 
 
@@ -71,6 +71,9 @@ def test_imported_backbones_are_listed(home):
     directory.mkdir(parents=True)
     write_manifest(directory, id="mine")
     assert _find("backbone").detail == f"mine in {directory}"
+    (directory / MANIFEST_NAME).unlink()
+    write_manifest(directory, id="mine", random_weights=True)
+    assert _find("backbone").detail == f"mine in {directory} (random weights, for capacity only)"
 
 
 def test_without_pip_the_remedy_says_so_first(monkeypatch):

@@ -17,7 +17,7 @@ from .cache import backbones_directory, cache_directory
 from .catalog import CATALOG, DEFAULT_BACKBONE
 from .fetching import BackboneListing, fetch_backbone, import_backbone, list_backbones
 from .fine_tuning import first_trained_site, with_trained_weights
-from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters, weights_of
+from .identity import BackboneIdentity, check_identity, hash_files, hash_parameters, labeled, weights_of
 from .loading import LoadedBackbone, find_backbone, freeze, load_backbone
 from .lora import adapted_layers, base_name, with_lora, without_adapters
 from .quantization import Quantization, QuantizedLinear, quantize_model
@@ -50,6 +50,7 @@ __all__ = [
     "hash_files",
     "hash_parameters",
     "import_backbone",
+    "labeled",
     "list_backbones",
     "load_backbone",
     "num_blocks_below",

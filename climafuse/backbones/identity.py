@@ -50,15 +50,26 @@ class BackboneIdentity(TypedDict):
 def identify(
     model: nn.Module, *, id: str, content_hash: str, revision: str | None = None, random_weights: bool = False
 ) -> BackboneIdentity:
-    """Return the identity of a model whose weights have the given hash."""
+    """Return the identity of a model whose weights have the given hash; its configuration may call them random."""
     return BackboneIdentity(
         id=id,
         revision=revision,
         content_hash=content_hash,
         architecture=type(model).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        random_weights=random_weights,
+        random_weights=random_weights or marked_random(getattr(model, "config", None)),
     )
+
+
+def marked_random(config: object) -> bool:
+    """Whether a configuration says that weights were never trained, as that of a synthesized model does.
+
+    The mark goes where the weights go, be it without the manifest beside them.
+
+    Args:
+        config: A model's.
+    """
+    return getattr(config, "random_weights", False) is True
 
 
 def weights_of(identity: Mapping[str, object]) -> str:
@@ -68,6 +79,16 @@ def weights_of(identity: Mapping[str, object]) -> str:
         identity: Its identity.
     """
     return "random weights, for capacity only" if identity.get("random_weights") else "pretrained"
+
+
+def labeled(text: str, identity: Mapping[str, object]) -> str:
+    """A text about a backbone or of its words, which says so where its weights are random.
+
+    Args:
+        text: The text.
+        identity: Of the backbone.
+    """
+    return f"{text} ({weights_of(identity)})" if identity.get("random_weights") else text
 
 
 def check_identity(expected: Mapping[str, object], found: Mapping[str, object]) -> None:

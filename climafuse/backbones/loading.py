@@ -191,8 +191,13 @@ def find_backbone(
     Raises:
         BackboneNotFoundError: No weights under this name or in this directory.
         BackboneError: What was downloaded is not what was pinned.
+        ConfigurationError: The name is empty.
     """
     name = str(name_or_path)
+    if not name:  # as a path, that would be the current directory
+        raise ConfigurationError(
+            "backbone", expected="a name or a directory", received="nothing", remedy="Name one."
+        )
     entry = find_entry(name)
     directory = Path(name).expanduser()
     # A stray directory must not stand in for a name of the catalog: there, only what reads like a path is
@@ -462,11 +467,15 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _source(directory: Path) -> dict[str, Any]:
-    """Return id, revision and randomness of a directory: from its manifest, its place, or its path."""
+    """Return id, revision and randomness of a directory: from its manifest, its place, or its path.
+
+    The id is one that `find_backbone` finds: the name in a manifest where climafuse knows it, else the path.
+    """
     manifest = read_manifest(directory)
     if manifest is not None:
+        known = find_entry(manifest["id"]) is not None or _is(cached_backbone(manifest["id"]), directory)
         return {
-            "id": manifest["id"],
+            "id": manifest["id"] if known else str(directory.resolve()),
             "revision": manifest.get("revision"),
             "random_weights": bool(manifest.get("random_weights", False)),
         }
@@ -474,6 +483,10 @@ def _source(directory: Path) -> dict[str, Any]:
     if len(parts) >= 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         return {"id": parts[-3].removeprefix("models--").replace("--", "/"), "revision": parts[-1]}
     return {"id": str(directory.resolve()), "revision": None}
+
+
+def _is(found: Path | None, directory: Path) -> bool:
+    return found is not None and found.samefile(directory)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
@@ -65,10 +65,14 @@ class QuantizedLinear(CompactLinear):
         bias: [N], or None.
         kind: `int8` or `int4`.
         let_go: Called with rows of the weights that are not read again.
+        name: Of the weights, for errors.
 
     Attributes:
         scale: [N] float32, or [N, K / 32] bfloat16.
         minimum: [N, K / 32] bfloat16; None for int8.
+
+    Raises:
+        BackboneError: Weights are not finite: no numbers with a scale would be.
     """
 
     minimum: Tensor | None
@@ -80,11 +84,14 @@ class QuantizedLinear(CompactLinear):
         bias: Tensor | None,
         kind: Quantization,
         let_go: Callable[[Tensor], None] = lambda rows: None,
+        *,
+        name: str = "weight",
     ) -> None:
         nn.Module.__init__(self)  # not that of nn.Linear, which would make weights
         self.kind = kind
         self.out_features, self.in_features = weight.shape
         numbers, scale, minimum = _quantize(weight.detach(), kind, let_go)
+        _check_finite(name, scale, minimum)
         self.weight = nn.Parameter(numbers, requires_grad=False)
         own = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.register_parameter("bias", own)
@@ -180,7 +187,7 @@ def quantize_model(
 
     Raises:
         ConfigurationError: The kind is not known.
-        BackboneError: Half of the blocks' weights or more are in no linear layers.
+        BackboneError: Half of the blocks' weights or more are in no linear layers, or weights are not finite.
     """
     if kind not in QUANTIZATIONS:
         raise ConfigurationError(
@@ -190,6 +197,7 @@ def quantize_model(
             remedy="Choose one of these, or none.",
         )
     layout = find_blocks(model)
+    names = {module: name for name, module in model.named_modules()}
     places = [
         (module, name)
         for module in layout.blocks.modules()
@@ -210,16 +218,18 @@ def quantize_model(
     for done, (module, name) in enumerate(places, start=1):
         for coming, its in places[done : done + AHEAD]:
             mapped.read_ahead(getattr(coming, its).weight)
-        setattr(module, name, _quantized(getattr(module, name), kind, mapped))
+        setattr(module, name, _quantized(getattr(module, name), kind, mapped, names))
         if progress is not None:
             progress(done, total)
     if head:
-        model.set_output_embeddings(_quantized(layout.head, kind, mapped))
+        model.set_output_embeddings(_quantized(layout.head, kind, mapped, names))
         if progress is not None:
             progress(total, total)
 
 
-def _quantized(layer: nn.Module, kind: Quantization, mapped: MappedFiles) -> QuantizedLinear:
+def _quantized(
+    layer: nn.Module, kind: Quantization, mapped: MappedFiles, names: Mapping[nn.Module, str]
+) -> QuantizedLinear:
     weight = matrix(layer)
     if weight is None:
         raise BackboneError(
@@ -228,7 +238,8 @@ def _quantized(layer: nn.Module, kind: Quantization, mapped: MappedFiles) -> Qua
             received="another module",
             remedy="Set quantize_head to false.",
         )
-    quantized = QuantizedLinear(weight, cast("Tensor | None", layer.bias), kind, mapped.let_go)
+    bias, name = cast("Tensor | None", layer.bias), f"{names[layer]}.weight"
+    quantized = QuantizedLinear(weight, bias, kind, mapped.let_go, name=name)
     quantized.train(layer.training)
     mapped.let_go(weight)  # pages that two parts share, too
     return quantized
@@ -290,6 +301,19 @@ def _quantize(
             numbers[place][: len(packed)] |= packed << shift
             let_go(weight[rows])
     return numbers, scale, minimum
+
+
+def _check_finite(name: str, scale: Tensor, minimum: Tensor | None) -> None:
+    """Refuse weights that are not finite: scales and minima are not, either, and there are few of them."""
+    good = scale.isfinite() if minimum is None else (scale.isfinite() & minimum.isfinite()).all(dim=1)
+    if not good.all():
+        rows = (~good).nonzero().flatten().tolist()
+        raise BackboneError(
+            name,
+            expected="finite weights",
+            received=f"infinity or not-a-number in {len(rows):,} of {len(good):,} rows, the first {rows[0]:,}",
+            remedy="Get the files of this backbone anew: these are damaged, or no model was saved in them.",
+        )
 
 
 def _scale_groups(values: Tensor, scale: Tensor) -> None:

@@ -151,6 +151,7 @@ def write_random(
             _write_index(folder, shards, total)
         config.architectures = [type(model).__name__]
         config.dtype = dtype
+        config.random_weights = True  # see `identity.marked_random`
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         GenerationConfig(

@@ -237,6 +237,7 @@ def _attributed(
     }
     row["map"] = path
     if path is not None:
+        from climafuse.backbones import labeled
         from climafuse.report.attribution import draw_attribution, field_of, marks_of
 
         draw_attribution(
@@ -245,7 +246,7 @@ def _attributed(
             occlusion=needed,
             path=path,
             prompt=found.prompt,
-            answer=found.text,
+            answer=labeled(found.text, reader.model.backbone_identity),
             right=row["right"],
             truth=row["field"],
             title=None if found.place is None else f"Around {found.place}",

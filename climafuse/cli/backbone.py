@@ -80,7 +80,7 @@ def synthesize(
     tokenizer: Annotated[
         str, typer.Option("--tokenizer", help="Backbone whose tokenizer is copied.")
     ] = "smollm2-135m-instruct",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the weights.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Write an exact architecture with random weights, for capacity work where the real ones are out of reach.
 

@@ -70,6 +70,7 @@ def infer(
     place = None if found.place is None else str(found.place)
     box = window_box(found.window)
     if map_ is not None:
+        from climafuse.backbones import labeled
         from climafuse.report.maps import draw_map, drawn_variables
 
         draw_map(
@@ -78,7 +79,7 @@ def infer(
             path=map_,
             attention=found.attention,
             title=place,
-            caption=found.text,
+            caption=labeled(found.text, model.model.backbone_identity),
             place=None if found.place is None else (found.place.latitude, found.place.longitude),
         )
     if as_json:

@@ -13,7 +13,7 @@ from climafuse.cli.handler import JsonOption, print_json, print_table
 if TYPE_CHECKING:
     from climafuse.planning.planner import Plan
     from climafuse.planning.workload import Spread
-    from climafuse.training.fitting import Launch
+    from climafuse.training.launch import Launch
 
 
 def plan(
@@ -42,10 +42,16 @@ def plan(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", help="Texts in a microbatch, each with a window.", show_default=False, min=1),
+        typer.Option(
+            "--batch",
+            help="Windows in a microbatch, in place of those of the configuration; without one, each has one text.",
+            show_default=False,
+            min=1,
+            max=2**20,
+        ),
     ] = None,
     length: Annotated[
-        int | None, typer.Option("--length", help="Tokens of a text.", show_default=False, min=2)
+        int | None, typer.Option("--length", help="Tokens of a text.", show_default=False, min=2, max=2**20)
     ] = None,
     device: Annotated[
         str | None,
@@ -81,8 +87,8 @@ def plan(
 ) -> None:
     """Tell what a run will cost in memory and time, before anything is loaded.
 
-    With a configuration, its data are opened: how long texts are is theirs to tell. With --backbone or --length nothing
-    is. Exit code 1 where the run does not fit.
+    With a configuration, its data are opened: how long texts are is theirs to tell. Without one, or with --length,
+    nothing is, and what is assumed instead is said. Exit code 1 where the run does not fit.
     """
     from climafuse.training.config import load_config
 
@@ -107,13 +113,18 @@ def plan(
     if memory is not None:
         where = memory_of(memory, where)
     shape = None
-    if config is None or batch is not None or length is not None:
-        shape = (length, None if batch is None else 1)
+    if config is None or length is not None:
+        shape = (length, 1 if config is None and batch is not None else None)
     found = plan_of(configuration, device=where, shape=shape, launch=launch, time=time)
     if as_json:
         print_json(found.to_dict())
     else:
         _print(found)
+        if shape is not None:
+            typer.echo(
+                f"No data were opened: texts of {found.length} tokens, each another one, and windows of 16 × 16 cells "
+                "are assumed."
+            )
     if not found.fits:
         raise typer.Exit(1)
 
@@ -123,7 +134,7 @@ def _launch(processes: int | None, spread: str | None) -> Launch | None:
 
     from climafuse.errors import ConfigurationError
     from climafuse.planning.workload import Spread
-    from climafuse.training.fitting import Launch
+    from climafuse.training.launch import Launch
 
     kinds = get_args(Spread)
     if spread is not None and spread not in kinds:
@@ -201,6 +212,7 @@ def _print(plan: Plan) -> None:
     typer.echo()
     if plan.pace is not None:
         kind = "estimated from its data sheet" if plan.pace.estimated else "from parts measured here"
+        kind += ", without what the processes send each other" if several else ""
         typer.echo(f"a step takes {plan.pace.seconds:.3g} s ({kind})")
     if plan.largest_microbatch is not None:
         more = " or more" if plan.largest_microbatch >= MOST_WINDOWS else ""
@@ -212,7 +224,7 @@ def _print(plan: Plan) -> None:
         typer.echo(f"it fits: {plan.peak / giga:.2f} of {plan.device.memory / giga:.2f} GB")
         return
     typer.echo(
-        f"it does not fit: {plan.peak / giga:.2f} GB of {plan.device.memory / giga:.2f} GB. What to change:"
+        f"it does not fit: {plan.peak / giga:.2f} GB of {plan.device.memory / giga:.2f} GB. {plan.advice}:"
     )
     for number, change in enumerate(plan.changes, start=1):
         enough = ", enough by itself" if change.fits else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from climafuse.data.lock import folder_in_use, remove_unused
-from climafuse.errors import OutputError
+from climafuse.errors import ClimafuseError, OutputError, is_disk_error
 
 YOUNG = 5.0  # seconds: a folder may have been made and not be in use yet
 HOLE = 4096  # bytes; what file systems keep or leave out as one
@@ -193,11 +193,13 @@ def sync(path: Path) -> None:
 def _writing(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if isinstance(error, ClimafuseError) or not is_disk_error(error):
+            raise
         raise OutputError(
             str(path),
             expected=f"a place that can be written, with room {f'for {size:,} bytes' if size else 'on the disk'}",
-            received=error.strerror or str(error),
+            received=getattr(error, "strerror", None) or str(error),
             remedy="Choose another place, or make room; nothing was left half-written.",
         ) from error
 

@@ -362,6 +362,8 @@ class ClimateTextForCausalLM(PreTrainedModel, GenerationMixin):
                 verify=verify,
             )
         check_identity(identity, backbone.identity)
+        if identity.get("random_weights"):  # a copy of the same weights may not say so
+            backbone = replace(backbone, identity={**backbone.identity, "random_weights": True})
         try:
             model = cls(config, backbone, encoder=encoder, fusion=fusion)
         except (RuntimeError, MemoryError) as error:  # of torch, where options ask for petabytes

@@ -296,17 +296,26 @@ class DiskStates:
 
     def _make_room(self, size: int) -> None:
         """Remove files until one of that size fits; the lock is held, so that nobody else writes or removes."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            folders, free = list(self.root.iterdir()), shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise OutputError(
+                error.filename or str(self.root),
+                expected="a folder that can be made and listed",
+                received=error.strerror or str(error),
+                remedy="Choose another place for climafuse's cache: CLIMAFUSE_HOME.",
+            ) from error
         files: list[tuple[float, int, Path]] = []
-        for folder in self.root.iterdir():
-            for path in folder.iterdir() if folder.is_dir() else ():
-                with contextlib.suppress(FileNotFoundError):
+        for folder in folders:
+            for path in _entries(folder):
+                with contextlib.suppress(FileNotFoundError, PermissionError):
                     status = path.stat()
                     if stat.S_ISREG(status.st_mode):
                         files.append((status.st_mtime, status.st_size, path))
         total = sum(taken for _, taken, _ in files)
         if self.limit is None:
-            self.limit = (shutil.disk_usage(self.root).free + total) // SHARE
+            self.limit = (free + total) // SHARE
         for modified, taken, path in sorted(files):
             abandoned = path.suffix == ".tmp" and time.time() - modified > ABANDONED
             if (total + size > self.limit or abandoned) and remove_unused(path):
@@ -356,6 +365,14 @@ class DiskStates:
         if isinstance(error, _DamagedError):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it is a file, or another user's: there, this one can remove nothing."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
 
 
 class _DamagedError(Exception):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from climafuse.backbones import find_backbone
 from climafuse.backbones.architectures import ARCHITECTURES, config_of
 from climafuse.backbones.cache import read_manifest
-from climafuse.backbones.identity import weight_files
+from climafuse.backbones.identity import marked_random, weight_files
 from climafuse.errors import BackboneError, BackboneNotFoundError
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def find_architecture(name: str) -> Architecture:
     except BackboneNotFoundError as error:
         if name.lower() in ARCHITECTURES:
             return Architecture(name.lower(), config_of(name), random_weights=True)
-        error.remedy += f" Architectures without weights: {', '.join(ARCHITECTURES)}."
+        remedy = error.remedy.removesuffix(".")
+        error.remedy = f"{remedy}. Architectures without weights: {', '.join(ARCHITECTURES)}."
         raise
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -72,7 +73,7 @@ def find_architecture(name: str) -> Architecture:
     return Architecture(
         name=str(manifest.get("id", name)),
         config=config,
-        random_weights=bool(manifest.get("random_weights", False)),
+        random_weights=bool(manifest.get("random_weights", False)) or marked_random(config),
         directory=directory,
         file_bytes=sum(os.path.getsize(path) for path in weight_files(directory)),
         file_dtype=str(stored_dtype(directory)).removeprefix("torch."),

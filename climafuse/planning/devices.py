@@ -77,12 +77,15 @@ def device(name: str) -> Device:
     """
     found = DEVICES.get(name.lower())
     if found is None:
-        near = get_close_matches(name.lower(), DEVICES, n=1)
+        near = [key for key in DEVICES if name and key.startswith(name.lower())]
+        near = near or get_close_matches(name.lower(), DEVICES, n=1)
         raise ConfigurationError(
             "device",
             expected=", ".join(entry.name for entry in DEVICES.values()),
             received=repr(name),
-            remedy=f"Did you mean {DEVICES[near[0]].name}?" if near else "Give its memory: --memory 24GB.",
+            remedy=f"Did you mean {' or '.join(DEVICES[key].name for key in near)}?"
+            if near
+            else "Give its memory: --memory 24GB.",
         )
     return found
 
@@ -101,7 +104,7 @@ def parse_bytes(text: str) -> int:
     if found is not None and (found[2] or not found[3]):
         unit = _UNITS[found[2]] if not found[3] else 1024 ** ("kmgt".index(found[2]) + 1)
         num = float(found[1]) * unit
-    if num < 1:
+    if not 1 <= num < 2**63:
         raise ConfigurationError(
             "memory", expected="a number of bytes, such as 36GB", received=repr(text), remedy="Correct it."
         )

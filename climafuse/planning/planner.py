@@ -139,6 +139,17 @@ class Plan:
             else "measured on blocks",
         }
 
+    @property
+    def advice(self) -> str:
+        """What to do about a run that does not fit, before its `changes` are listed."""
+        if self.base >= self.device.memory:
+            return f"Process and libraries alone take {self.base / GB:.2f} GB: no change of the run is enough"
+        if any(change.fits for change in self.changes):
+            return "What to change"
+        return (
+            "What to change; none of it is enough by itself, so take several, or a machine with more memory"
+        )
+
     def require(self) -> None:
         """Refuse a run that does not fit.
 
@@ -150,7 +161,9 @@ class Plan:
         first = next((change for change in self.changes if change.fits), None)
         first = first or next(iter(self.changes), None)
         remedy = "Take a machine with more memory"
-        if first is not None:
+        if self.base >= self.device.memory:
+            remedy += f": process and libraries alone take {self.base / GB:.2f} GB"
+        elif first is not None:
             options = " ".join(f"--set {setting}" for setting in first.settings)
             remedy = f"First: {first.what} ({options}), which saves {first.saving / GB:.2f} GB"
             remedy += "" if first.fits else ", and then some of what `climafuse plan` names beside it"
@@ -159,7 +172,9 @@ class Plan:
         raise MemoryPlanError(
             "memory",
             expected=f"at most {self.device.memory / GB:.2f} GB, which {self.device.name} has free",
-            received=f"{self.peak / GB:.2f} GB in {self.peak_phase} (weights {self.share.weights / GB:.2f}, step "
+            received=f"{self.peak / GB:.2f} GB in {self.peak_phase}"
+            + (" of a backbone of random weights" if self.random_weights else "")
+            + f" (weights {self.share.weights / GB:.2f}, step "
             f"{self.footprint.step_bytes / GB:.2f}, gradients and optimizer {optimization / GB:.2f}, process "
             f"{self.base / GB:.2f} GB)",
             remedy=f"{remedy}. To try anyway: --set training.check_memory=false.",

@@ -30,6 +30,8 @@ from climafuse.backbones.fine_tuning import ALL
 from climafuse.backbones.head import head_logits
 from climafuse.backbones.quantization import quantize_model
 from climafuse.backbones.widening import widen_products
+from climafuse.errors import is_disk_error
+from climafuse.manifest import available_cores
 from climafuse.model.chunked_loss import chunked_loss, num_chunks, row_loss
 from climafuse.model.rows import fuse_flat, fuse_rows
 from climafuse.planning.devices import Device
@@ -95,14 +97,30 @@ def probe_pace(workload: Workload, footprint: Footprint, *, seconds: float = SEC
         workload: The run.
         footprint: Its counts.
         seconds: How long the rounds last.
+
+    Returns:
+        What a step takes. Where several processes train on this machine, each has its share of the cores; what they
+        send each other, and that they wait for the same memory, is not in it.
     """
-    probe = Probe(workload, footprint)
-    probe.round()  # first calls allocate, and choose their kernels
-    rounds: list[dict[str, float]] = []
-    end = time.perf_counter() + seconds
-    while len(rounds) < LEAST_ROUNDS or time.perf_counter() < end:
-        rounds.append(probe.round())
+    with _share_of_cores(workload.processes):
+        probe = Probe(workload, footprint)
+        probe.round()  # first calls allocate, and choose their kernels
+        rounds: list[dict[str, float]] = []
+        end = time.perf_counter() + seconds
+        while len(rounds) < LEAST_ROUNDS or time.perf_counter() < end:
+            rounds.append(probe.round())
     return probe.pace(rounds)
+
+
+@contextlib.contextmanager
+def _share_of_cores(processes: int) -> Iterator[None]:
+    """Compute with no more cores than each of several processes has, while this lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(min(before, available_cores() // processes), 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Probe:
@@ -325,7 +343,12 @@ def _map(model: nn.Module) -> None:
     weights = dict(model.named_parameters())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
-        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, path)
+        try:
+            save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, path)
+        except Exception as error:
+            if not is_disk_error(error):
+                raise
+            return  # no room: they are timed where they are
         for name, tensor in load_file(path).items():
             weights[name].data = tensor
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any, TypeVar
 
+from climafuse.backbones import labeled
 from climafuse.data.variables import VARIABLES
 from climafuse.errors import ClimafuseError, UsageError, spelled_out
 from climafuse.report.inquiry import LONGEST_PROMPT, Inquiry, Told, long_name
@@ -274,7 +275,8 @@ def _located(inquiry: Inquiry, time: str, place: str) -> str:
 def heading(inquiry: Inquiry) -> str:
     """What is asked, and about what."""
     times, config = inquiry.fields.times(), inquiry.reader.model.config
-    backbone = PurePath(str((config.backbone or {}).get("id"))).name
+    identity = config.backbone or {}
+    backbone = labeled(PurePath(str(identity.get("id"))).name, identity)
     first, last = (_spoken_time(times[index]) for index in (0, -1))
     about = [
         f"model {inquiry.name}",

@@ -133,13 +133,15 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     """What one must know to read the table, a line each."""
     study, runs = results["study"], results["runs"]
     failed = [record for record in runs if record["status"] == "failed"]
+    random = any(record.get("figures", {}).get("training", {}).get("random_weights") for record in runs)
     budget = study["budget"]
     limits = [f"{budget[unit]:g} {unit}" for unit in ("seconds", "steps") if budget[unit] is not None]
     found = [
         f"{len(runs)} of {results['num_planned']} runs done"
         + (f", {' and '.join(limits)} of training each" if limits else "")
         + f", on {_count(results['machine']['cores'], 'core')} of {results['machine']['processor']}, "
-        f"{results['date'][:10]}.",
+        f"{results['date'][:10]}."
+        + (" Weights of the backbone: random, for capacity only." if random else ""),
         f"Chosen (*) by {study['metric']}, the {study['goal']}; figures of the test split choose nothing. "
         "Where there are several seeds: mean (least to greatest).",
     ]

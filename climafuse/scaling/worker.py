@@ -146,6 +146,7 @@ def _training(folder: Path, windows_per_step: int) -> dict[str, Any]:
     return {
         **{key: record[key] for key in keys},
         "backbone": record["backbone"]["id"],
+        "random_weights": record["backbone"].get("random_weights", False),
         "loss_before": losses[0] if losses else None,  # `training.evaluate_first`
         "peak_memory_gb": max(peaks, default=None),  # of the process that trained last, if there were several
         "seconds_per_step": windows_per_step / statistics.median(rates) if rates else None,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from climafuse.errors import ConfigurationError
 from climafuse.training.config import EvaluationConfig, OutputConfig, RunConfig, TrainingConfig
 from climafuse.training.group import Group
+from climafuse.training.launch import check_shared
 from climafuse.training.zero import asked_for
 
 
@@ -27,13 +27,7 @@ def training_arguments(config: RunConfig, *, evaluate: bool, group: Group | None
     """
     settings: TrainingConfig = config.training
     size, on_cpu = (1, False) if group is None else (group.size, group.on_cpu)
-    if settings.microbatch % size:
-        raise ConfigurationError(
-            "training.windows_per_step",
-            expected=f"a multiple of accumulation × processes = {settings.accumulation} × {size}",
-            received=settings.windows_per_step,
-            remedy="It counts the windows of all processes together; each takes as many of every microbatch.",
-        )
+    check_shared(settings, size)
     evaluation: EvaluationConfig = config.evaluation
     output: OutputConfig = config.output
     arguments = TrainingArguments(

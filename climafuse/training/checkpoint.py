@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from climafuse.errors import CheckpointError, ClimafuseError
+from climafuse.errors import CheckpointError, ClimafuseError, is_disk_error
 from climafuse.manifest import MANIFEST_NAME, verify_folder, write_manifest
 
 __all__ = [
@@ -123,7 +123,7 @@ def disk_errors(path: Path, kind: type[ClimafuseError], bytes_needed: Callable[[
     try:
         yield
     except Exception as error:
-        if not _is_disk_error(error):
+        if not is_disk_error(error):
             raise
         size = bytes_needed()
         raise kind(
@@ -306,14 +306,6 @@ def _check_space(destination: Path, bytes_needed: int) -> None:
             received=f"{free:,} bytes",
             remedy="Free space or give another output folder; what was saved before is untouched.",
         )
-
-
-def _is_disk_error(error: Exception) -> bool:
-    """Whether writing failed for want of a working disk.
-
-    safetensors and tokenizers report I/O errors in types of their own, and in the words of Rust.
-    """
-    return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def _size(directory: Path) -> int:

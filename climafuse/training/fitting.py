@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,12 @@ from climafuse.planning.base import Base, process_base, resident_bytes
 from climafuse.planning.devices import Device, this_gpu, this_machine
 from climafuse.planning.planner import Plan, fitting_microbatch, plan
 from climafuse.planning.probe import probe_pace
-from climafuse.planning.workload import TEXTS_AT_ONCE, Spread, Workload
+from climafuse.planning.workload import TEXTS_AT_ONCE, Workload
 from climafuse.registry import ENCODERS, FUSIONS
-from climafuse.training import sharding
 from climafuse.training.config import RunConfig, TrainingConfig
 from climafuse.training.dataset import Examples, make_examples, open_store, window_statistics
 from climafuse.training.group import local_process_count, process_count
+from climafuse.training.launch import Launch, check_launch
 from climafuse.training.rounding import RoundingAdamW
 from climafuse.training.thinning import LabelThinning
 
@@ -34,26 +34,6 @@ LIKELY_TOKENS = (
 SAMPLE = 512  # texts whose labels are counted
 FEW = 0.5  # of the free memory: what a generous bound says needs less is not planned
 WORTHWHILE = 0.95  # seconds of a step with smaller microbatches, in those of the largest
-
-
-@dataclass(frozen=True)
-class Launch:
-    """The processes that train one model together.
-
-    Args:
-        processes: How many, on all machines.
-        local: How many of them a machine without a GPU carries.
-        spread: What each of them has a part of, as of `Workload`; None where each has all.
-    """
-
-    processes: int = 1
-    local: int = 1
-    spread: Spread | None = None
-
-    @classmethod
-    def of_this_process(cls) -> Launch:
-        """As the launcher of this process has it."""
-        return cls(process_count(), local_process_count(), _spread())
 
 
 def configured_workload(
@@ -114,19 +94,6 @@ def configured_workload(
         spread=launch.spread,
         optimizer=RoundingAdamW,
     )
-
-
-def _spread() -> Spread | None:
-    """What the launcher of several processes asks to be spread over them."""
-    from climafuse.training import zero  # imports accelerate
-
-    if process_count() == 1:
-        return None
-    if sharding.asked_for():
-        return "weights"
-    if zero.asked_for():
-        return "moments" if zero.stage() == 1 else "gradients"
-    return None
 
 
 def _store_limit(settings: TrainingConfig) -> int | None:
@@ -256,15 +223,24 @@ def plan_of(
 
     Raises:
         BackboneError: There is no such backbone or architecture.
-        ConfigurationError: The windows of a step cannot be shared by so many processes.
+        ConfigurationError: Weights are spread over processors; or see `check_launch`.
+        TrainingError: See `check_launch`.
         ClimafuseError: The data or the configuration are at fault.
     """
     ENCODERS.check(config.encoder.name, config.encoder.options, given=1)
     FUSIONS.check(config.fusion.name, config.fusion.options, given=2)
-    if launch is not None:
-        _check_shared(config.training, launch)
-        if device is not None and not device.gpu:
-            device = replace(device, memory=device.memory // launch.local)
+    launched = Launch.of_this_process() if launch is None else launch
+    check_launch(config, launched)
+    on_gpu = device is not None and device.gpu
+    if launched.spread == "weights" and not on_gpu:
+        raise ConfigurationError(
+            "spread",
+            expected="moments or gradients on processors, where accelerate knows no FSDP",
+            received="weights",
+            remedy="Name a GPU: --device H100.",
+        )
+    if launch is not None and device is not None and not on_gpu:
+        device = replace(device, memory=device.memory // launch.local)
     found = find_architecture(config.backbone.name)
     if shape is None:
         store = open_store(config)
@@ -278,21 +254,17 @@ def plan_of(
         length = workload.length if length is None else length
         labels = min(workload.labels, length - 1)
         texts = workload.texts_per_window if texts is None else texts
-        workload = replace(workload, length=length, labels=labels, all_labels=labels, texts_per_window=texts)
+        windows = config.data.train_windows + config.data.validation_windows
+        workload = replace(
+            workload,
+            length=length,
+            labels=labels,
+            all_labels=labels,
+            texts_per_window=texts,
+            stored_tokens=round(windows * texts) * length,  # if no text comes twice, which only the data tell
+        )
         base = process_base(MODULES, found.directory)
     return plan(workload, device, base=base, time=time)
-
-
-def _check_shared(settings: TrainingConfig, launch: Launch) -> None:
-    parts = launch.processes * settings.accumulation
-    if settings.windows_per_step % parts:
-        raise ConfigurationError(
-            "processes",
-            expected=f"a number that with {settings.accumulation} microbatches divides the "
-            f"{settings.windows_per_step} windows of a step",
-            received=launch.processes,
-            remedy=f"Set training.windows_per_step to a multiple of {parts}.",
-        )
 
 
 def _found(config: RunConfig) -> Architecture | None:

@@ -357,25 +357,30 @@ def join(timeout: float = 600.0) -> Group:
         timeout: Seconds that one process waits for another in a collective before all are ended.
 
     Raises:
-        ConfigurationError: The variables that name the processes are incomplete; or see `zero.check_request`.
+        ConfigurationError: The variables that name the processes are incomplete; or see `zero.check_request` and
+            `sharding.check_request`.
         TrainingError: See `zero.check_request`.
     """
     global _joined
     if _joined is None:
-        from climafuse.training import zero
+        from torch import accelerator
+
+        from climafuse.training import sharding, zero
 
         variables = _variables()
         zero.settle_device()
+        device = accelerator.current_accelerator() if accelerator.is_available() else None
+        on_cpu = device is None or device.type == "mps"  # no collectives between processes there
         if zero.asked_for():
             zero.check_request(1 if variables is None else int(variables["WORLD_SIZE"]))
+        if sharding.asked_for():
+            sharding.check_request(on_cpu=on_cpu)
         if variables is None:
             return Group()
         os.environ.update(variables | {"LOCAL_WORLD_SIZE": str(local_process_count())})
         from accelerate import PartialState
-        from torch import accelerator, distributed
+        from torch import distributed
 
-        device = accelerator.current_accelerator() if accelerator.is_available() else None
-        on_cpu = device is None or device.type == "mps"  # no collectives between processes there
         # The process group that transformers will find; it makes the same one where there is none.
         if on_cpu and zero.asked_for():  # with `cpu=True`, accelerate forgets DeepSpeed
             zero.use_gloo()

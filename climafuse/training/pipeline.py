@@ -51,9 +51,11 @@ from climafuse.training.dataset import (
 from climafuse.training.fitting import check_memory, choose_microbatch, planned_run
 from climafuse.training.group import Group, join
 from climafuse.training.identity import describe
+from climafuse.training.launch import Launch, check_launch
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.nonfinite import farthest_value
-from climafuse.training.output import check_output
+from climafuse.training.output import check_output, check_room
+from climafuse.training.same_run import check_same_settings
 from climafuse.training.state import read_state
 from climafuse.training.thinning import LabelThinning
 from climafuse.training.trained_on import RECORD_FILE, TrainedOn
@@ -174,6 +176,8 @@ def _run(
         f"{trainable:,} trainable parameters; "
         f"{config.fusion.name} at {', '.join(result['sites'])}"
     )
+    size = _checkpoint_bytes(setup.model)
+    group.first(lambda: check_room(config.output, size, resumed=checkpoint is not None))
     if dry_run:
         return result
     record = Path(config.output.directory) / RECORD_FILE
@@ -217,8 +221,16 @@ def _checkpoint(config: RunConfig, *, resume: bool, dry_run: bool, say: Say) -> 
         if resume:
             say(f"resume: no checkpoint in {config.output.directory}; starting from the beginning")
         return None
+    # The trainer asks, too, and of the inputs, but only once they are open.
+    check_same_settings(checkpoint.name, read_state(checkpoint), config)
     say(f"resume: going on from {checkpoint}")
     return str(checkpoint)
+
+
+def _checkpoint_bytes(model: ClimateTextForCausalLM) -> int:
+    """Trainable weights, and two moments of each in float32."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return sum(parameter.numel() * (parameter.element_size() + 8) for parameter in trainable)
 
 
 def _make_place(record: Path, *, anew: bool) -> None:
@@ -288,6 +300,8 @@ def assemble(
         )
     ENCODERS.check(config.encoder.name, config.encoder.options, given=1)
     FUSIONS.check(config.fusion.name, config.fusion.options, given=2)
+    uncut = replace(config, training=replace(config.training, accumulation=1))
+    check_launch(uncut if auto_batch else config, Launch.of_this_process())
     if config.backbone.num_threads is not None:
         torch.set_num_threads(config.backbone.num_threads)
     with group.in_turn():  # what one has fetched is in the cache for the others

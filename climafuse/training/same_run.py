@@ -49,6 +49,28 @@ def flat_settings(config: RunConfig) -> dict[str, Any]:
     return settings | {"training.reuse_prefix": config.training.reuses_prefix}  # wherever they are kept
 
 
+def check_same_settings(name: str, before: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuses settings that would make it another run; nothing has to be open for it.
+
+    Args:
+        name: Of the checkpoint.
+        before: Its state: `settings` as of `flat_settings`.
+        config: The configuration to go on with.
+
+    Raises:
+        CheckpointError: A setting differs that may not.
+    """
+    now = _plain(flat_settings(config))
+    for key, value in before["settings"].items():
+        if key not in _MAY_CHANGE and key in now and now[key] != value:
+            raise CheckpointError(
+                key,
+                expected=f"{value!r}, as in {name}",
+                received=repr(now[key]),
+                remedy="Resume with the settings the run was started with, or start another run.",
+            )
+
+
 def check_same_run(
     name: str, before: Mapping[str, Any], config: RunConfig, identity: Mapping[str, str]
 ) -> None:
@@ -63,15 +85,7 @@ def check_same_run(
     Raises:
         CheckpointError: A setting differs that may not, or an input does.
     """
-    now = _plain(flat_settings(config))
-    for key, value in before["settings"].items():
-        if key not in _MAY_CHANGE and key in now and now[key] != value:
-            raise CheckpointError(
-                key,
-                expected=f"{value!r}, as in {name}",
-                received=repr(now[key]),
-                remedy="Resume with the settings the run was started with, or start another run.",
-            )
+    check_same_settings(name, before, config)
     known = before["identity"]
     for key in (*identity, *known):  # what only one of them knows is no reason to believe that it is the same
         if known.get(key) != identity.get(key):

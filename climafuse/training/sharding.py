@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from climafuse.backbones import find_blocks
+from climafuse.errors import ConfigurationError
 from climafuse.model import ClimateTextForCausalLM
 
 if TYPE_CHECKING:
@@ -22,8 +23,28 @@ if TYPE_CHECKING:
 
 
 def asked_for() -> bool:
-    """Whether the launcher of this process asks for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes")
+    """Whether the launcher of this process asks for FSDP, in the one word that accelerate knows."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def check_request(*, on_cpu: bool) -> None:
+    """Refuse FSDP where accelerate would forget it and train by DDP, before anything is loaded.
+
+    Args:
+        on_cpu: Whether the processes compute on processors.
+
+    Raises:
+        ConfigurationError: They do, for want of a GPU or as accelerate was told.
+    """
+    told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
+    if on_cpu or told:
+        raise ConfigurationError(
+            "ACCELERATE_USE_FSDP",
+            expected="unset on processors, where accelerate knows no FSDP",
+            received="true" + (", and ACCELERATE_USE_CPU, too" if told else ", and no GPU"),
+            remedy="Start it by DDP (torchrun, examples/distributed/ddp.yaml) or by ZeRO "
+            "(examples/distributed/deepspeed_zero2.yaml).",
+        )
 
 
 def shard(model: ClimateTextForCausalLM, mesh: DeviceMesh, **options: Any) -> ClimateTextForCausalLM:

@@ -54,7 +54,6 @@ from climafuse.errors import (
     MemoryExhaustedError,
     NonFiniteError,
     RunInterruptedError,
-    TrainingError,
 )
 from climafuse.memory import out_of_memory, peak_memory_gb
 from climafuse.model.card import CARD_FILE
@@ -82,6 +81,7 @@ from climafuse.training.checkpoint import (
 from climafuse.training.config import CONFIG_FILE, RunConfig, TrainingConfig
 from climafuse.training.group import join
 from climafuse.training.interruption import StopOnSignal, StopSignals, outlive_stop_signals
+from climafuse.training.launch import check_spread
 from climafuse.training.main_guard import check_main_guard
 from climafuse.training.memory_guard import Batch, MemoryGuard
 from climafuse.training.meter import Meter
@@ -428,7 +428,7 @@ class ClimateTextTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader[Any]]:
         """Wraps the model for several processes; FSDP puts other parameters in the places of its own."""
         if self._zero is not None:
-            self._check_spread()
+            check_spread(weight.dtype for weight in self._trainable)
             with replaced(self.accelerator, "prepare", self._zero.prepare):
                 self.accelerator.deepspeed_engine_wrapped = self._zero
                 prepared = super()._prepare_for_training(*args, **kwargs)
@@ -436,7 +436,7 @@ class ClimateTextTrainer(Trainer):
             prepared = super()._prepare_for_training(*args, **kwargs)
         self._note_parts()
         if is_sharded(self._module):
-            self._check_spread()
+            check_spread(weight.dtype for weight in self._trainable)
         return cast("tuple[nn.Module, DataLoader[Any]]", prepared)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -444,16 +444,6 @@ class ClimateTextTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
-
-    def _check_spread(self) -> None:
-        """Refuses weights that no engine that spreads them rounds at random."""
-        if any(weight.dtype != torch.float32 for weight in self._trainable):
-            raise TrainingError(
-                "backbone.dtype",
-                expected="float32 for weights that are trained and spread over processes",
-                received="bfloat16",
-                remedy="Set backbone.dtype: float32, or train with DDP.",
-            )
 
     # ---- Optimization --------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 import climafuse
 from climafuse.cli.handler import print_table
 from climafuse.errors import ClimafuseError
+from climafuse.manifest import machine
 from scripts.benchmarks import keeping, results
 from scripts.benchmarks.measure import FULL, QUICK, Row, Size
 
@@ -60,9 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = QUICK if options.quick else FULL
     if options.json is not None:
         size = replace(size, kept=options.json.with_suffix(""))
-    for name in options.sections if options.fresh else ():
-        keeping.forget(size, name)
     try:
+        if options.json is not None:
+            results.check(options.json)  # refused now, not after an hour
+        for name in options.sections if options.fresh else ():
+            keeping.forget(size, name)
         run(options.sections or SECTIONS, size, options.json)
     except ClimafuseError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -81,8 +84,6 @@ def run(sections: Sequence[str], size: Size, path: Path | None = None) -> dict[s
     Returns:
         By section: its `header` and `rows`.
     """
-    if path is not None:
-        results.read(path)  # refused now, not after an hour
     measured = {}
     for name in sections:
         header, rows = _header(size), []
@@ -110,9 +111,7 @@ def _print(header: dict[str, Any], rows: Sequence[Row]) -> None:
 def _header(size: Size) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **machine(),
         "threads": torch.get_num_threads(),
         "products": keeping.products_in(),
         "python": platform.python_version(),
@@ -123,15 +122,6 @@ def _header(size: Size) -> dict[str, Any]:
         "size": size.name,
         "load_average_at_start": _load(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _load() -> float | None:

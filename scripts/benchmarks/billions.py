@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from climafuse.data.files import cache_directory
 from climafuse.model.folder import WEIGHTS_FILE
 from climafuse.training.config import load_config
-from scripts.benchmarks import billion_case
+from scripts.benchmarks import billion_case, own_process
 from scripts.benchmarks.billion_case import STEPS, Case
 from scripts.benchmarks.keeping import kept
 from scripts.benchmarks.measure import Row, Size
@@ -283,16 +283,10 @@ def _measured(spec: dict[str, Any]) -> dict[str, Any]:
         cache_directory() / "benchmarks"
     )  # not /tmp, which may be memory: a run saves its weights and moments
     place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        if spec["kind"] == "run":
+    if spec["kind"] == "run":
+        with tempfile.TemporaryDirectory(dir=place) as folder:
             return _killed_run(Case(**spec["content"]), Path(folder))
-        given, out = Path(folder) / "spec.json", Path(folder) / "found.json"
-        given.write_text(json.dumps(spec), encoding="utf-8")
-        subprocess.run(
-            [sys.executable, "-m", "scripts.benchmarks.billion_case", str(given), str(out)], check=True
-        )
-        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        return found
+    return own_process.measure("scripts.benchmarks.billion_case", spec, place=place)
 
 
 def _killed_run(case: Case, folder: Path) -> dict[str, Any]:
@@ -315,10 +309,10 @@ def _killed_run(case: Case, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     first_step = _train(whole, settings)
     seconds = time.perf_counter() - start
-    steps = seconds - first_step
-    moment = first_step + random.SystemRandom().uniform(0.2, 0.8) * steps
-    _train(killed, settings, kill_after=moment)
-    _train(killed, [*settings], resume=True)
+    start = time.perf_counter()
+    _train(killed, settings, kill_in_step=random.SystemRandom().uniform(0.2, 0.8) * RUN_STEPS)
+    moment = time.perf_counter() - start
+    _train(killed, settings, resume=True)
     one, other = (load_file(path / "model" / WEIGHTS_FILE) for path in (whole, killed))
     losses = [_losses(path) for path in (whole, killed)]
     equal = [torch.equal(one[name], other[name]) for name in one]
@@ -334,9 +328,9 @@ def _killed_run(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _train(
-    output: Path, settings: Sequence[str], *, kill_after: float | None = None, resume: bool = False
+    output: Path, settings: Sequence[str], *, kill_in_step: float | None = None, resume: bool = False
 ) -> float:
-    """Train; returns the seconds to the end of the first step."""
+    """Train, and kill it 0.3 of a step after the seventh if told 7.3; returns the seconds to the end of the first."""
     log = output / "log.jsonl"
     if not resume:
         log.unlink(missing_ok=True)
@@ -347,14 +341,18 @@ def _train(
     process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     first = 0.0
     while process.poll() is None:
-        if not first and log.is_file() and log.stat().st_size:
+        steps = log.read_bytes().count(b"\n") if log.is_file() else 0
+        if not first and steps:
             first = time.perf_counter() - start
-        if kill_after is not None and time.perf_counter() - start > kill_after:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return first
-        time.sleep(0.05)
-    if process.returncode or kill_after is not None:
+        if kill_in_step is not None and steps >= max(int(kill_in_step), 2):
+            a_step = (time.perf_counter() - start - first) / (steps - 1)
+            time.sleep(kill_in_step % 1 * a_step)
+            process.kill()
+            if process.wait() == -signal.SIGKILL:
+                return first
+            break  # it ended by itself before
+        time.sleep(0.02)
+    if process.returncode or kill_in_step is not None:
         raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}")
     return first
 

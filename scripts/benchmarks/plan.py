@@ -7,19 +7,15 @@ written once to climafuse's cache.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from climafuse.planning import find_architecture
 from climafuse.planning import plan as make_plan
 from climafuse.training.fitting import MODULES
+from scripts.benchmarks import own_process
 from scripts.benchmarks.keeping import kept
 from scripts.benchmarks.measure import Row, Size, quartiles
 from scripts.benchmarks.plan_case import Case
@@ -186,10 +182,4 @@ def _rows(name: str, found: dict[str, Any]) -> Iterator[Row]:
 
 
 def _measured(case: Case) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        spec, out = Path(folder) / "case.json", Path(folder) / "found.json"
-        spec.write_text(json.dumps(asdict(case)), encoding="utf-8")
-        command = [sys.executable, "-m", "scripts.benchmarks.plan_case", str(spec), str(out)]
-        subprocess.run(command, check=True, timeout=LIMIT)
-        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        return found
+    return own_process.measure("scripts.benchmarks.plan_case", asdict(case), limit=LIMIT)

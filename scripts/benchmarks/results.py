@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from climafuse.data.files import whole_file
+from climafuse.data.files import check_destination, whole_file
 from climafuse.errors import UsageError
 from climafuse.json_file import read_object
 
@@ -54,17 +54,38 @@ def read(path: Path) -> dict[str, Any]:
         return {}
     try:
         held = read_object(path)
-        good = all({"header", "rows"} <= section.keys() for section in held.values())
-    except (OSError, ValueError, AttributeError):
-        good = False
-    if not good:
+        table(held)  # what makes no table here would not after an hour either
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(
             str(path),
             expected="a file that scripts/bench has written, or none",
             received="other content",
             remedy="Choose another file for --json.",
-        )
+        ) from error
     return held
+
+
+def check(path: Path) -> None:
+    """Refuse a file into which no sections could be put, before they are measured.
+
+    Args:
+        path: As of `put`.
+
+    Raises:
+        UsageError: It is not named `.json`, which its table and the folder of kept results are told apart by; it holds
+            something else.
+        OutputError: It or its table could not be written.
+    """
+    if path.suffix != ".json":
+        raise UsageError(
+            "--json",
+            expected="a file named .json",
+            received=str(path),
+            remedy=f"Name it {path.name or 'bench'}.json: its table lies beside it, as .md.",
+        )
+    for destination in (path, path.with_suffix(".md")):
+        check_destination(destination)
+    read(path)
 
 
 def table(sections: Mapping[str, Any]) -> str:

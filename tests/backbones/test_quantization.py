@@ -285,6 +285,27 @@ def _resident(kind: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(kind))
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_not_finite_are_refused(kind, value):
+    for row in (0, 6):  # int4 keeps both halves of the rows in the same bytes
+        weight = _weight(7, 33)
+        weight[row, 32] = value
+        with pytest.raises(
+            BackboneError, match=rf"^weight: expected finite .* in 1 of 7 rows, the first {row}\."
+        ):
+            QuantizedLinear(weight, None, kind)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_the_matrix_that_is_not_finite_is_named(head):
+    model = tiny_model()
+    name = "lm_head.weight" if head else "model.layers.1.mlp.up_proj.weight"
+    model.get_parameter(name).data[3, 4] = float("nan")
+    with pytest.raises(BackboneError, match=rf"^{name}: expected finite weights"):
+        quantize_model(model, "int8", head=head)
+
+
 @pytest.mark.skipif(not __import__("sys").platform.startswith("linux"), reason="reads /proc")
 def test_pages_of_a_file_are_let_go_of_and_come_back(tmp_path):
     from safetensors.torch import load_file, save_file

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from climafuse.backbones import hash_files, load_backbone
 from climafuse.backbones import synthesize as module
 from climafuse.backbones.architectures import ARCHITECTURES, Architecture
+from climafuse.backbones.cache import MANIFEST_NAME
 from climafuse.backbones.synthesize import synthesize, write_random
 from climafuse.cli.app import app
 from climafuse.errors import BackboneError, ConfigurationError, OutputError
+from climafuse.planning import find_architecture
 from tests.tiny import ARCHITECTURES as FAMILIES
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -34,7 +36,7 @@ def test_each_family_is_written_whole_in_shards_and_loads(family, tmp_path):
     )
     loaded = load_backbone(directory)  # refuses a missing, unknown or misshapen tensor, and an altered file
     assert loaded.identity["random_weights"]
-    assert loaded.identity["id"] == "made-up-random"
+    assert loaded.identity["id"] == str(directory)  # a name would not be found again
     ids = torch.arange(5, 45)[None]
     loss = loaded.model(input_ids=ids, labels=ids).loss.item()
     assert abs(loss - math.log(384)) < 1  # knows nothing, and says all words alike
@@ -111,7 +113,19 @@ def test_the_command_writes_a_named_one(tmp_path, monkeypatch):
     assert result.stdout.strip() == str(out)
     config = json.loads((out / "config.json").read_text())
     assert (config["n_embd"], config["dtype"], config["vocab_size"]) == (16, "float32", 400)
-    assert load_backbone(out, dtype="float32").identity["id"] == "gpt2-large-random"
+    assert load_backbone(out, dtype="float32").identity["id"] == str(out)
+
+
+def test_without_its_manifest_a_copy_is_random_still(tmp_path):
+    directory = write_random("made-up", tiny_config("llama"), tiny_tokenizer(), tmp_path / "model")
+    (directory / MANIFEST_NAME).unlink()
+    assert load_backbone(directory).identity["random_weights"]
+    assert find_architecture(str(directory)).random_weights
+    config = json.loads((directory / "config.json").read_text())
+    del config["random_weights"]
+    (directory / "config.json").write_text(json.dumps(config))
+    assert not load_backbone(directory).identity["random_weights"]
+    assert not find_architecture(str(directory)).random_weights
 
 
 def test_one_for_plans_only_is_refused():

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from climafuse.data import files
 from climafuse.data.files import HOLE, check_destination, whole_file, whole_folder, write_sparse
 from climafuse.errors import OutputError
+from tests.files import small_files
 
 
 @pytest.mark.parametrize("whole", [whole_file, whole_folder])
@@ -149,3 +152,14 @@ def test_zeros_take_no_room(tmp_path: Path) -> None:
     if 512 * found.st_blocks >= 2**22:
         pytest.skip("this file system keeps zeros")
     assert 512 * found.st_blocks <= 2**16
+
+
+def test_a_disk_that_fills_up_is_told_in_whatever_words(tmp_path: Path) -> None:
+    """safetensors reports it in an exception of its own; the limit on the size of files stands for a full disk."""
+    with (
+        pytest.raises(OutputError, match="os error 27"),
+        whole_folder(tmp_path / "new") as folder,
+        small_files(),
+    ):
+        save_file({"a": torch.zeros(100_000)}, folder / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []

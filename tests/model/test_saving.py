@@ -17,7 +17,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from climafuse.backbones import LoadedBackbone
+from climafuse.backbones import LoadedBackbone, load_backbone
+from climafuse.backbones.cache import MANIFEST_NAME
+from climafuse.backbones.synthesize import write_random
 from climafuse.encoders import ConvEncoder, GridTransformerEncoder
 from climafuse.errors import (
     BackboneMismatchError,
@@ -30,9 +32,9 @@ from climafuse.manifest import write_manifest
 from climafuse.model import ClimateTextConfig, ClimateTextForCausalLM, channels_of
 from climafuse.model.folder import WEIGHTS_FILE
 from tests.fusion.small import open_gates
-from tests.model.build import VARIABLES, climate_of, make_batch, make_model, statistics
+from tests.model.build import ENCODER, VARIABLES, climate_of, make_batch, make_model, statistics
 from tests.model.test_modeling import OwnEncoder, OwnFusion
-from tests.tiny import tiny_backbone, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_backbone, tiny_config, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,24 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit(
     assert {name for name, p in loaded.named_parameters() if p.requires_grad} == set(
         loaded.trainable_state_dict()
     )
+
+
+def test_a_synthesized_backbone_is_found_again_and_its_copy_is_random_still(tmp_path: Path) -> None:
+    source = write_random("tiny", tiny_config("llama"), tiny_tokenizer(), tmp_path / "source")
+    model = ClimateTextForCausalLM.from_backbone(
+        load_backbone(source), statistics=statistics(), encoder_options=ENCODER
+    )
+    model.save_pretrained(tmp_path / "model")
+    loaded = ClimateTextForCausalLM.from_pretrained(tmp_path / "model")  # by the path that it recorded
+    assert_equal(model, loaded)
+    copied = shutil.copytree(source, tmp_path / "copy", ignore=shutil.ignore_patterns(MANIFEST_NAME))
+    content = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(content | {"random_weights": False}))
+    shutil.rmtree(source)
+    with pytest.raises(BackboneNotFoundError):
+        ClimateTextForCausalLM.from_pretrained(tmp_path / "model")
+    loaded = ClimateTextForCausalLM.from_pretrained(tmp_path / "model", backbone=copied)
+    assert loaded.backbone_identity["random_weights"]  # the checkpoint knows
 
 
 def test_the_auto_classes_load_it_too(

@@ -434,6 +434,49 @@ def test_unfinished_files_of_killed_processes_are_removed(tmp_path: Path) -> Non
     assert new.exists()  # somebody may be writing it
 
 
+def _closed(monkeypatch: pytest.MonkeyPatch, name: str, closed: Path) -> None:
+    """A method of paths fails for one of them, as of a folder with mode 0700 of another user."""
+    method = getattr(Path, name)
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return method(path, *args, **options)
+
+    monkeypatch.setattr(Path, name, refuse)
+
+
+@pytest.mark.parametrize("name", ["mkdir", "iterdir"])
+def test_a_folder_that_cannot_be_made_or_listed_is_told_and_memory_serves(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = list[str]()
+    states = DiskStates({"of": "one"}, folder=tmp_path, say=said.append)
+    _closed(monkeypatch, name, states.folder if name == "mkdir" else tmp_path)
+    _fill(states, [1, 2])
+    assert _held(states, [1, 2]) == [1, 2]
+    assert len(said) == 1
+    assert "Permission denied" in said[0]
+    assert "kept in memory" in said[0]
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["iterdir", "stat"])
+def test_what_another_user_has_closed_is_not_counted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = list[str]()
+    _fill(DiskStates({"of": "another"}, folder=tmp_path), [1])
+    (foreign,) = files(tmp_path)
+    _closed(monkeypatch, name, foreign.parent if name == "iterdir" else foreign)
+    # Room for a file, not for two.
+    states = DiskStates({"of": "one"}, folder=tmp_path, limit=int(1.5 * (GROUP_BYTES + 600)), say=said.append)
+    _fill(states, [2])
+    assert said == []
+    assert len(os.listdir(states.folder)) == 1
+    assert os.path.exists(foreign)
+
+
 @pytest.mark.parametrize("fault", ["no folder", "disk full", "locked"])
 def test_where_nothing_can_be_written_states_are_kept_in_memory(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ def test_memory_is_read(text, num):
     assert parse_bytes(text) == num
 
 
-@pytest.mark.parametrize("text", ["", "many", "-3GB", "3XB", "0GB", "0.4", "ib", "3 GB 2"])
+@pytest.mark.parametrize("text", ["", "many", "-3GB", "3XB", "0GB", "0.4", "ib", "3 GB 2", "9" * 400])
 def test_what_is_no_memory_is_refused(text):
     with pytest.raises(ConfigurationError, match="36GB"):
         parse_bytes(text)
@@ -29,6 +29,8 @@ def test_gpus_are_found_by_name_and_the_nearest_is_proposed():
     assert device("a100-40").memory == 40 * 10**9
     with pytest.raises(ConfigurationError, match="Did you mean A100-80"):
         device("A100-8")
+    with pytest.raises(ConfigurationError, match="Did you mean A100-40 or A100-80"):
+        device("A100")
     # Figures of data sheets that count zeros as work would be twice as high.
     assert device("H100").bfloat16 == pytest.approx(1979e12 / 2, rel=1e-3)
     # What drivers tell of (MiB): no more may be planned for.

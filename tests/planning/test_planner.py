@@ -209,7 +209,16 @@ def test_what_does_not_fit_is_refused_with_what_to_change_first():
     assert "training.accumulation=2" in error.remedy
     assert "check_memory=false" in error.remedy
     assert error.expected == "at most 0.01 GB, which small has free"
-    assert "0.01 GB in training" in str(error.received)
+    assert "0.01 GB in training (weights" in str(error.received)
+    with pytest.raises(MemoryPlanError, match="of a backbone of random weights"):
+        replace(found, random_weights=True).require()
+    assert found.advice == "What to change"
+    hopeless = replace(found, changes=found.changes[2:])
+    assert "none of it is enough by itself" in hopeless.advice
+    hopeless = replace(found, base=small.memory)
+    assert "no change of the run is enough" in hopeless.advice
+    with pytest.raises(MemoryPlanError, match=r"process and libraries alone take 0\.01 GB"):
+        hopeless.require()
 
 
 @pytest.mark.usefixtures("_counted")

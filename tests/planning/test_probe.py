@@ -6,11 +6,13 @@ import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 
 from climafuse.backbones import find_blocks
 from climafuse.planning import measure
 from climafuse.planning import probe as probe_module
 from climafuse.planning.probe import ABOVE, AROUND, BELOW, TRAINED, Probe, probed_windows
+from tests.files import small_files
 from tests.planning.tiny_workload import BLOCKS, counted, workload
 from tests.tiny import tiny_config
 
@@ -116,3 +118,33 @@ def test_every_kind_of_backbone_and_fusion_can_be_timed(architecture, changes):
     assert all(seconds >= 0 for seconds in found.values())
     assert sum(found.values()) > 0
     assert (ABOVE in found) == (footprint.blocks_run > 0)
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, 3), (4, 2), (5, 1), (100, 1)])
+def test_each_of_several_processes_has_its_share_of_the_cores(processes, expected, monkeypatch):
+    seen = []
+
+    class Counting(Probe):
+        def round(self):
+            seen.append(torch.get_num_threads())
+            return super().round()
+
+    monkeypatch.setattr(probe_module, "Probe", Counting)
+    monkeypatch.setattr(probe_module, "available_cores", lambda: 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        work = workload(processes=processes)
+        probe_module.probe_pace(work, counted(work), seconds=0)
+        assert set(seen) == {expected}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_room_on_the_disk_weights_are_timed_where_they_are():
+    model = torch.nn.Linear(300, 300)
+    before = model.weight.detach().clone()
+    with small_files():
+        probe_module._map(model)
+    assert torch.equal(model.weight, before)

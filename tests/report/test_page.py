@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -22,8 +23,8 @@ from climafuse.errors import OutputError, UsageError
 from climafuse.model.inference import Reader
 from climafuse.report import page as module
 from climafuse.report.inquiry import Inquiry, Told
-from climafuse.report.page import answer, error_line, load_gradio
-from climafuse.report.serving import HOST, MOST_BYTES, bind
+from climafuse.report.page import answer, error_line, heading, load_gradio
+from climafuse.report.serving import HOST, MOST_BYTES, Guard, bind
 from tests.report.serving import serving
 from tests.report.test_inquiry import PLACE, run  # noqa: F401 (a fixture)
 
@@ -73,6 +74,13 @@ def test_an_answer_comes_checked(client, inquiry, saying):
     saying("The wind speed averages 7 m/s.")
     assert "? not in the fields" in _ask(client, inquiry)
     assert _ask(client, inquiry).count("data:image/webp;base64,") == 1
+
+
+def test_the_heading_tells_random_weights(inquiry, monkeypatch):
+    config = inquiry.reader.model.config
+    for random in (True, False):
+        monkeypatch.setattr(config, "backbone", {**config.backbone, "random_weights": random})
+        assert ("random weights, for capacity only" in heading(inquiry)) == random
 
 
 def test_errors_are_one_line_of_the_page(client, inquiry):
@@ -154,6 +162,31 @@ def _request(port, method, path, body=None, **headers):
 def test_what_the_page_does_not_need_is_not_there(served, method, path):
     status, _, content = _request(served, method, path, "{}" if method == "POST" else None)
     assert (status, content) == (404, b"no such page")
+
+
+@pytest.mark.parametrize(
+    ("length", "events"), [(b"4", "rrss"), (str(MOST_BYTES + 1).encode(), "ss"), (b"", "ss")]
+)
+def test_a_small_body_is_read_before_it_is_refused(length, events):
+    """A connection closed on bytes nobody read is reset, and the answer may be lost with it."""
+    body = [{"type": "http.request", "body": b"{}", "more_body": more} for more in (True, False)]
+    seen = []
+
+    async def receive():
+        seen.append("r")
+        return body.pop(0)
+
+    async def send(message):
+        seen.append("s")
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/nowhere",
+        "headers": [(b"host", f"{HOST}:80".encode()), (b"content-length", length)],
+    }
+    asyncio.run(Guard(None, 80)(scope, receive, send))
+    assert "".join(seen) == events
 
 
 def test_other_hosts_and_origins_are_refused(served):

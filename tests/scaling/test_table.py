@@ -163,3 +163,13 @@ def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.
     assert wrong.exit_code == 2
     assert "film" in wrong.output
     assert [entry.name for entry in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_random_weights_are_called_so_in_table_and_figure(tmp_path: Path) -> None:
+    for random in (False, True):
+        run = record("film", 15, 0, 0.8)
+        run["figures"]["training"]["random_weights"] = random
+        found = results(run)
+        plot_study(found, [tmp_path / "figure.svg"])
+        for text in (markdown(found), (tmp_path / "figure.svg").read_text()):
+            assert ("random, for capacity only" in text) == random

@@ -246,6 +246,56 @@ def fully_shard(folder: Path, rank: int, *, cases: list[dict[str, Any]]) -> None
         (folder / "gaps.json").write_text(json.dumps(told))
 
 
+def round_sharded(folder: Path, rank: int) -> None:
+    """Fine-tune a sharded model in bfloat16; each update beside AdamW's in float32 from the same gathered weights."""
+    import torch
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from climafuse.training.config import TrainingConfig
+    from climafuse.training.optim import make_optimizer
+    from climafuse.training.sharding import shard, whole
+    from tests.model.build import ANSWERS, PROMPTS, make_model, make_processor, random_window
+
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor")
+    distributed.init_process_group("gloo")
+    model = make_model(dtype=torch.bfloat16, backbone_trainable="all").train()
+    windows = [random_window(2 * rank), random_window(2 * rank + 1)]
+    batch = make_processor(model)(windows, list(PROMPTS), list(ANSWERS))
+    shard(model, init_device_mesh("cpu", (distributed.get_world_size(),)))
+    optimizer = make_optimizer(model, TrainingConfig(learning_rate=0.01))
+    torch.manual_seed(rank)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    twins = {parameter: torch.nn.Parameter(whole(parameter.detach()).float()) for parameter in names
+             if parameter.requires_grad}  # fmt: skip
+    groups = [{**group, "params": [twins[p] for p in group["params"]]} for group in optimizer.param_groups]
+    reference = torch.optim.AdamW(groups, fused=True)
+    told = []
+    for _ in range(3):
+        model(**batch).loss.backward()
+        with torch.no_grad():
+            for parameter, twin in twins.items():
+                twin.copy_(whole(parameter.detach()))
+                twin.grad = whole(parameter.grad).float()
+        optimizer.step()
+        optimizer.zero_grad()
+        reference.step()
+        for parameter, twin in twins.items():
+            value, expected = whole(parameter.detach()), twin.detach()
+            moments = (whole(optimizer.state[parameter][key]) for key in ("exp_avg", "exp_avg_sq"))
+            others = (reference.state[twin][key] for key in ("exp_avg", "exp_avg_sq"))
+            told.append({
+                "name": names[parameter],
+                "dtype": str(value.dtype).removeprefix("torch."),
+                "rows": [len(parameter.to_local()), len(value)],
+                "moments": max(((own - other).abs().max() / other.abs().max()).item()
+                               for own, other in zip(moments, others, strict=True)),
+                "neighbors": ((value.float() - expected).abs() / (expected.abs() * 2**-7 + 1e-30)).max().item(),
+                "error": ((value.float() - expected).sum() / ((value.float() - expected).norm() + 1e-30)).item(),
+            })  # fmt: skip
+    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+
+
 def train_sharded(
     folder: Path, rank: int, *, resume: bool = False, steps: int = 6, sharded: bool = True
 ) -> None:
@@ -317,7 +367,7 @@ def command(folder: Path, rank: int, *, arguments: list[str]) -> None:
 
 
 JOBS: dict[str, Callable[..., None]] = {
-    job.__name__: job for job in (train, fully_shard, train_sharded, command)
+    job.__name__: job for job in (train, fully_shard, round_sharded, train_sharded, command)
 }
 
 

@@ -403,6 +403,23 @@ def test_a_sharded_model_is_the_whole_one(ranks: Ranks, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_weights_in_bfloat16_that_are_sharded_are_rounded_at_random(ranks: Ranks, tmp_path: Path) -> None:
+    """Every process updates its rows as AdamW in float32 would, to one of both neighbors, without bias."""
+    assert ranks.run("round_sharded", tmp_path, limit=120) == [0, 0], output(tmp_path, 0)
+    one, two = (json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1))
+    assert {entry["dtype"] for entry in one} == {"bfloat16", "float32"}
+    assert any(entry["name"].startswith("backbone") for entry in one if entry["dtype"] == "bfloat16")
+    for here, there in zip(one, two, strict=True):
+        assert here["rows"][0] + there["rows"][0] == here["rows"][1] == there["rows"][1]
+        for key in ("moments", "neighbors", "error"):
+            assert here[key] == there[key]  # of what is gathered, which is the same in both
+        assert here["moments"] < 1e-5
+        assert here["neighbors"] <= 1
+        # Sum over norm of independent errors is a standard normal number; of all rounded up or down, hundreds.
+        assert abs(here["error"]) < (6 if here["dtype"] == "bfloat16" else 1e4)
+
+
+@pytest.mark.slow
 def test_checkpoints_of_a_sharded_model_are_those_of_a_whole_one(ranks: Ranks, tmp_path: Path) -> None:
     one, two, again, onward = (tmp_path / name for name in ("one", "two", "again", "onward"))
     assert ranks.run("train_sharded", one, size=1, sharded=False) == [0]

@@ -285,6 +285,16 @@ def test_a_configuration_is_planned_for_the_products_of_its_device(parts, tmp_pa
     ]
 
 
+def test_without_data_no_text_comes_twice(parts, tmp_path, monkeypatch):
+    """Stored states are those of all texts of the run, not of one step."""
+    planned = []
+    monkeypatch.setattr(fitting, "plan", lambda work, *a, **k: planned.append(work))
+    config = _config(parts, tmp_path / "run")
+    config = replace(config, data=replace(config.data, train_windows=70, validation_windows=30))
+    fitting.plan_of(config, shape=(8, 1.5), time=False)
+    assert planned[0].stored_tokens == 100 * 1.5 * 8
+
+
 def _losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]

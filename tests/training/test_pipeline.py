@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +16,20 @@ from safetensors.torch import load_file
 from climafuse.backbones import hash_parameters
 from climafuse.data.pairs import Pair, write_pairs
 from climafuse.data.window import Box
-from climafuse.errors import BackboneError, ConfigurationError, ModelInputError, TrainingError
+from climafuse.errors import (
+    BackboneError,
+    CheckpointError,
+    ClimafuseError,
+    ConfigurationError,
+    ModelInputError,
+    OutputError,
+    TrainingError,
+)
 from climafuse.model import ClimateTextForCausalLM, DiskStates, MemoryStates, PrefixStore, stored_states
 from climafuse.model.inference import load_model
 from climafuse.training import pipeline
 from climafuse.training.callbacks import RunClock
+from climafuse.training.output import check_room
 from climafuse.training.pipeline import assemble, make_trainer, prepare_reuse, run
 from tests.training.runs import TIMES, make_config, save_backbone, write_climate
 
@@ -202,6 +212,7 @@ def test_states_on_the_disk_give_the_same_run_and_are_found_by_the_next(
 def test_states_are_computed_where_the_model_is_trained(parts, tmp_path, monkeypatch, fsdp, expected):
     """On a GPU that is not the processor; but where FSDP spreads weights, a whole model may not fit there."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", fsdp)
+    monkeypatch.setattr(pipeline.sharding, "check_request", lambda *, on_cpu: None)
     monkeypatch.setattr(pipeline, "PartialState", lambda: SimpleNamespace(device=torch.device("meta")))
 
     def store(backbone, *arguments, **options):
@@ -318,6 +329,24 @@ def test_dry_run_checks_and_writes_nothing(parts, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_has_to_fit_on_the_disk(finished, parts, tmp_path, monkeypatch):
+    """Bytes of the tensors of one that was written; a run may take the room of what it overwrites."""
+    output, _, _ = finished
+    tensors = [load_file(output / "checkpoint-8" / f"{name}.safetensors") for name in ("model", "optimizer")]
+    size = sum(value.nbytes for part in tensors for key, value in part.items() if not key.endswith(":step"))
+    free = [size - 1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    config = make_config(*parts, tmp_path / "run")
+    with pytest.raises(OutputError, match=r"^.*run: expected room for a checkpoint .* for 3 .*received"):
+        run(config, say=_silent)
+    assert list(tmp_path.iterdir()) == []
+    check_room(replace(config.output, directory=str(output)), size, resumed=False)
+    with pytest.raises(OutputError):
+        check_room(replace(config.output, directory=str(output)), size, resumed=True)
+    free[0] = size
+    check_room(config.output, pipeline._checkpoint_bytes(assemble(config, say=_silent).model), resumed=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -338,6 +367,43 @@ def test_names_and_options_are_checked_before_any_data_is_read(tmp_path, changes
         assemble(config, say=_silent)
 
 
+@pytest.mark.parametrize("variable", [None, "ACCELERATE_USE_CPU"])
+def test_sharding_on_processors_is_refused_before_any_data_is_read(tmp_path, monkeypatch, variable):
+    """Accelerate would train with DistributedDataParallel and not say so."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    gpu = variable is not None  # then, with one
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    if gpu:
+        monkeypatch.setenv(variable, "true")
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    config = make_config(tmp_path / "no.nc", tmp_path / "no-backbone", tmp_path / "run")
+    with pytest.raises(
+        ConfigurationError, match=rf"^ACCELERATE_USE_FSDP: .*{variable or 'no GPU'}.*DDP.*ZeRO"
+    ):
+        run(config, say=_silent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"backbone": {"dtype": "bfloat16", "trainable": "all"}}, r"^backbone\.dtype: .*received bfloat16"),
+        ({"training": {"windows_per_step": 6}}, r"^training\.windows_per_step: .*2 × 2; received 6"),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_refused_before_any_data_is_read(
+    tmp_path, monkeypatch, changes, words
+):
+    names = {"MASTER_ADDR": "here", "MASTER_PORT": "1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in {**names, "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    config = make_config(tmp_path / "no.nc", tmp_path / "no-backbone", tmp_path / "run", **changes)
+    with pytest.raises((ConfigurationError, TrainingError), match=words):
+        assemble(config, say=_silent)
+    if "training" in changes:  # what is still to be chosen is not refused
+        with pytest.raises(ClimafuseError, match=r"no\.nc"):
+            assemble(config, say=_silent, auto_batch=True)
+
+
 @pytest.mark.parametrize("sites", [[9], {"last": 9}, "nowhere"])
 def test_sites_that_the_backbone_lacks(parts, tmp_path, sites):
     with pytest.raises((ConfigurationError, BackboneError), match="site"):
@@ -348,3 +414,13 @@ def test_a_taken_folder_is_refused_before_any_data_is_read(finished, tmp_path):
     output, _, _ = finished
     with pytest.raises(TrainingError, match="checkpoint-8"):
         run(make_config(tmp_path / "no.nc", tmp_path / "no-backbone", output), say=_silent)
+
+
+def test_a_setting_that_may_not_change_is_refused_before_any_data_is_read(finished, tmp_path):
+    output, _, _ = finished
+    changes = {"training": {"learning_rate": 0.1}}
+    config = make_config(tmp_path / "no.nc", tmp_path / "no-backbone", output, **changes)
+    with pytest.raises(
+        CheckpointError, match=r"^training\.learning_rate: .*as in checkpoint-8; received 0\.1"
+    ):
+        run(config, resume=True, say=_silent)
