@@ -48,7 +48,7 @@ def _config(folder, **training):
     content["facts"] = {"kinds": ["mean", "event"], "questions_per_window": 4, "abstention_fraction": 0.2}
     content["encoder"] = {"name": "conv", "options": {"width": 32}}
     content["training"] |= {
-        "steps": 150, "windows_per_step": 16, "accumulation": 1, "learning_rate": 0.005, "evaluation_interval": 75,
+        "steps": 300, "windows_per_step": 16, "accumulation": 1, "learning_rate": 0.002, "evaluation_interval": 75,
     }  # fmt: skip
     content["training"] |= training
     content["output"]["save_interval"] = 1000  # no test here goes on from a checkpoint
@@ -70,15 +70,16 @@ def _asked(config):
 
 def test_the_area_mean_of_a_linear_toy_is_read_and_what_is_withheld_is_not(trained):
     config, result, regressor = trained
-    assert result["steps"] == 150
+    assert result["steps"] == 300
     store, windows, questions = _asked(config)
     found = evaluate_grounding(regressor, store, windows, questions, history=1)
     figures = found.to_dict()
     assert figures["fact_f1"]["true"] > 0.9
     assert metrics(found.outcomes["shuffled"].total.only(kind="mean")).f1 < 0.3
     assert figures["fact_f1"]["shown"] > 0.9
-    # Of a field between -25 and 25 °C, to half a degree or so of rounding and half a degree of error.
-    assert figures["conditions"]["true"]["numeric_error"]["mean/t2m"] < 0.7
+    # Of a field between -25 and 25 °C, where a guess misses by 8: half a degree or so of rounding and half of error.
+    # Six seeds gave 0.34 to 0.56 (F1 0.95 to 0.99): rounding that differs from machine to machine moves it as much.
+    assert figures["conditions"]["true"]["numeric_error"]["mean/t2m"] < 1
     assert figures["abstention"]["num_questions"] > 10
     assert figures["abstention"]["abstained"] > 0.95
     assert figures["abstention"]["false_abstentions"] < 0.02
