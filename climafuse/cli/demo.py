@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from climafuse.evaluation import Sample
     from climafuse.model.inference import Reader
 
-STEPS = 1250  # six minutes with what goes before them, where the processor multiplies bfloat16 natively
-TRAINING_SECONDS = (
-    600  # limit, preparation included, elsewhere: the states of the texts alone can take five minutes
-)
+# Three to six minutes with what goes before them, where the processor multiplies bfloat16 natively.
+STEPS = 1250
+# The limit elsewhere, preparation included: the states of the texts alone can take five minutes.
+TRAINING_SECONDS = 600
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def run(output: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     begin = time.perf_counter()
     from climafuse.training.config import load_config
 
-    # By steps or the clock, what is further ahead: a slow machine ends in time too, its learning rate annealed.
+    # By steps or the clock, whichever is further ahead: a slow machine ends in time too, its learning rate annealed.
     budget = [
         f"training.steps={STEPS}",
         "training.schedule_by=seconds",

@@ -312,6 +312,7 @@ def _killed_run(case: Case, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     _train(killed, settings, kill_in_step=random.SystemRandom().uniform(0.2, 0.8) * RUN_STEPS)
     moment = time.perf_counter() - start
+    done = _steps(killed)
     _train(killed, settings, resume=True)
     one, other = (load_file(path / "model" / WEIGHTS_FILE) for path in (whole, killed))
     losses = [_losses(path) for path in (whole, killed)]
@@ -320,6 +321,7 @@ def _killed_run(case: Case, folder: Path) -> dict[str, Any]:
     return {
         "identical": sum(equal) / len(equal),
         "killed_after": moment,
+        "killed_after_steps": done,
         "first_step": first_step,
         "seconds": seconds,
         "losses": losses[0],
@@ -341,7 +343,7 @@ def _train(
     process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     first = 0.0
     while process.poll() is None:
-        steps = log.read_bytes().count(b"\n") if log.is_file() else 0
+        steps = _steps(output)
         if not first and steps:
             first = time.perf_counter() - start
         if kill_in_step is not None and steps >= max(int(kill_in_step), 2):
@@ -359,6 +361,11 @@ def _train(
 
 def _lines(output: Path) -> list[str]:
     return (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def _steps(output: Path) -> int:
+    log = output / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.is_file() else 0  # a line may be half written
 
 
 def _losses(output: Path) -> list[float]:

@@ -77,9 +77,9 @@ def test_the_area_mean_of_a_linear_toy_is_read_and_what_is_withheld_is_not(train
     assert figures["fact_f1"]["true"] > 0.9
     assert metrics(found.outcomes["shuffled"].total.only(kind="mean")).f1 < 0.3
     assert figures["fact_f1"]["shown"] > 0.9
-    # Of a field between -25 and 25 °C, where a guess misses by 8: half a degree or so of rounding and half of error.
-    # Six seeds gave 0.34 to 0.56 (F1 0.95 to 0.99): rounding that differs from machine to machine moves it as much.
-    assert figures["conditions"]["true"]["numeric_error"]["mean/t2m"] < 1
+    # Of a field between -25 and 25 °C, to half a degree or so of rounding and half a degree of error. Six seeds gave
+    # 0.34 to 0.56: rounding that differs from machine to machine moves it as much.
+    assert figures["conditions"]["true"]["numeric_error"]["mean/t2m"] < 0.7
     assert figures["abstention"]["num_questions"] > 10
     assert figures["abstention"]["abstained"] > 0.95
     assert figures["abstention"]["false_abstentions"] < 0.02
